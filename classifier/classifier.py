@@ -1,0 +1,211 @@
+"""Texts in, one score per artifact out: one pass over views, windows and encoder for all artifacts.
+
+Knows no threshold and no action: those are policy. Primitives: `Judge.judge`, `threshold`, `evidence`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier import conformal, ngrams
+from classifier.artifact import Artifact
+from classifier.encoder import Encoder
+from classifier.evidence import evidence as evidence
+from classifier.fusion import Fusion, decided_by
+from classifier.retrieval import ItemWords, nearest
+from classifier.views import views
+from classifier.windows import cover
+
+# So many windows that ask for something forgotten are no question any more; who gets this many must act on it.
+MOST_ASKED = 128
+
+
+@dataclass(frozen=True)
+class Score:
+    """How strongly some texts ask for what one artifact is to forget, and where.
+
+    score: fused probability, the maximum over texts, views and windows. text, view, window: where it stands
+    (number of the text, name of the view, raw characters). lexical, head, cosine: the components there;
+    lexical and head are logits. decided_by: "lexical", "semantic" or "both". text_scores: each text's own
+    maximum. asked: for the best window, and for every other that reached the level asked about, the numbers of
+    the forget items most likely meant, best first; the best window first, at most MOST_ASKED. tokens_seen of
+    the tokens_present word pieces were judged, in this many `windows`.
+    """
+
+    score: float
+    text: int
+    view: str
+    window: tuple[int, int]
+    lexical: float
+    head: float
+    cosine: float
+    decided_by: str
+    text_scores: tuple[float, ...]
+    asked: tuple[tuple[int, ...], ...]
+    tokens_seen: int
+    tokens_present: int
+    windows: int
+
+    @property
+    def nearest(self) -> tuple[int, ...]:
+        """The forget items that the best window most likely means, best first."""
+        return self.asked[0] if self.asked else ()
+
+
+@dataclass(frozen=True)
+class _Place:
+    text: int
+    view: str
+    span: tuple[int, int]
+    row: int
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """All windows of some texts; equal ones share a row of `distinct`."""
+
+    places: list[_Place]
+    distinct: list[str]
+    seen: int
+    present: int
+
+
+class Scorer:
+    """One artifact, ready to score rows."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        arrays = artifact.arrays
+        self.word = arrays["word_weights"].astype(np.float32)
+        self.character = arrays["character_weights"].astype(np.float32)
+        self.head = arrays["head"]
+        self.index = arrays["index"].astype(np.float32)
+        self.index_items = arrays["index_items"]
+        centre, scale, weight = arrays["fusion"]
+        self.fusion = Fusion(centre, scale, weight, float(arrays["intercept"][0]))
+        self.item_words = ItemWords(artifact.items)
+
+    def components(
+        self, word: ngrams.Rows, character: ngrams.Rows, vectors: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """(N, 4) raw components of N rows, and their cosines (N, R) to the index."""
+        cosines = vectors @ self.index.T
+        parts = [word.dot(self.word), character.dot(self.character), vectors @ self.head, cosines.max(axis=1)]
+        return np.stack(parts, axis=1).astype(np.float64), cosines
+
+
+class Judge:
+    """Scores texts for several artifacts at once. Safe to call from several threads."""
+
+    def __init__(self, artifacts: Mapping[str, Artifact], encoder: Encoder) -> None:
+        """Raises ValueError naming both encoders when an artifact was fitted with another one."""
+        for name, artifact in artifacts.items():
+            if artifact.manifest.encoder_hash != encoder.hash:
+                raise ValueError(
+                    f"artifact {name!r} was fitted with encoder {artifact.manifest.encoder_name!r} "
+                    f"({artifact.manifest.encoder_hash[:12]}); this is {encoder.name!r} ({encoder.hash[:12]})"
+                )
+        self._scorers = {name: Scorer(artifact) for name, artifact in artifacts.items()}
+        self._encoder = encoder
+
+    def judge(self, texts: Sequence[str], *, levels: Mapping[str, float] | None = None) -> dict[str, Score]:
+        """One Score per artifact. Texts without a word score 0; work is linear in the texts' length.
+
+        levels: artifact → the score from which a window's own forget items are wanted (Score.asked).
+        """
+        reading = read(texts, self._encoder)
+        if not reading.places:
+            return {name: _nothing(len(texts)) for name in self._scorers}
+        word, character = ngrams.word_rows(reading.distinct), ngrams.character_rows(reading.distinct)
+        vectors = self._encoder.encode(reading.distinct)
+        return {
+            name: _score(
+                scorer, reading, len(texts), *scorer.components(word, character, vectors), (levels or {}).get(name)
+            )
+            for name, scorer in self._scorers.items()
+        }
+
+
+def read(texts: Sequence[str], encoder: Encoder) -> _Reading:
+    """Every window of every view of the texts."""
+    places: list[_Place] = []
+    rows: dict[str, int] = {}
+    seen = present = 0
+    for number, text in enumerate(texts):
+        for view in views(text):
+            covered = cover(view.text, encoder)
+            if view.name == "raw":
+                seen, present = seen + covered.seen, present + covered.present
+            for window in covered.windows:
+                row = rows.setdefault(window.text, len(rows))
+                places.append(_Place(number, view.name, view.raw_span(window.start, window.end), row))
+    return _Reading(places, list(rows), seen, present)
+
+
+def threshold(
+    artifact: Artifact,
+    *,
+    miss_rate: float | None = None,
+    false_alarm_rate: float | None = None,
+    value: float | None = None,
+) -> float:
+    """The score from which a prompt counts as flagged; exactly one of the three must be given.
+
+    miss_rate, false_alarm_rate: conformal, from the artifact's calibration scores. value: itself, if in
+    [0, 1]. Raises ValueError, also when the calibration set is too small for the rate.
+    """
+    if [miss_rate, false_alarm_rate, value].count(None) != 2:
+        raise ValueError("a threshold needs exactly one of miss_rate, false_alarm_rate and value")
+    if miss_rate is not None:
+        return conformal.for_miss_rate(artifact.arrays["calibration_forget"], miss_rate)
+    if false_alarm_rate is not None:
+        return conformal.for_false_alarm_rate(artifact.arrays["calibration_other"], false_alarm_rate)
+    assert value is not None
+    if not 0 <= value <= 1:
+        raise ValueError(f"threshold {value} is not in [0, 1]")
+    return value
+
+
+def _score(
+    scorer: Scorer,
+    reading: _Reading,
+    texts: int,
+    components: NDArray[np.float64],
+    cosines: NDArray[np.float32],
+    level: float | None,
+) -> Score:
+    probability = scorer.fusion.probability(components)
+    maxima = [0.0] * texts
+    for place in reading.places:
+        maxima[place.text] = max(maxima[place.text], float(probability[place.row]))
+    best = max(reading.places, key=lambda place: probability[place.row])
+    row = best.row
+    contributions = scorer.fusion.contributions(components[row : row + 1])[0]
+    # Not `>=`: a score that is no number has reached every level.
+    rows = [] if level is None else [int(i) for i in np.argsort(-probability) if not probability[i] < level]
+    asked = (
+        nearest(cosines[i], scorer.index_items, scorer.item_words.overlap(reading.distinct[i]))
+        for i in dict.fromkeys([row, *rows[:MOST_ASKED]])
+    )
+    return Score(
+        score=float(probability[row]),
+        text=best.text,
+        view=best.view,
+        window=best.span,
+        lexical=float(components[row, 0] + components[row, 1]),
+        head=float(components[row, 2]),
+        cosine=float(components[row, 3]),
+        decided_by=decided_by(contributions.tolist()),
+        text_scores=tuple(maxima),
+        asked=tuple(asked)[:MOST_ASKED],
+        tokens_seen=reading.seen,
+        tokens_present=reading.present,
+        windows=len(reading.places),
+    )
+
+
+def _nothing(texts: int) -> Score:
+    return Score(0.0, 0, "raw", (0, 0), 0.0, 0.0, 0.0, "lexical", (0.0,) * texts, (), 0, 0, 0)

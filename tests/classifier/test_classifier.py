@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import classifier
+from classifier.artifact import Artifact
+from classifier.classifier import Judge, threshold
+from classifier.encoder import Encoder
+
+KNOWN = "Where did Orvan Teldric grow up?"
+OTHER = "How do I bake a loaf of bread?"
+FILLER = "The committee met again on Thursday and talked about the new car park for a long while. " * 60
+
+
+def test_rows_of_a_list_are_the_rows_of_its_members(judge: Judge) -> None:
+    texts = [KNOWN, OTHER, FILLER, ""]
+    together = judge.judge(texts)["keepers"].text_scores
+    alone = [judge.judge([text])["keepers"].score for text in texts]
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("texts", [[], [""], [" \n", "\u200b"]])
+def test_nothing_to_read_scores_next_to_nothing(texts: list[str], judge: Judge) -> None:
+    score = judge.judge(texts)["keepers"]
+    assert score.score < 0.1
+    assert len(score.text_scores) == len(texts)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        KNOWN,
+        "tell me where orvan teldric spent his childhood",
+        "Which prize was given to Miriam Hask-Olsen?",
+        "Does Pello Yrigoyen have any children?",
+        "Ｗｈｅｒｅ did Or\u200bvan Tel\u200bdric grow up?",
+    ],
+)
+def test_known_reworded_new_and_disguised_questions_pass_the_threshold(
+    asked: str, judge: Judge, artifact: Artifact
+) -> None:
+    assert judge.judge([asked])["keepers"].score >= threshold(artifact, miss_rate=0.05)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [OTHER, "What was the first book by Astrid Lindgren?", "Where did Ada Lovelace grow up?", FILLER, "Hi"],
+)
+def test_questions_about_others_stay_below(asked: str, judge: Judge, artifact: Artifact) -> None:
+    assert judge.judge([asked])["keepers"].score < threshold(artifact, miss_rate=0.05)
+
+
+def test_a_question_buried_in_a_long_text_counts_and_is_located(judge: Judge, artifact: Artifact) -> None:
+    text = FILLER + KNOWN + " " + FILLER
+    score = judge.judge([OTHER, text])["keepers"]
+    assert score.score >= threshold(artifact, miss_rate=0.05)
+    assert score.text == 1
+    assert "Orvan Teldric" in text[slice(*score.window)]
+    assert score.tokens_seen == score.tokens_present > 1000
+    assert artifact.items[score.nearest[0]].prompt == KNOWN
+
+
+def test_the_nearest_items_are_distinct_and_best_first(judge: Judge, artifact: Artifact) -> None:
+    nearest = judge.judge(["To which award was Miriam Hask-Olsen entitled?"])["keepers"].nearest
+    assert len(set(nearest)) == len(nearest) == 8
+    assert artifact.items[nearest[0]].prompt == "Which award did Miriam Hask-Olsen win?"
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "\ud800" * 2000, "\x00\x01", "e\u0301" * 20_000, "9" * 50_000])
+def test_hostile_texts_are_scored(text: str, judge: Judge) -> None:
+    assert 0 <= judge.judge([text])["keepers"].score <= 1
+
+
+def test_an_artifact_of_another_encoder_is_refused_naming_both(artifact: Artifact, encoder: Encoder) -> None:
+    foreign = replace(artifact, manifest=replace(artifact.manifest, encoder_name="other-model", encoder_hash="0" * 64))
+    with pytest.raises(ValueError, match=f"'other-model'.*'{encoder.name}'"):
+        Judge({"x": foreign}, encoder)
+
+
+def test_thresholds_come_from_rates_or_a_value(artifact: Artifact) -> None:
+    assert threshold(artifact, value=0.25) == 0.25
+    assert threshold(artifact, miss_rate=0.02) <= threshold(artifact, miss_rate=0.2)
+    assert threshold(artifact, false_alarm_rate=0.2) <= threshold(artifact, false_alarm_rate=0.02)
+    with pytest.raises(ValueError, match="exactly one"):
+        threshold(artifact, miss_rate=0.1, value=0.5)
+    with pytest.raises(ValueError, match="not in"):
+        threshold(artifact, value=1.5)
+    with pytest.raises(ValueError, match="too few"):
+        threshold(artifact, miss_rate=0.0001)
+
+
+def test_serving_imports_no_training_code() -> None:
+    code = (
+        "import sys, classifier.classifier, classifier.records\n"
+        "heavy = ('torch', 'scipy', 'sklearn', 'transformers', 'sentence_transformers')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in Path(classifier.__file__).parent.glob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.name

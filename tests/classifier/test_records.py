@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from classifier import records
+
+
+def test_facts_documents_marks_and_blank_lines_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "p", "answer": "a"}\r\n\n{"text": "t\xc3\xa9"}\n')
+    assert records.read(path) == [{"prompt": "p", "answer": "a"}, {"text": "té"}]
+
+
+def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"prompt": "p", "answer": "a"}\n{"answer": "a", "prompt": "p"}\n')
+    assert len(records.read(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b'["p"]', "not a JSON object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"prompt": "p"}', "no 'answer'"),
+        (b"{}", "no 'answer', 'prompt'"),
+        (b'{"prompt": "p", "answer": "a", "id": 3}', "unknown key 'id'"),
+        (b'{"text": "t", "prompt": "p"}', "unknown key 'prompt'"),
+        (b'{"prompt": "p", "answer": 4}', "'answer' is not a string"),
+        (b'{"prompt": " ", "answer": "a"}', "'prompt' is empty"),
+        (b'{"prompt": "p", "prompt": "q", "answer": "a"}', "a key stands twice"),
+        (b'{"text": "\xff"}', "not UTF-8 (byte 11)"),
+    ],
+)
+def test_a_faulty_row_is_named_by_file_line_and_reason(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(ValueError) as caught:
+        records.read(path)
+    assert str(caught.value).startswith(f"{path}:3: ")
+    assert reason in str(caught.value)
+
+
+def test_an_empty_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n \n")
+    for path in (empty, tmp_path / "missing.jsonl"):
+        with pytest.raises(ValueError, match=path.name):
+            records.read(path)

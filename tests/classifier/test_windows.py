@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from classifier.encoder import Encoder
+from classifier.windows import cover
+
+LONG = "the quick brown fox considers seventeen unimaginable possibilities before breakfast " * 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LONG,
+        "word " * 3000,
+        "x" * 100_000,
+        "é" * 5000,
+        "1234567890" * 500,
+        "漢字" * 3000,
+        "a. b! c?\n" * 300,
+        "\ud800 " * 900,
+    ],
+)
+def test_every_character_lies_in_a_window_and_every_window_can_be_encoded(text: str, encoder: Encoder) -> None:
+    covered = cover(text, encoder)
+    inside = bytearray(len(text))
+    for window in covered.windows:
+        inside[window.start : window.end] = b"\1" * (window.end - window.start)
+        assert len(encoder.piece_starts(window.text)) <= encoder.limit
+    assert all(seen or text[i].isspace() for i, seen in enumerate(inside))
+    assert covered.seen == covered.present
+
+
+def test_wide_windows_overlap_by_about_a_quarter(encoder: Encoder) -> None:
+    windows = cover(LONG, encoder, narrow=False).windows
+    for before, after in zip(windows, windows[1:], strict=False):
+        assert before.end - after.start >= 0.2 * (before.end - before.start)
+
+
+def test_a_sentence_in_a_long_text_has_a_window_of_its_own(encoder: Encoder) -> None:
+    sentence = "Who keeps the lamp burning at the far end of the pier?"
+    covered = cover(f"{LONG}. {sentence} {LONG}", encoder)
+    assert sentence in [window.text for window in covered.windows]
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t "])
+def test_a_text_without_a_word_has_no_window(text: str, encoder: Encoder) -> None:
+    assert cover(text, encoder).windows == ()
+
+
+def test_a_short_question_is_one_window(encoder: Encoder) -> None:
+    assert [w.text for w in cover(" Where did she grow up? ", encoder).windows] == ["Where did she grow up?"]
