@@ -1,0 +1,43 @@
+"""Keyed randomness: the same prompt always meets the same noise, and only the server can foretell it.
+
+HMAC-SHA256 over (policy, purpose, data), so nothing depends on the process or on Python's hash().
+Repeated questions get the same answer, vLLM's prefix cache works, and asking again averages nothing away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+MIN_SECRET_BYTES = 16
+
+
+def check_secret(secret: bytes) -> bytes:
+    """The secret itself; ValueError when it is too short to keep anybody from guessing it."""
+    if len(secret) < MIN_SECRET_BYTES:
+        raise ValueError(f"the corruption secret has {len(secret)} bytes; at least {MIN_SECRET_BYTES} are needed")
+    return secret
+
+
+def digest(secret: bytes, policy: str, purpose: str, data: bytes) -> bytes:
+    """32 keyed bytes. Lengths stand before the texts, so no two inputs share a message."""
+    message = bytearray()
+    for part in (policy.encode(), purpose.encode(), data):
+        message += len(part).to_bytes(8, "big") + part
+    return hmac.digest(secret, bytes(message), hashlib.sha256)
+
+
+def generator(secret: bytes, policy: str, ids: Sequence[int]) -> torch.Generator:
+    """A CPU generator seeded by these token ids. Its algorithm uses 32 of the seed's bits."""
+    import torch
+
+    data = np.asarray(ids, dtype="<u8").tobytes()
+    seed = int.from_bytes(digest(secret, policy, "noise", data)[:8], "big")
+    return torch.Generator().manual_seed(seed % 2**63)

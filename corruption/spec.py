@@ -1,0 +1,69 @@
+"""What a policy may ask of the corruption, and how corruption fails.
+
+Free of torch, so that policies load, and failures are caught, where nothing is corrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NEEDS_SIGMA = frozenset({"noise", "set-noise"})
+# Past twice the way to the decoy a row lies further from every real token than noise would put it.
+MAX_STRENGTH = 2.0
+
+
+class CorruptionError(ValueError):
+    """This request can't be rewritten faithfully; the policy's `on_failure` decides what happens instead."""
+
+
+class CorruptSpec(BaseModel):
+    """One policy's corruption. Unknown keys, and keys that the chosen function ignores, are errors.
+
+    function: `decoy` puts rows of other tokens of the same kind in place (corruption/decoy.py); the
+        rest are ECO's (arXiv:2406.07933, corruption/functions.py).
+    tokens: `evidence` the tokens of the words that made the classifier flag the text; `identifying`
+        these, and every word too rare to have a token of its own; with either, all content tokens when
+        there is no evidence. `content` every token of the text. `all-but-last` the paper's choice, as
+        far as only content can be replaced: every content token except the prompt's very last token.
+        That differs from `content` only for completions and continued messages: a template that opens
+        the assistant's turn puts the last token behind all content.
+    select, dims: which coordinates; `dims` is a count or "all".
+    sigma, sigma_unit: standard deviation, in multiples of the table's row RMS ("rms") or in embedding
+        units ("absolute", as the paper has it).
+    strength: decoy only: 0 keeps the row, 1 replaces it, between them a straight line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    function: Literal["decoy", "noise", "set-noise", "zero", "flip"] = "decoy"
+    tokens: Literal["evidence", "identifying", "content", "all-but-last"] = "evidence"
+    strength: float = Field(default=1.0, gt=0.0, le=MAX_STRENGTH)
+    select: Literal["first", "random", "top"] = "first"
+    dims: Annotated[int, Field(strict=True, ge=1)] | Literal["all"] = "all"
+    sigma: float | None = Field(default=None, ge=0.0)
+    sigma_unit: Literal["rms", "absolute"] = "rms"
+
+    @property
+    def uses_evidence(self) -> bool:
+        """Whether it matters which words made the classifier flag the text."""
+        return self.tokens in ("evidence", "identifying")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.function in NEEDS_SIGMA:
+            if self.sigma is None:
+                raise ValueError(f"function {self.function!r} needs a key 'sigma'")
+            if not math.isfinite(self.sigma):
+                raise ValueError(f"sigma {self.sigma} is not finite")
+        ignored = set()
+        if self.function not in NEEDS_SIGMA:
+            ignored |= {"sigma", "sigma_unit"}
+        ignored |= {"select", "dims"} if self.function == "decoy" else {"strength"}
+        for key in sorted(ignored):
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise ValueError(f"key {key!r} ({value!r}) has no meaning for function {self.function!r}")
+        return self
