@@ -1,0 +1,127 @@
+"""The FastAPI application: routes, health, readiness, metrics, and what lives as long as the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from server import errors
+from server.audit import Audit
+from server.errors import GuardError, NotFound
+from server.fields import Endpoint
+from server.guard import Guard
+from server.loading import load_guard
+from server.metrics import Metrics
+from server.parity import Watch
+from server.routes import Gateway
+from server.settings import Settings, SettingsError
+from server.upstream import Upstream
+
+log = logging.getLogger("lethe")
+
+
+class _Relayed:
+    """A raw ASGI endpoint; `gateway` is there once the lifespan has begun."""
+
+    def __init__(self, app: FastAPI, endpoint: Endpoint | None) -> None:
+        self._app = app
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway: Gateway = self._app.state.gateway
+        await gateway.serve(scope, receive, send, self._endpoint)
+
+
+def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metrics | None = None) -> FastAPI:
+    """The gateway as an ASGI app. Loads policies and artifacts now, so that a fault stops the start.
+
+    guard, metrics: given by tests that bring their own. Raises PolicyError or SettingsError.
+    """
+    metrics = metrics or Metrics()
+    guard = guard or load_guard(settings, metrics)
+    try:
+        audit = Audit(settings.audit, metrics)
+    except OSError as error:
+        raise SettingsError(f"LETHE_AUDIT = {str(settings.audit)!r}: {error.strerror}") from error
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        upstream = Upstream(
+            settings.upstream,
+            connect_timeout_s=settings.connect_timeout_s,
+            read_timeout_s=settings.read_timeout_s,
+            key=settings.upstream_key.get_secret_value() if settings.upstream_key else None,
+        )
+        app.state.gateway = Gateway(settings, upstream, guard, audit, metrics)
+        app.state.watch = Watch(upstream, guard, metrics, interval_s=settings.probe_interval_s)
+        watching = asyncio.ensure_future(app.state.watch.run())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+            app.state.gateway.close()
+            await upstream.close()
+            audit.close()
+
+    app = FastAPI(
+        title="Lethe",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    for path, method, endpoint in ROUTES:
+        app.router.routes.append(Route(path, _Relayed(app, endpoint), methods=[method]))
+    _add_own_routes(app, metrics)
+    return app
+
+
+ROUTES: tuple[tuple[str, str, Endpoint | None], ...] = (
+    ("/v1/chat/completions", "POST", "chat"),
+    ("/v1/completions", "POST", "completions"),
+    ("/v1/models", "GET", None),
+)
+
+
+def _add_own_routes(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        watch: Watch = app.state.watch
+        facts: dict[str, Any] = {"upstream": watch.up}
+        if watch.corrupts:
+            facts |= {"parity": watch.parity.holds, "reason": watch.parity.reason}
+        return JSONResponse({"ready": watch.settled, **facts}, status_code=200 if watch.settled else 503)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(HTTPException)
+    async def not_served(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            metrics.requests.labels("unknown", 404).inc()
+            made: GuardError = NotFound(
+                f"{request.method} {request.url.path[:200]} is not served", code="unknown_route"
+            )
+        else:
+            made = NotFound(f"{request.method} is not served here", code="method_not_allowed")
+        return Response(
+            errors.body(made), status_code=error.status_code, headers={"x-should-retry": "false"},
+            media_type="application/json",
+        )  # fmt: skip

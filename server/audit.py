@@ -1,0 +1,116 @@
+"""The audit trail: one JSON line a judged request, written by a thread of its own.
+
+The request path only puts a record into a bounded queue. A record that can't be kept is counted, never
+waited for. Everything accepted is written, or counted as lost, before `close` returns.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from server.metrics import Metrics
+
+log = logging.getLogger("lethe.audit")
+
+QUEUE_RECORDS = 10_000
+BATCH_RECORDS = 256
+
+
+class Audit:
+    """The writer of one file. `put` and `close` belong to one thread, the server's."""
+
+    def __init__(self, path: Path | None, metrics: Metrics) -> None:
+        """Open `path` for appending (None: no trail). Raises OSError when it can't be opened."""
+        self._metrics = metrics
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_RECORDS)
+        self._thread: threading.Thread | None = None
+        self._kept = path is not None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = _Lines(path.open("ab", buffering=0))
+            self._thread = threading.Thread(target=self._write, name="lethe-audit", daemon=True)
+            self._thread.start()
+
+    def put(self, record: dict[str, Any]) -> None:
+        """Accept a record without blocking; a full queue, or a closed trail, loses it and counts the loss."""
+        if self._thread is None:
+            self._metrics.audit_lost.inc(self._kept)
+            return
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            self._metrics.audit_lost.inc()
+
+    def close(self) -> None:
+        """Write what was accepted, then close the file."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._lines.close()
+            self._thread = None
+
+    def _write(self) -> None:
+        failing = False
+        while True:
+            batch = [self._queue.get()]
+            while batch[-1] is not None and len(batch) < BATCH_RECORDS and not self._queue.empty():
+                batch.append(self._queue.get())
+            records = [record for record in batch if record is not None]
+            lines = [line for record in records if (line := _line(record)) is not None]
+            written, error = self._lines.write(lines)
+            if error is not None and not failing:
+                # Said once per outage; the counter says how much was lost.
+                log.error("audit records can't be written: %s", error)
+            failing = error is not None
+            self._metrics.audit_records.inc(written)
+            self._metrics.audit_lost.inc(len(records) - written)
+            if batch[-1] is None:
+                return
+
+
+def _line(record: dict[str, Any]) -> bytes | None:
+    """The record as one line of JSON; None, and a log line without its values, when it can't be."""
+    try:
+        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError as error:
+        log.error("an audit record can't be written as JSON: %s", error)
+        return None
+
+
+class _Lines:
+    """Lines appended to a raw file, none of them ever joined to the torn end of another."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self._file = file
+        self._torn = False
+
+    def write(self, lines: list[bytes]) -> tuple[int, OSError | None]:
+        """How many lines are in the file whole, and what stopped the rest."""
+        if not lines:
+            return 0, None
+        data = (b"\n" if self._torn else b"") + b"".join(lines)
+        start, done, stopped = int(self._torn), 0, None
+        try:
+            while done < len(data):
+                done += self._write(data[done:])
+        except OSError as error:
+            stopped = error
+        if done:
+            self._torn = data[done - 1] != ord("\n")
+        return data.count(b"\n", start, max(done, start)), stopped
+
+    def _write(self, data: bytes) -> int:
+        taken = self._file.write(data)
+        if not taken:
+            raise BlockingIOError("the file takes no bytes now")
+        return taken
+
+    def close(self) -> None:
+        self._file.close()

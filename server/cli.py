@@ -1,0 +1,215 @@
+"""The command `lethe`: serve, fit, judge, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from classifier import artifact as artifacts_io
+from classifier import records
+from classifier.classifier import Judge
+from classifier.encoder import DEFAULT_ENCODER, load_encoder
+from server.doctor import doctor
+from server.errors import BadRequest
+from server.guard import Guard
+from server.loading import find_threshold, load_artifact, load_decode
+from server.metrics import Metrics
+from server.policies import Policy, PolicyError, checked_name, read, read_all
+from server.settings import Settings, SettingsError
+from server.settings import read as read_settings
+
+
+def serve(args: argparse.Namespace, settings: Settings) -> int:
+    """Run the gateway until SIGINT or SIGTERM."""
+    import uvicorn
+
+    from server.app import create_app
+
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise SettingsError(
+                f"can't listen on {settings.host}:{settings.port}: {error.strerror} (LETHE_PORT)"
+            ) from None
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    app = create_app(settings)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        # vLLM's own date and server headers are relayed; a second pair would only tell that we are here.
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
+    )
+    return 0
+
+
+def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
+    """Learn what is to be forgotten from files."""
+    try:
+        from classifier.fit import fit
+    except ImportError as error:
+        raise SettingsError(f"fitting needs more: pip install 'lethe-gateway[fit]' ({error})") from error
+    try:
+        checked_name(args.name)
+    except ValueError as error:
+        raise SettingsError(f"--name {args.name!r}: {error}") from None
+    forget = records.read(args.forget)
+    retain = records.read(args.retain) if args.retain else None
+    folder = (args.out or settings.artifacts) / args.name
+    if folder.exists() and not args.force:
+        raise SettingsError(f"{folder} exists; --force replaces it")
+    encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER, threads=os.cpu_count() or 1)
+    with _Progress() as progress:
+        made = fit(forget, retain, encoder=encoder, seed=args.seed, progress=progress)
+    artifacts_io.save(made, folder)
+    print(made.manifest.summary)
+    print(f"written to {folder}")
+    return 0
+
+
+class _Progress:
+    """One bar a stage, on standard error."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[NoReturn] = tqdm(disable=True)
+        self._stage = ""
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        return self._step
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _step(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._bar.close()
+            self._stage, self._bar = stage, tqdm(total=total, desc=stage, file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+
+
+def judge_file(args: argparse.Namespace, settings: Settings) -> int:
+    """Print one JSON verdict a line for the prompts or request bodies of a file."""
+    policy = _find_policy(args.policy, settings)
+    found = load_artifact(settings, policy)
+    metrics = Metrics()
+    encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER)
+    guard = Guard(
+        {policy.name: (policy, find_threshold(policy, found))},
+        {policy.artifact: found},
+        Judge({policy.artifact: found}, encoder),
+        metrics,
+        max_prompt_chars=settings.max_prompt_chars,
+        decode=load_decode(settings.model_dir),
+    )
+    # Not splitlines: JSON strings may hold other line separators as they are.
+    lines = args.prompts.read_text(encoding="utf-8-sig").split("\n")
+    failed = 0
+    for number, line in enumerate(tqdm(lines, file=sys.stderr, disable=not sys.stderr.isatty()), 1):
+        if line.strip():
+            try:
+                print(json.dumps({"line": number, **_judged(guard, policy, line)}), flush=True)
+            except (ValueError, BadRequest) as error:
+                failed += 1
+                print(f"{args.prompts}:{number}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _judged(guard: Guard, policy: Policy, line: str) -> dict[str, object]:
+    row = json.loads(line)
+    if isinstance(row, str):
+        row = {"prompt": row}
+    if not isinstance(row, dict):
+        raise ValueError("a row is a string or an object with prompt, text or messages")
+    if "text" in row and "prompt" not in row:
+        row = {"prompt": row["text"]}
+    if "messages" not in row and "prompt" not in row:
+        raise ValueError("a row needs prompt, text or messages")
+    judged = guard.read("chat" if "messages" in row else "completions", row)
+    finding = guard.find(judged, {policy.name: guard.policies[policy.name]}).findings[0]
+    nearest = finding.score.nearest
+    return {**finding.facts(judged.place(finding.score.text)), "nearest": nearest[0] if nearest else None}
+
+
+def _find_policy(given: str, settings: Settings) -> Policy:
+    if Path(given).is_file():
+        return read(Path(given))
+    policies = {policy.name: policy for policy in read_all(settings.policies)}
+    if given not in policies:
+        names = ", ".join(policies) or "none"
+        raise PolicyError(f"there is no policy {given!r} in {settings.policies} (there: {names}), and no such file")
+    return policies[given]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lethe",
+        description="A gateway in front of vLLM that makes a model act as if it had never learned what it was told to "
+        "forget. Settings come from LETHE_* environment variables; docs/SETTINGS.md lists them.",
+    )
+    parser.add_argument("--version", action="version", version=f"lethe {version('lethe-gateway')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("serve", help="run the gateway", description=serve.__doc__)
+    command.set_defaults(run=serve)
+
+    command = commands.add_parser("fit", help="make an artifact from a forget file", description=fit_artifact.__doc__)
+    command.add_argument("--name", required=True, help="the artifact's name (a folder under LETHE_ARTIFACTS)")
+    command.add_argument("--forget", required=True, type=Path, help='JSON lines: {"prompt", "answer"} or {"text"}')
+    command.add_argument("--retain", type=Path, help="JSON lines that must stay unflagged (optional)")
+    command.add_argument("--out", type=Path, help="folder to write into (default: LETHE_ARTIFACTS)")
+    command.add_argument(
+        "--encoder", help="sentence-transformers name or folder (default: LETHE_ENCODER, all-MiniLM-L6-v2)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
+    command.add_argument("--force", action="store_true", help="replace an artifact of that name")
+    command.set_defaults(run=fit_artifact)
+
+    command = commands.add_parser("judge", help="try a policy on a file of prompts", description=judge_file.__doc__)
+    command.add_argument("--policy", required=True, help="a policy's name in LETHE_POLICIES, or a policy file")
+    command.add_argument("--encoder", help="sentence-transformers name or folder")
+    command.add_argument("prompts", type=Path, help='JSON lines: a string, {"prompt"}, {"text"} or {"messages"}')
+    command.set_defaults(run=judge_file)
+
+    command = commands.add_parser("doctor", help="check the set-up and say how to mend it", description=doctor.__doc__)
+    command.set_defaults(run=doctor)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the command `lethe`. Exit status 0 done, 1 found something wrong, 2 can't run."""
+    args = _parser().parse_args(argv)
+    try:
+        status = args.run(args, read_settings())
+    except BrokenPipeError:
+        # `lethe judge … | head`: the reader has gone. Point stdout elsewhere so that exit does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except (ValueError, OSError) as error:
+        print(f"lethe {args.command}: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Judge a request, decide, rewrite it. Runs in a worker thread; knows nothing of HTTP.
+
+`Guard.examine` is the whole of it: texts → scores → verdict → body. Whatever fails on the way is the
+policy's `on_failure` to decide, and is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from classifier.artifact import Artifact
+from classifier.classifier import Judge
+from corruption.spec import CorruptionError
+from server import fields, rewrite
+from server.errors import BadRequest, Refused
+from server.fields import Target
+from server.metrics import Metrics
+from server.policies import Policy
+from server.rewrite import CannotGuard, Judged, Span, Unsupported
+from server.verdict import Finding, Verdict, decide
+
+if TYPE_CHECKING:
+    from corruption.eco import Corruptor
+
+log = logging.getLogger("lethe.guard")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request: the bytes for upstream (None: those that came in), or a refusal."""
+
+    verdict: Verdict
+    payload: bytes | None
+    action: str
+    note: str | None
+    refusal: Refused | None
+    judge_ms: float
+    rewrite_ms: float
+
+
+class Guard:
+    def __init__(
+        self,
+        policies: Mapping[str, tuple[Policy, float]],
+        artifacts: Mapping[str, Artifact],
+        judge: Judge | None,
+        metrics: Metrics,
+        *,
+        max_prompt_chars: int,
+        corruptor: Corruptor | None = None,
+        decode: Callable[[list[int]], str] | None = None,
+        raw_logprobs: bool = True,
+    ) -> None:
+        """policies: name → (policy, threshold), those that are off left out; artifacts by their own name."""
+        self._raw_logprobs = raw_logprobs
+        self.policies = policies
+        self.artifacts = artifacts
+        self.corruptor = corruptor
+        self.parity = False  # set by the parity probe; without it nothing is corrupted
+        self._words = {name: rewrite.Words(artifact) for name, artifact in artifacts.items()}
+        self._judge = judge
+        self._metrics = metrics
+        self._decode = decode
+        self._max_prompt_chars = max_prompt_chars
+
+    def read(self, endpoint: fields.Endpoint, body: dict[str, Any]) -> Judged:
+        """The request's texts. Raises BadRequest for refused fields and over-long prompts."""
+        pieces = fields.extract(endpoint, body, decode=self._decode)
+        present = sum(len(piece.text) for piece in pieces)
+        if present > self._max_prompt_chars:
+            raise BadRequest(
+                f"the prompt has {present} characters; at most {self._max_prompt_chars} are judged",
+                code="prompt_too_long",
+            )
+        return Judged(endpoint, body, pieces, fields.joined(pieces))
+
+    def covering(self, body: dict[str, Any]) -> dict[str, tuple[Policy, float]]:
+        return {name: entry for name, entry in self.policies.items() if entry[0].covers(body.get("model"))}
+
+    def find(self, judged: Judged, policies: Mapping[str, tuple[Policy, float]]) -> Verdict:
+        """The verdict of `policies` on a request; nothing is rewritten or counted."""
+        if not policies:
+            return decide({}, {})
+        assert self._judge is not None
+        levels: dict[str, float] = {}
+        for policy, threshold in policies.values():
+            levels[policy.artifact] = min(threshold, levels.get(policy.artifact, threshold))
+        found = self._judge.judge(judged.texts, levels=levels)
+        return decide(policies, {name: found[policy.artifact] for name, (policy, _) in policies.items()})
+
+    def examine(self, judged: Judged) -> Outcome:
+        """Judge, decide and rewrite."""
+        started = time.perf_counter()
+        verdict = self.find(judged, self.covering(judged.body))
+        for finding in verdict.findings:
+            self._metrics.verdicts.labels(finding.policy.name, finding.policy.mode, str(finding.flagged).lower()).inc()
+        done = time.perf_counter()
+        payload, refusal = None, None
+        try:
+            body, action, note = self._apply(judged, verdict)
+            payload = None if body is judged.body else orjson.dumps(body)
+        except Refused as error:
+            action, note, refusal = "refuse", error.code, error
+        end = time.perf_counter()
+        return Outcome(verdict, payload, action, note, refusal, (done - started) * 1e3, (end - done) * 1e3)
+
+    def _apply(self, judged: Judged, verdict: Verdict) -> tuple[dict[str, Any], str, str | None]:
+        """The body for upstream, the action really taken, and a note where it is not the one asked for."""
+        if verdict.action == "pass":
+            return judged.body, "pass", None
+        first = verdict.by[0].policy
+        if verdict.action == "refuse":
+            raise Refused(first.refuse.message, code="refused_by_policy")
+        if verdict.action == "route":
+            assert first.route is not None
+            return {**judged.body, "model": first.route.model}, "route", None
+        body, note = judged.body, None
+        corrupting = [f for f in verdict.by if f.policy.action in ("corrupt", "both")]
+        penalizing = [f for f in verdict.by if f.policy.action in ("penalize", "both")]
+        did = []
+        if corrupting:
+            try:
+                body, beyond = self._corrupted(judged, corrupting)
+                if body is not judged.body:
+                    did.append("corrupt")
+                if beyond:
+                    raise Unsupported(f"{beyond[0]} was flagged and can't be given as embeddings")
+            except Unsupported as reason:
+                note = str(reason)
+                self._unsupported(corrupting)
+                penalizing = list(dict.fromkeys([*penalizing, *corrupting]))
+            except (CorruptionError, CannotGuard) as reason:
+                note = str(reason)
+                if refusal := self.failed([f.policy for f in corrupting], "corrupt", note):
+                    raise refusal from None
+        if penalizing:
+            try:
+                made = rewrite.penalty(judged, penalizing, self.artifacts, self._words)
+                body = rewrite.penalize(judged.endpoint, body, made, raw_logprobs=self._raw_logprobs)
+                did.append("penalize")
+            except CannotGuard as reason:
+                note = str(reason)
+                if refusal := self.failed([f.policy for f in penalizing], "penalize", note):
+                    raise refusal from None
+        action = "both" if len(did) == 2 else did[0] if did else "pass"
+        return body, action, note
+
+    def _corrupted(self, judged: Judged, findings: list[Finding]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The body with what was flagged as corrupted embeddings, and the places that can't be given so."""
+        if self.corruptor is None or not self.parity:
+            raise CannotGuard("no parity: clean embeddings did not give the same answer as text")
+        # Once, as the first policy says; what the others found in the same text is corrupted with it.
+        policy = findings[0].policy
+        parts: dict[Target, list[Span]] = {}
+        beyond: tuple[str, ...] = ()
+        for finding in findings:
+            found = rewrite.targets(judged, finding, self.artifacts[finding.policy.artifact], policy.corrupt)
+            beyond += found.beyond
+            for target, spans in found.parts.items():
+                whole = not spans or parts.get(target) == []
+                parts[target] = [] if whole else [*parts.get(target, []), *spans]
+        body = rewrite.corrupt(judged, self.corruptor, policy, parts) if parts else judged.body
+        return body, beyond
+
+    def _unsupported(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            policy = finding.policy
+            self._metrics.guard_failures.labels(policy.name, "unsupported", policy.on_unsupported).inc()
+            if policy.on_unsupported == "refuse":
+                raise Refused(policy.refuse.message, code="refused_by_policy")
+
+    def failed(self, policies: list[Policy], stage: str, reason: str) -> Refused | None:
+        """Count a failure of the guard; the refusal, if any policy in enforce asks for one."""
+        enforced = [policy for policy in policies if policy.mode == "enforce"]
+        for policy in enforced:
+            self._metrics.guard_failures.labels(policy.name, stage, policy.on_failure).inc()
+        log.warning("%s failed: %s", stage, reason)
+        refusing = [policy for policy in enforced if policy.on_failure == "refuse"]
+        return Refused(refusing[0].refuse.message, code="refused_by_policy") if refusing else None

@@ -1,0 +1,132 @@
+"""From settings to a guard: policies, artifacts, encoder and corruptor, cross-checked at start.
+
+A missing artifact stops the start, not the first request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from classifier import artifact as artifacts_io
+from classifier.artifact import Artifact
+from classifier.classifier import Judge, threshold
+from classifier.encoder import DEFAULT_ENCODER, load_encoder
+from server.guard import Guard
+from server.metrics import Metrics
+from server.policies import Policy, PolicyError, read_all
+from server.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from corruption.eco import Corruptor
+
+log = logging.getLogger("lethe")
+
+
+def load_artifact(settings: Settings, policy: Policy) -> Artifact:
+    """The artifact a policy names. Raises PolicyError naming policy, key and folder."""
+    folder = settings.artifacts / policy.artifact
+    if not folder.is_dir():
+        raise PolicyError(
+            f"policy {policy.name!r}: artifact = {policy.artifact!r}: there is no folder {folder} ({policy.source})"
+        )
+    try:
+        return artifacts_io.load(folder)
+    except ValueError as error:
+        raise PolicyError(
+            f"policy {policy.name!r}: artifact = {policy.artifact!r}: {error} ({policy.source})"
+        ) from error
+
+
+def find_threshold(policy: Policy, artifact: Artifact) -> float:
+    """The policy's threshold on this artifact's scores. Raises PolicyError when the rate can't be promised."""
+    wanted = policy.threshold
+    try:
+        return threshold(
+            artifact, miss_rate=wanted.miss_rate, false_alarm_rate=wanted.false_alarm_rate, value=wanted.value
+        )
+    except ValueError as error:
+        raise PolicyError(f"policy {policy.name!r}: threshold: {error} ({policy.source})") from error
+
+
+def load_corruptor(settings: Settings, policies: tuple[Policy, ...]) -> Corruptor | None:
+    """The corruptor, if a policy needs one: torch is imported only then. Raises SettingsError."""
+    corrupting = [policy for policy in policies if policy.corrupts]
+    if not corrupting:
+        return None
+    name = corrupting[0].name
+    if settings.model_dir is None:
+        raise SettingsError(f"policy {name!r} corrupts, so LETHE_MODEL_DIR must name the served model's folder")
+    if settings.secret is None:
+        raise SettingsError(f"policy {name!r} corrupts, so LETHE_SECRET must be set: the corruption is keyed with it")
+    try:
+        import torch
+
+        from corruption.eco import Corruptor
+    except ImportError as error:
+        raise SettingsError(
+            f"policy {name!r} corrupts, which needs torch and transformers: "
+            f"pip install 'lethe-gateway[corrupt]' ({error})"
+        ) from error
+    # Rewrites are small: handing them to several threads costs more than it saves.
+    torch.set_num_threads(1)
+    try:
+        corruptor = Corruptor(settings.model_dir, settings.secret.get_secret_value().encode())
+        if any(policy.corrupt.function == "decoy" for policy in corrupting):
+            corruptor.decoys  # noqa: B018 - sorts the vocabulary now (about a second), not at the first request
+        return corruptor
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"LETHE_MODEL_DIR = {str(settings.model_dir)!r}: {error}") from error
+
+
+def load_decode(model_dir: Path | None) -> Callable[[list[int]], str] | None:
+    """Token ids → text with the model's own tokenizer, special tokens kept; None without a model folder."""
+    if model_dir is None:
+        return None
+    path = model_dir / "tokenizer.json"
+    if not path.is_file():
+        raise SettingsError(f"LETHE_MODEL_DIR = {str(model_dir)!r}: there is no {path.name} in it")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    size = tokenizer.get_vocab_size()
+
+    def decode(ids: list[int]) -> str:
+        if any(not 0 <= i < size for i in ids):
+            raise ValueError("token id out of range")
+        return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+    return decode
+
+
+def load_guard(settings: Settings, metrics: Metrics) -> Guard:
+    """Everything a guard needs. Raises PolicyError or SettingsError, with file, key and value."""
+    policies = read_all(settings.policies)
+    active = tuple(policy for policy in policies if policy.mode != "off")
+    artifacts = {policy.artifact: load_artifact(settings, policy) for policy in active}
+    thresholds = {policy.name: (policy, find_threshold(policy, artifacts[policy.artifact])) for policy in active}
+    judge = None
+    if active:
+        encoder = load_encoder(settings.encoder or DEFAULT_ENCODER)
+        try:
+            judge = Judge(artifacts, encoder)
+        except ValueError as error:
+            raise PolicyError(str(error)) from error
+    for policy in policies:
+        metrics.policies.labels(policy.mode).inc()
+        at = f" from score {thresholds[policy.name][1]:.4f}" if policy.name in thresholds else ""
+        log.info("policy %s (%s): %s %s%s", policy.name, policy.hash, policy.mode, policy.action, at)
+    corruptor = load_corruptor(settings, policies)
+    return Guard(
+        thresholds,
+        artifacts,
+        judge,
+        metrics,
+        max_prompt_chars=settings.max_prompt_chars,
+        corruptor=corruptor,
+        # Evidence is given as characters of the decoded text, so the corruptor must read ids in the same way.
+        decode=corruptor.text.decode if corruptor is not None else load_decode(settings.model_dir),
+        raw_logprobs=settings.upstream_logprobs == "raw",
+    )

@@ -1,0 +1,248 @@
+"""From a verdict to the body that goes upstream.
+
+Knows the two ways in (a `prompt_embeds` part, an argument in `vllm_xargs`) and what vLLM can't combine
+with them. Pure but for the table and the tokenizer behind the corruptor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from classifier.artifact import Artifact, ForgetItem
+from classifier.classifier import MOST_ASKED
+from classifier.evidence import evidence
+from corruption.folding import fold
+from corruption.matcher import START, PhraseMatcher
+from corruption.penalties import ARGUMENT, MAX_PHRASE_CHARACTERS, MAX_PHRASES, Penalty, to_argument
+from corruption.phrases import content_words, forbidden_phrases, polarity
+from corruption.spec import CorruptSpec
+from corruption.words import WordList
+from server.fields import Endpoint, Target, Text, is_ids
+from server.policies import Policy
+from server.verdict import Finding
+
+if TYPE_CHECKING:
+    from corruption.eco import Corruptor
+
+Span = tuple[int, int]
+WORD = re.compile(r"\w+")
+# Each one costs vLLM some microseconds to prepare, and beyond the nearest few the answer only reads worse.
+MOST_SOFT_WORDS = 64
+# So few windows are one request in several readings; when its items hold too many phrases, the most telling do.
+FEW_WINDOWS = 4
+
+
+class Unsupported(Exception):
+    """Embeddings can't be given for this request; the policy's `on_unsupported` decides. Names the reason."""
+
+
+class CannotGuard(Exception):
+    """The action can't be applied faithfully; the policy's `on_failure` decides. Names the reason."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A request as it was judged: its texts, and at the end of `texts` the joined conversation, if any."""
+
+    endpoint: Endpoint
+    body: dict[str, Any]
+    pieces: Sequence[Text]
+    joined: str | None
+
+    @property
+    def texts(self) -> list[str]:
+        return [piece.text for piece in self.pieces] + ([self.joined] if self.joined is not None else [])
+
+    def place(self, index: int) -> str:
+        """Where the text of that index stands in the body."""
+        return self.pieces[index].place if index < len(self.pieces) else "conversation"
+
+
+class Words:
+    """An artifact's words, made ready once: how often each occurs in ordinary text, and which are alike."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._counts: dict[str, int] = dict(zip(artifact.words, artifact.word_counts.tolist(), strict=True))
+        self.list = WordList(artifact.words, artifact.word_vectors)
+
+    def count(self, word: str) -> int:
+        return self._counts.get(word, 0)
+
+
+# With embeddings in place of text vLLM refuses these, or would answer with what the prompt was made of.
+NOT_WITH_EMBEDS = (
+    "echo",
+    "prompt_logprobs",
+    "return_prompt_text",
+    "return_token_ids",
+    "truncate_prompt_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where to corrupt: parts with the evidence spans in their text (none: all of it), and what can't be."""
+
+    parts: dict[Target, list[Span]]
+    beyond: tuple[str, ...] = ()  # flagged places that embeddings can't take (tool schemas, names)
+
+
+def targets(judged: Judged, finding: Finding, artifact: Artifact, spec: CorruptSpec) -> Targets:
+    """The message parts to corrupt, and the flagged places that can't be."""
+    scores = finding.score.text_scores
+    # Not `>=`, so that a score that is no number counts as flagged, as it does in the verdict.
+    flagged = [p for p, s in zip(judged.pieces, scores, strict=False) if not s < finding.threshold]
+    beyond = tuple(piece.place for piece in flagged if piece.target is None)
+    if flagged:
+        return Targets({p.target: _evidence(artifact, p.text, spec) for p in flagged if p.target is not None}, beyond)
+    # Only the conversation as a whole was flagged: the parts that carry the evidence, or all of them.
+    found = {
+        p.target: list(evidence(artifact, p.text)) for p in judged.pieces if p.target is not None and p.text.strip()
+    }
+    carrying = {target: spans for target, spans in found.items() if spans}
+    if carrying and spec.uses_evidence:
+        return Targets(carrying)
+    return Targets({target: [] for target in (carrying or found)}, () if found else ("conversation",))
+
+
+def _evidence(artifact: Artifact, text: str, spec: CorruptSpec) -> list[Span]:
+    return list(evidence(artifact, text)) if spec.uses_evidence else []
+
+
+def corrupt(
+    judged: Judged, corruptor: Corruptor, policy: Policy, parts: Mapping[Target, Sequence[Span]]
+) -> dict[str, Any]:
+    """The body with `parts` given as corrupted embeddings (ECO, arXiv:2406.07933).
+
+    Raises Unsupported or CorruptionError.
+    """
+    for key in NOT_WITH_EMBEDS:
+        # A number asks for it, zero included; false and null don't.
+        if judged.body.get(key) is not None and judged.body[key] is not False:
+            raise Unsupported(f"{key} can't be served for embeddings")
+    if judged.endpoint == "chat":
+        return corruptor.chat(judged.body, parts, policy.corrupt, policy.name)
+    body = judged.body
+    prompt = body["prompt"]
+    many = isinstance(prompt, list) and not (prompt and is_ids(prompt))
+    # vLLM numbers embeddings before texts; giving all as embeddings keeps the order of the choices.
+    embeds = [
+        corruptor.completion(
+            item,
+            parts.get((i, None), ()),
+            policy.corrupt if (i, None) in parts else None,
+            policy.name,
+            add_special_tokens=body.get("add_special_tokens", True) is not False,
+        )
+        for i, item in enumerate(prompt if many else [prompt])
+    ]
+    rest = {key: value for key, value in body.items() if key != "prompt"}
+    return {**rest, "prompt_embeds": embeds if many else embeds[0]}
+
+
+def penalty(
+    judged: Judged,
+    findings: Sequence[Finding],
+    artifacts: Mapping[str, Artifact],
+    words: Mapping[str, Words],
+) -> Penalty:
+    """What may not be said: the phrases of the forget items that are asked for, for every policy that flagged.
+
+    Every window that reached the threshold counts, so that several questions in one request are all kept
+    (GUARD, arXiv:2505.13312, knows one). words: by artifact name. Raises CannotGuard when more is asked for
+    than one answer can be guarded against.
+    """
+    # Only what the model is shown: a field that it never sees must not excuse a phrase.
+    prompt = "\n".join(piece.text for piece in judged.pieces if piece.message)
+    phrases: dict[str, None] = {}
+    soft: dict[str, float] = {}
+    for finding in findings:
+        settings = finding.policy.penalize
+        artifact, known = artifacts[finding.policy.artifact], words[finding.policy.artifact]
+        asked = finding.score.asked
+        if len(asked) >= MOST_ASKED:
+            raise CannotGuard("too many forget items are asked for at once")
+        answers = [[_answer(artifact.items[i]) for i in nearest[: settings.items]] for nearest in asked]
+        found = _phrases(answers, prompt, known)
+        first = list(dict.fromkeys(near[0] for near in answers if near))
+        if settings.hard:
+            phrases |= dict.fromkeys([*found, *filter(None, map(polarity, first))])
+        if settings.soft:
+            # The wording of the answers that are asked for, and what comes near to them in meaning.
+            own = (word for answer in first for word in content_words(answer, prompt))
+            near = dict.fromkeys(own, settings.soft)
+            alike = known.list.near(
+                WORD.findall(" ".join(found)),
+                similarity=settings.similarity,
+                weight=settings.soft,
+                exclude=WORD.findall(prompt),
+                limit=MOST_SOFT_WORDS,
+            )
+            soft = {**near, **alike, **soft}
+    usable = [word for word in soft if len(word) <= MAX_PHRASE_CHARACTERS][:MOST_SOFT_WORDS]
+    try:
+        return Penalty(tuple(phrases), {word: soft[word] for word in usable})
+    except ValueError as error:
+        raise CannotGuard(f"what is asked for is more than one answer can be guarded against: {error}") from None
+
+
+def _answer(item: ForgetItem) -> str:
+    return item.answer or item.text
+
+
+def _phrases(answers: Sequence[Sequence[str]], prompt: str, known: Words) -> tuple[str, ...]:
+    """The phrases of the answers near each window: of all of them, or of fewer where they are too many."""
+    for items in (8, 3, 2):
+        chosen = list(dict.fromkeys(answer for near in answers for answer in near[:items]))
+        found = forbidden_phrases(chosen, prompt, count=known.count, limit=MAX_PHRASES)
+        if len(found) < MAX_PHRASES // 2:
+            return found
+    if len(found) < MAX_PHRASES or len(answers) <= FEW_WINDOWS:
+        return found
+    raise CannotGuard("too many forget items are asked for at once")
+
+
+def penalize(endpoint: Endpoint, body: dict[str, Any], made: Penalty, *, raw_logprobs: bool) -> dict[str, Any]:
+    """The body with the penalty in `vllm_xargs`. Raises CannotGuard where it would not hold.
+
+    raw_logprobs: vLLM reports log-probabilities from before the penalty (its default), so the candidates
+    beside the chosen token would tell what was forbidden; only the chosen token's own is left.
+    """
+    if body.get("use_beam_search"):
+        raise CannotGuard("beam search does not run logits processors")
+    if not made.phrases and not made.soft:
+        raise CannotGuard("the nearest forget items hold nothing that could be forbidden")
+    body = _without_candidates(endpoint, body) if raw_logprobs else body
+    # These are computed from the prompt alone, before any penalty, whatever the mode.
+    body = {key: value for key, value in body.items() if key != "prompt_logprobs"}
+    return {
+        **_without_forbidden_choices(body, made),
+        "vllm_xargs": {**(body.get("vllm_xargs") or {}), ARGUMENT: to_argument(made)},
+    }
+
+
+def _without_candidates(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
+    # vLLM reads 5.0 and true as numbers too, so whatever is given but false is cut to the chosen token's own.
+    count = "top_logprobs" if endpoint == "chat" else "logprobs"
+    kept = {key: value for key, value in body.items() if key != "logprob_token_ids"}
+    if kept.get(count) is not None and kept[count] is not False:
+        kept[count] = 0
+    return kept
+
+
+def _without_forbidden_choices(body: dict[str, Any], made: Penalty) -> dict[str, Any]:
+    """A list of allowed answers, less those that hold a forbidden phrase.
+
+    vLLM can't serve a grammar that leaves only forbidden tokens. Raises CannotGuard if no choice is left.
+    """
+    outputs = body.get("structured_outputs")
+    if not isinstance(outputs, dict) or not isinstance(choices := outputs.get("choice"), list):
+        return body
+    matcher = PhraseMatcher(made.phrases)
+    kept = [c for c in choices if not (isinstance(c, str) and matcher.forbids(START, fold(f"{c} ")))]
+    if not kept:
+        raise CannotGuard("every choice of structured_outputs is forbidden")
+    return {**body, "structured_outputs": {**outputs, "choice": kept}}

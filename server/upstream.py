@@ -1,0 +1,139 @@
+"""The way to vLLM: aiohttp, raw bytes both ways, errors mapped by one table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import orjson
+from multidict import CIMultiDict
+
+from server.errors import GuardError, UpstreamFailed, UpstreamTimeout
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+# RFC 9110 7.6.1, and what the connection to vLLM sets by itself.
+HOP_BY_HOP = frozenset(
+    [b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
+     b"transfer-encoding", b"upgrade", b"proxy-connection"]
+)  # fmt: skip
+NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+
+
+def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers in lower case, less `dropped` and those that a Connection header names."""
+    lowered = [(name.lower(), value) for name, value in headers]
+    named = [part.strip().lower() for name, value in lowered if name == b"connection" for part in value.split(b",")]
+    dropped = dropped.union(named)
+    return [(name, value) for name, value in lowered if name not in dropped]
+
+
+def _request_headers(headers: Headers) -> CIMultiDict[str]:
+    return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in _without(NOT_FORWARDED, headers))
+
+
+def _text(value: bytes) -> str:
+    """aiohttp writes headers as UTF-8, so that is how they are read; other bytes can't be passed on."""
+    return value.decode("utf-8", "replace")
+
+
+def response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+    """vLLM's headers, less the hop-by-hop ones."""
+    return _without(HOP_BY_HOP, response.raw_headers)
+
+
+# The first class that fits decides.
+ERRORS: tuple[tuple[type[BaseException], type[GuardError], str, str], ...] = (
+    (
+        aiohttp.ConnectionTimeoutError,
+        UpstreamFailed,
+        "connect_timeout",
+        "the model server does not accept connections",
+    ),
+    (asyncio.TimeoutError, UpstreamTimeout, "read_timeout", "the model server did not answer in time"),
+    (aiohttp.ClientConnectorError, UpstreamFailed, "connect", "the model server can't be reached"),
+    (aiohttp.ClientError, UpstreamFailed, "broken", "the model server broke off the connection"),
+    (OSError, UpstreamFailed, "broken", "the model server broke off the connection"),
+)
+
+
+def mapped(error: BaseException) -> GuardError | None:
+    """The GuardError for an error of the connection to vLLM; None for anything else."""
+    for kind, made, code, message in ERRORS:
+        if isinstance(error, kind):
+            return made(message, code=code)
+    return None
+
+
+class Upstream:
+    """One vLLM server. Create inside a running event loop; `close` when done."""
+
+    def __init__(self, url: str, *, connect_timeout_s: float, read_timeout_s: float, key: str | None = None) -> None:
+        self.url = url
+        self._key = key
+        self._session = aiohttp.ClientSession(
+            # Shorter than the 5 s after which vLLM closes an idle connection: a request sent at that
+            # moment would be lost, and a POST can't be sent again by itself.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
+            # The answer is relayed as it comes, compressed or not; nothing is added to the request.
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    @asynccontextmanager
+    async def open(
+        self, method: str, path: str, headers: Headers, body: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request and yield the response with its body unread.
+
+        An answer that was not read to its end closes the connection on leaving, so that vLLM stops
+        generating. Raises UpstreamFailed or UpstreamTimeout; errors while the body is read are the
+        caller's to map with `mapped`.
+        """
+        try:
+            response = await self._session.request(
+                method, self.url + path, headers=_request_headers(headers), data=body, allow_redirects=False
+            )
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            made = mapped(error)
+            assert made is not None
+            raise made from error
+        try:
+            yield response
+        finally:
+            # A response at its end has already given its connection back; this only ends unread ones.
+            response.close()
+
+    async def call(self, method: str, path: str, payload: Any = None, *, timeout_s: float = 10.0) -> tuple[int, Any]:
+        """The gateway's own small calls (health, models, probes): status and JSON, or text.
+
+        Raises UpstreamFailed or UpstreamTimeout, also for an answer that says JSON and is none.
+        """
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        if payload is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            async with self._session.request(
+                method,
+                self.url + path,
+                json=payload,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as response:
+                raw = await response.read()
+                is_json = "json" in response.headers.get("Content-Type", "")
+                return response.status, orjson.loads(raw) if is_json else raw.decode("utf-8", "replace")
+        except orjson.JSONDecodeError as error:
+            raise UpstreamFailed("the model server answered with broken JSON", code="broken") from error
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            made = mapped(error)
+            assert made is not None
+            raise made from error

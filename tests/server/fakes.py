@@ -1,0 +1,152 @@
+"""Stand-ins for what the real parts won't do on demand: a judge by keyword, an upstream that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from aiohttp import web
+from multidict import CIMultiDict
+
+from classifier.classifier import Score
+from server.app import create_app
+from server.guard import Guard
+from server.metrics import Metrics
+from server.policies import Policy
+from server.settings import Settings
+
+KEYWORD = "zanzibar"
+
+
+def score(value: float, *, texts: Sequence[float] = (), asked: tuple[tuple[int, ...], ...] = ((0,),)) -> Score:
+    """A score of `value`; `texts` are the single texts' scores."""
+    return Score(
+        score=value, text=0, view="raw", window=(0, 1), lexical=0.0, head=0.0, cosine=0.0, decided_by="lexical",
+        text_scores=tuple(texts) or (value,), asked=asked, tokens_seen=1, tokens_present=1, windows=1,
+    )  # fmt: skip
+
+
+@dataclass
+class KeywordJudge:
+    """Scores 1 for a text that holds the keyword. `hold` keeps it judging until it is set."""
+
+    hold: threading.Event | None = None
+    error: Exception | None = None
+    judged: list[list[str]] = field(default_factory=list)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def judge(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> dict[str, Score]:
+        self.judged.append(list(texts))
+        self.begun.set()
+        if self.hold is not None:
+            self.hold.wait(10)
+        if self.error is not None:
+            raise self.error
+        found = [float(KEYWORD in text.casefold()) for text in texts]
+        return {"a": score(max(found, default=0.0), texts=found)}
+
+
+def policy(**given: Any) -> Policy:
+    return Policy.model_validate({"name": "p", "artifact": "a", "action": "refuse", **given})
+
+
+def make_guard(
+    *policies: Policy, judge: KeywordJudge | None = None, metrics: Metrics | None = None, **given: Any
+) -> Guard:
+    return Guard(
+        {p.name: (p, 0.5) for p in policies},
+        given.pop("artifacts", {}),
+        judge or KeywordJudge(),  # type: ignore[arg-type]  # judges by keyword, without an encoder
+        metrics or Metrics(),
+        max_prompt_chars=given.pop("max_prompt_chars", 100_000),
+        **given,
+    )
+
+
+Handler = Callable[["FakeUpstream", web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class FakeUpstream:
+    """A loopback server that records what it got, answers as `handler` says, and notices who leaves."""
+
+    handler: Handler
+    url: str = ""
+    bodies: list[bytes] = field(default_factory=list)
+    headers: list[CIMultiDict[str]] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/health":
+            return web.Response()
+        self.bodies.append(await request.read())
+        self.headers.append(request.headers.copy())
+        self.arrived.set()
+        try:
+            return await self.handler(self, request)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.closed.set()
+            raise
+
+
+@contextlib.asynccontextmanager
+async def upstream(handler: Handler) -> AsyncIterator[FakeUpstream]:
+    fake = FakeUpstream(handler)
+    app = web.Application(client_max_size=2**26)
+    app.router.add_route("*", "/{path:.*}", fake._serve)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield fake
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
+class Running:
+    url: str
+    metrics: Metrics
+    port: int
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextlib.asynccontextmanager
+async def gateway(upstream_url: str, guard: Guard | None = None, **settings: Any) -> AsyncIterator[Running]:
+    """The real app behind a real uvicorn on a loopback port."""
+    metrics = Metrics()
+    given = Settings.model_validate({"upstream": upstream_url, "audit": None, "probe_interval_s": 60, **settings})
+    guard = guard or make_guard(metrics=metrics)
+    guard._metrics = metrics
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    app = create_app(given, guard=guard, metrics=metrics)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, host="127.0.0.1", port=port, log_config=None, access_log=False, server_header=False,
+            date_header=False, timeout_graceful_shutdown=1,
+        )
+    )  # fmt: skip
+    serving = asyncio.ensure_future(server.serve())
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        assert server.started
+        yield Running(f"http://127.0.0.1:{port}", metrics, port)
+    finally:
+        server.should_exit = True
+        await serving

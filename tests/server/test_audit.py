@@ -1,0 +1,195 @@
+"""The audit trail: what is accepted is written on close, or counted as lost; nothing kills the writer."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import audit
+from server.audit import Audit
+from server.metrics import Metrics
+
+
+class Faulty(io.RawIOBase):
+    """A raw file whose writes take as many bytes as told; None: no space, 0: not now."""
+
+    def __init__(self, *takes: int | None) -> None:
+        self.takes = list(takes)
+        self.content = b""
+
+    def write(self, data: Any) -> int:
+        take = self.takes.pop(0) if self.takes else len(data)
+        if take is None:
+            raise OSError(28, "No space left on device")
+        self.content += bytes(data[:take])
+        return min(take, len(data))
+
+
+class Held(io.RawIOBase):
+    """A raw file that says when a write has begun, and holds it until told."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go = threading.Event()
+        self.content = b""
+
+    def write(self, data: Any) -> int:
+        self.begun.set()
+        assert self.go.wait(10)
+        self.content += bytes(data)
+        return len(data)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, file: io.RawIOBase) -> tuple[Audit, Metrics]:
+    metrics = Metrics()
+    monkeypatch.setattr(Path, "open", lambda *_, **__: file)
+    return Audit(Path("audit.jsonl"), metrics), metrics
+
+
+def counted(metrics: Metrics) -> tuple[float | None, float | None]:
+    """(written, lost)"""
+    values = [metrics.registry.get_sample_value(f"lethe_audit_{kind}_total") for kind in ("records", "lost")]
+    return values[0], values[1]
+
+
+def lines(content: bytes) -> list[Any]:
+    return [json.loads(line) for line in content.splitlines() if line]
+
+
+def test_everything_accepted_is_written_on_close(tmp_path: Path) -> None:
+    metrics = Metrics()
+    trail = Audit(tmp_path / "folder" / "audit.jsonl", metrics)
+    for number in range(1000):
+        trail.put({"number": number, "text": "é\n\u2028"})
+    trail.close()
+    written = lines((tmp_path / "folder" / "audit.jsonl").read_bytes())
+    assert [record["number"] for record in written] == list(range(1000))
+    assert counted(metrics) == (1000, 0)
+
+
+def test_records_are_appended_to_a_file_that_is_there(tmp_path: Path) -> None:
+    for number in range(2):
+        trail = Audit(tmp_path / "audit.jsonl", Metrics())
+        trail.put({"number": number})
+        trail.close()
+    assert lines((tmp_path / "audit.jsonl").read_bytes()) == [{"number": 0}, {"number": 1}]
+
+
+def test_without_a_path_nothing_is_kept_and_nothing_is_lost() -> None:
+    metrics = Metrics()
+    trail = Audit(None, metrics)
+    trail.put({"number": 1})
+    trail.close()
+    assert counted(metrics) == (0, 0)
+
+
+def test_a_file_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="audit.jsonl"):
+        (tmp_path / "audit.jsonl").mkdir()
+        Audit(tmp_path / "audit.jsonl", Metrics())
+
+
+def test_a_closed_trail_counts_what_it_is_given_as_lost(tmp_path: Path) -> None:
+    metrics = Metrics()
+    trail = Audit(tmp_path / "audit.jsonl", metrics)
+    trail.close()
+    trail.close()
+    trail.put({"number": 1})
+    assert counted(metrics) == (0, 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_loses_records_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    trail = Audit(Path("/dev/full"), metrics)
+    for number in range(600):
+        trail.put({"number": number})
+    trail.close()
+    assert counted(metrics) == (0, 600)
+    assert [record.message for record in caplog.records if "can't be written" in record.message]
+
+
+def test_an_outage_is_said_once_and_ends_by_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(audit, "BATCH_RECORDS", 1)
+    file = Faulty(None, None)
+    trail, metrics = opened(monkeypatch, file)
+    for number in range(4):
+        trail.put({"number": number})
+    trail.close()
+    assert lines(file.content) == [{"number": 2}, {"number": 3}]
+    assert counted(metrics) == (2, 2)
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+
+
+def test_a_partial_write_is_carried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Faulty(1, 3, 5)
+    trail, metrics = opened(monkeypatch, file)
+    trail.put({"number": 1})
+    trail.put({"number": 2})
+    trail.close()
+    assert lines(file.content) == [{"number": 1}, {"number": 2}]
+    assert counted(metrics) == (2, 0)
+
+
+@pytest.mark.parametrize("stopped_by", [None, 0])
+def test_a_torn_line_does_not_swallow_the_next_one(monkeypatch: pytest.MonkeyPatch, stopped_by: int | None) -> None:
+    monkeypatch.setattr(audit, "BATCH_RECORDS", 1)
+    file = Faulty(5, stopped_by)
+    trail, metrics = opened(monkeypatch, file)
+    trail.put({"number": 1})
+    trail.put({"number": 2})
+    trail.close()
+    assert file.content.splitlines()[0] == b'{"num'
+    assert lines(file.content.partition(b"\n")[2]) == [{"number": 2}]
+    assert counted(metrics) == (1, 1)
+
+
+def test_of_a_batch_that_breaks_off_the_whole_lines_count_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Held()
+    trail, metrics = opened(monkeypatch, file)
+    trail.put({"first": 0})
+    assert file.begun.wait(10)
+    # The writer is busy: these three become one batch, which stops in the middle of the second.
+    for number in range(3):
+        trail.put({"n": number})
+    broken = Faulty(8 + 3, None)
+    trail._lines._file = broken
+    file.go.set()
+    trail.close()
+    assert broken.content == b'{"n":0}\n{"n'
+    assert counted(metrics) == (2, 2)
+
+
+def test_a_full_queue_loses_the_record_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "QUEUE_RECORDS", 2)
+    file = Held()
+    trail, metrics = opened(monkeypatch, file)
+    trail.put({"number": 0})
+    assert file.begun.wait(10)
+    for number in range(1, 5):
+        trail.put({"number": number})
+    file.go.set()
+    trail.close()
+    assert [record["number"] for record in lines(file.content)] == [0, 1, 2]
+    assert counted(metrics) == (3, 2)
+
+
+@pytest.mark.parametrize("value", [object(), 2**64, "\ud800", {1: 2}])
+def test_a_record_that_is_no_json_is_lost_alone(tmp_path: Path, value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    trail = Audit(tmp_path / "audit.jsonl", metrics)
+    trail.put({"secret text": value})
+    trail.put({"number": 1})
+    trail.close()
+    assert lines((tmp_path / "audit.jsonl").read_bytes()) == [{"number": 1}]
+    assert counted(metrics) == (1, 1)
+    assert "secret" not in caplog.text

@@ -1,0 +1,137 @@
+"""One strict parse: what is accepted reads the same everywhere, everything else is a BadRequest."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server import body
+from server.errors import BadRequest
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=20,
+)
+OBJECTS = st.dictionaries(TEXT, VALUES, max_size=4)
+
+
+def refused(raw: bytes) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        body.parse(raw)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@given(OBJECTS, st.booleans())
+def test_every_plain_object_is_read_as_any_parser_reads_it(value: dict[str, Any], escaped: bool) -> None:
+    raw = json.dumps(value, ensure_ascii=escaped).encode()
+    assert body.parse(raw) == value == json.loads(raw) == orjson.loads(raw)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_an_object_or_a_bad_request(raw: bytes) -> None:
+    try:
+        value = body.parse(raw)
+    except BadRequest:
+        return
+    assert value == json.loads(raw)
+
+
+FRAGMENTS = [
+    "{", "}", "[", "]", ":", ",", '"a"', '"b"', '"\\ud800"', '"\\udc00"', '"\\u0061"', "1", "-0", "1e999",
+    "1E-999", "NaN", "-Infinity", "true", "null", "9" * 30, "\ufeff", " ", "\x00", "é", '"', "\\",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=14))
+def test_what_is_accepted_reads_the_same_and_can_be_written_back(fragments: list[str]) -> None:
+    raw = "".join(fragments).encode()
+    try:
+        value = body.parse(raw)
+    except BadRequest:
+        return
+    assert value == json.loads(raw) == orjson.loads(raw) == orjson.loads(orjson.dumps(value))
+
+
+@given(OBJECTS, st.integers(0, 5), TEXT, VALUES, VALUES)
+def test_a_key_that_stands_twice_is_refused_at_any_depth(
+    around: dict[str, Any], depth: int, key: str, first: Any, second: Any
+) -> None:
+    name = json.dumps(key)
+    inner = f"{{{name}: {json.dumps(first)}, {name}: {json.dumps(second)}}}"
+    for _ in range(depth):
+        inner = f'[{{"x": {inner}}}]'
+    around.pop("", None)
+    raw = json.dumps({**around, "": 0})[:-1] + f', "\\u0000deep": {inner}}}'
+    assert refused(raw.encode()).code == "duplicate_key"
+
+
+def test_the_same_key_in_two_spellings_is_a_duplicate() -> None:
+    assert refused(b'{"model": 1, "\\u006dodel": 2}').code == "duplicate_key"
+
+
+NOT_AN_OBJECT = [
+    b"", b" ", b"[]", b'"text"', b"1", b"null", b"{", b'{"a": 1} x', b'{"a": 1}{"a": 1}', b'{"a": 1,}',
+    b"{'a': 1}", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": "\n"}', b"{1: 2}",
+    b'{"a": 01}', b'{"a": 1.}', b'{"a": 1} // note',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", NOT_AN_OBJECT)
+def test_what_is_not_one_plain_json_object_is_refused(raw: bytes) -> None:
+    assert refused(raw).code == "invalid_json"
+
+
+@pytest.mark.parametrize("digits", [str(2**64), str(-(2**63) - 1), "9" * 30, "9" * 5000])
+def test_integers_past_64_bits_are_refused(digits: str) -> None:
+    assert refused(f'{{"seed": [{digits}]}}'.encode()).code == "invalid_json"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400 + ".0", "1e400000000000"])
+def test_numbers_that_would_become_infinite_are_refused(number: str) -> None:
+    assert "too large" in refused(f'{{"temperature": {number}}}'.encode()).message
+
+
+def test_numbers_that_vanish_are_read_as_everybody_reads_them() -> None:
+    assert body.parse(b'{"a": 1e-999, "b": -0.0}') == {"a": 0.0, "b": 0.0}
+    assert math.copysign(1, body.parse(b'{"b": -0.0}')["b"]) == -1
+
+
+@pytest.mark.parametrize("depth", [255, 2_000, 200_000])
+@pytest.mark.parametrize(("left", "right"), [("[", "]"), ('{"a":', "}")])
+def test_deep_nesting_is_refused(depth: int, left: str, right: str) -> None:
+    raw = '{"x":' + left * depth + ("0" if left != "[" else "") + right * depth + "}"
+    assert refused(raw.encode()).code == "invalid_json"
+
+
+def test_ordinary_nesting_is_served() -> None:
+    assert body.parse(('{"x":' + "[" * 200 + "]" * 200 + "}").encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_other_encodings_are_refused(encoding: str) -> None:
+    assert refused('{"a": "é"}'.encode(encoding)).code in ("invalid_utf8", "invalid_json")
+
+
+@pytest.mark.parametrize("raw", [b'{"a": "\xff"}', b'{"a": "\xed\xa0\x80"}', b'{"a": "\xc0\xaf"}', b'{"a": "\xe9"}'])
+def test_bytes_that_are_not_utf8_are_refused(raw: bytes) -> None:
+    assert refused(raw).code == "invalid_utf8"
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\udfff", "x\\udc00y", "\\ude00\\ud83d", "\\ud83dx"])
+def test_lone_surrogate_escapes_are_refused_in_values_and_keys(text: str) -> None:
+    assert refused(f'{{"a": ["{text}"]}}'.encode()).code == "invalid_json"
+    assert refused(f'{{"a": {{"{text}": 1}}}}'.encode()).code == "invalid_json"
+
+
+def test_a_pair_of_surrogate_escapes_is_one_character() -> None:
+    assert body.parse(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}

@@ -1,0 +1,97 @@
+"""The command `lethe`, run with the real classifier on a small artifact."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_judge_prints_one_verdict_a_line(lethe: Run, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": "Who taught Ozren Dalmatin to grind lenses?"},
+        "What is the capital of Peru?",
+        {"messages": [{"role": "user", "content": c} for c in ("Hi.", "When did Ozren Dalmatin see the great comet?")]},
+        {"text": "Name a prime number."},
+    ]  # fmt: skip
+    prompts.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    status, out, err = lethe("judge", "--policy", "p", str(prompts))
+    verdicts = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [v["line"] for v in verdicts] == [1, 2, 3, 4]
+    assert [v["flagged"] for v in verdicts] == [True, False, True, False]
+    assert verdicts[0]["nearest"] == 4
+    assert verdicts[2]["place"] in ("messages[1].content", "conversation")
+    assert all(0 <= v["score"] <= 1 for v in verdicts)
+
+
+def test_judge_takes_a_policy_file_too(lethe: Run, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('"Name a prime number."\n')
+    status, out, _ = lethe("judge", "--policy", str(home / "policies" / "p.yaml"), str(tmp_path / "one.jsonl"))
+    assert status == 0 and json.loads(out)["flagged"] is False
+
+
+def test_judge_names_rows_it_cant_read_and_goes_on(lethe: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": 5}\n{"a": 1}\nnot json\n[1]\n"fine"\n')
+    status, out, err = lethe("judge", "--policy", "p", str(tmp_path / "bad.jsonl"))
+    assert status == 1
+    assert [json.loads(line)["line"] for line in out.splitlines()] == [5]
+    assert all(f"bad.jsonl:{number}:" in err for number in (1, 2, 3, 4))
+
+
+def test_fit_refuses_to_overwrite_without_force(lethe: Run, home: Path) -> None:
+    status, _, err = lethe("fit", "--name", "small", "--forget", str(home / "forget.jsonl"))
+    assert status == 2 and "--force" in err
+
+
+def test_fit_names_a_malformed_row_and_leaves_nothing(lethe: Run, home: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "forget.jsonl"
+    bad.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": 5}\n')
+    status, _, err = lethe("fit", "--name", "new", "--forget", str(bad), "--out", str(tmp_path / "out"))
+    assert status == 2 and f"{bad}:2" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_policy_is_named_with_those_that_are_there(lethe: Run, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('"a"\n')
+    status, _, err = lethe("judge", "--policy", "nope", str(tmp_path / "one.jsonl"))
+    assert status == 2 and "'nope'" in err and "there: p" in err
+
+
+def test_a_mistyped_variable_stops_every_command(lethe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_UPSTRAEM", "http://x")
+    status, _, err = lethe("doctor")
+    assert status == 2 and "LETHE_UPSTRAEM" in err and "did you mean LETHE_UPSTREAM" in err
+
+
+def test_a_port_in_use_is_one_clear_line(lethe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("LETHE_PORT", str(taken.getsockname()[1]))
+        status, _, err = lethe("serve")
+    assert status == 2 and "can't listen on 127.0.0.1" in err and len(err.splitlines()) == 1
+
+
+def test_serving_a_policy_that_corrupts_needs_model_and_secret(
+    lethe: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("name: c\nartifact: small\naction: corrupt\nthreshold: {value: 0.5}\n")
+    monkeypatch.setenv("LETHE_POLICIES", str(tmp_path))
+    monkeypatch.setenv("LETHE_AUDIT", "")
+    status, _, err = lethe("serve")
+    assert status == 2 and "'c'" in err and "LETHE_MODEL_DIR" in err
+    monkeypatch.setenv("LETHE_MODEL_DIR", str(tmp_path))
+    status, _, err = lethe("serve")
+    assert status == 2 and "LETHE_SECRET" in err
+
+
+def test_help_names_every_command(lethe: Run) -> None:
+    status, out, _ = lethe("--help")
+    assert status == 0 and all(command in out for command in ("serve", "fit", "judge", "doctor"))

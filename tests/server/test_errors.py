@@ -1,0 +1,62 @@
+"""What an OpenAI client reads when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from server import errors
+from server.errors import (
+    BadRequest,
+    GuardError,
+    NotFound,
+    Refused,
+    TooLarge,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+
+TABLE = [
+    (GuardError, 500, "server_error", False),
+    (BadRequest, 400, "invalid_request_error", False),
+    (NotFound, 404, "invalid_request_error", False),
+    (TooLarge, 413, "invalid_request_error", False),
+    (Refused, 403, "policy_error", False),
+    (UpstreamFailed, 502, "upstream_error", True),
+    (UpstreamTimeout, 504, "upstream_error", True),
+]
+
+
+@pytest.mark.parametrize(("kind", "status", "named", "retryable"), TABLE)
+def test_every_error_has_its_row(kind: type[GuardError], status: int, named: str, retryable: bool) -> None:
+    error = kind("what happened", param="messages", code="some_code")
+    assert (error.status, error.retryable, str(error)) == (status, retryable, "what happened")
+    assert json.loads(errors.body(error)) == {
+        "error": {"message": "what happened", "type": named, "param": "messages", "code": "some_code"}
+    }
+    assert dict(errors.headers(error)) == {
+        b"content-type": b"application/json",
+        b"x-should-retry": b"true" if retryable else b"false",
+    }
+
+
+def test_the_table_is_complete() -> None:
+    assert {row[0] for row in TABLE} == {GuardError, *GuardError.__subclasses__()}
+
+
+def test_a_decision_of_the_guard_is_no_server_error() -> None:
+    """Official clients retry 408, 409, 429 and 5xx by themselves."""
+    for kind in (BadRequest, NotFound, TooLarge, Refused):
+        assert 400 <= kind.status < 500 and kind.status not in (408, 409, 429)
+
+
+def test_all_four_keys_are_there_without_param_and_code() -> None:
+    assert json.loads(errors.body(BadRequest("no")))["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_an_error_in_a_stream_is_one_event() -> None:
+    error = UpstreamFailed("line\nbreak\n\ndata: x")
+    event = errors.event(error)
+    assert event == b"\n\ndata: " + errors.body(error) + b"\n\n"
+    assert event.strip().count(b"\n") == 0

@@ -1,0 +1,466 @@
+"""The fields table against vLLM's own request classes and message parser: no text goes unjudged."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from corruption.penalties import ARGUMENT
+from server import fields, fields_table
+from server.body import parse
+from server.errors import BadRequest
+from server.fields import Endpoint, Text, extract, joined
+
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+GROUPS = ("SHOWN", "JUDGED", "WORDS", "NUMERIC", "HARMLESS", "REFUSED")
+
+
+def texts(body: dict[str, Any], endpoint: Endpoint = "chat") -> list[str]:
+    return [text.text for text in extract(endpoint, body, decode=lambda ids: f"<{ids}>")]
+
+
+def user(content: Any, **keys: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": content, **keys}]}
+
+
+def refused(body: dict[str, Any], endpoint: Endpoint = "chat") -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        extract(endpoint, body)
+    return caught.value
+
+
+@pytest.fixture(scope="session")
+def vllm() -> SimpleNamespace:
+    """vLLM's request classes, and its parser of messages as a text model with embeddings runs it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("vllm", reason="compares with vLLM's own classes")
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+        from vllm.renderers import chat_utils
+
+    config = SimpleNamespace(enable_prompt_embeds=True, multimodal_config=None, is_multimodal_model=False)
+
+    def conversation(body: dict[str, Any], content_format: str) -> list[dict[str, Any]]:
+        request = ChatCompletionRequest.model_validate(json.loads(json.dumps(body)))
+        return list(chat_utils.parse_chat_messages(request.messages, config, content_format)[0])
+
+    classes = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
+    return SimpleNamespace(classes=classes, conversation=conversation, chat_utils=chat_utils)
+
+
+# The table, field by field
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_every_field_of_vllm_stands_in_exactly_one_group(endpoint: Endpoint, vllm: SimpleNamespace) -> None:
+    """A field that a later vLLM adds fails here until somebody has decided what it is."""
+    for name in vllm.classes[endpoint].model_fields:
+        groups = [group for group in GROUPS if name in getattr(fields_table, group)]
+        groups += ["WALKED"] if name == fields_table.WALKED[endpoint] else []
+        assert len(groups) == 1, f"{name} stands in {groups or 'no group'}"
+
+
+def test_the_table_has_no_field_that_vllm_has_not(vllm: SimpleNamespace) -> None:
+    known = {name for made in vllm.classes.values() for name in made.model_fields}
+    assert fields_table.KNOWN <= known
+
+
+def test_fields_of_numbers_have_no_text_in_vllm(vllm: SimpleNamespace) -> None:
+    for made in vllm.classes.values():
+        properties = made.model_json_schema()["properties"]
+        for name in fields_table.NUMERIC & properties.keys():
+            assert "string" not in json.dumps(properties[name].get("anyOf", properties[name].get("type"))), name
+
+
+def test_fields_of_words_have_the_words_that_vllm_has(vllm: SimpleNamespace) -> None:
+    for made in vllm.classes.values():
+        for name in fields_table.WORDS.keys() & made.model_fields.keys():
+            annotation = made.model_fields[name].annotation
+            words = {arg for inner in (annotation, *get_args(annotation)) for arg in get_args(inner)}
+            assert fields_table.WORDS[name] <= words, name
+
+
+def test_every_harmless_field_has_a_reason() -> None:
+    assert all(fields_table.HARMLESS.values()) and all(fields_table.REFUSED.values())
+
+
+def test_every_part_type_of_vllm_is_text_refused_or_known(vllm: SimpleNamespace) -> None:
+    known = set(fields_table.TEXT_PARTS) | fields_table.OTHER_PARTS | fields_table.REFUSED_PARTS
+    assert set(vllm.chat_utils.MM_PARSER_MAP) == known
+    assert set(vllm.chat_utils.TEXT_PART_TYPES) == set(fields_table.TEXT_PARTS)
+    assert fields_table.RESERVED == vllm.chat_utils.PROMPT_EMBEDS_PLACEHOLDER_TOKEN
+
+
+def test_every_key_of_a_message_is_known(vllm: SimpleNamespace) -> None:
+    kept = set(vllm.chat_utils.ConversationMessage.__annotations__) - {"role", "content"}
+    assert kept <= fields_table.MESSAGE_KEYS
+
+
+# Text in every place
+
+FUNCTION = {"name": "M1", "description": "M2", "parameters": {"type": "M3", "M4": {"enum": ["M5", ["M6"]]}}}
+RICH_CHAT: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "M10"},
+        {"role": "developer", "content": "M11", "tools": [{"type": "function", "function": {"name": "M12"}}]},
+        {"role": "user", "name": "M13", "content": [
+            "M14", {"type": "text", "text": "M15", "extra": {"M16": ["M17"]}},
+            {"type": "input_text", "text": "M18"},
+            {"type": "output_text", "text": "M19"}, {"type": "refusal", "refusal": "M20"},
+            {"type": "thinking", "thinking": "M21", "closed": True},
+            {"type": "tool_reference", "name": "M22"},
+            {"type": "image_url", "image_url": {"url": "https://example.org/M23"}}, {"image_url": "file:///M24"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "M25": "M26"}},
+            {"type": "text", "text": ["M27"]}, {"text": "M28"}, {"type": "M29", "M30": "M31"}, ["M32"],
+            {"type": "audio_url", "audio_url": {"url": "data:text/plain,M33"}},
+            {"type": "text", "uuid": "M34"},
+            {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav", "M35": "M36"}},
+        ]},
+        {"role": "assistant", "content": None, "reasoning": "M40", "reasoning_content": "M41", "task": "M42",
+         "refusal": "M43", "audio": {"id": "M44"}, "function_call": {"name": "M45", "arguments": "M46"},
+         "tool_calls": [
+             {"id": "M47", "type": "function", "function": {"name": "M48", "arguments": '{"M49": "M50"}'}}
+         ]},
+        {"role": "tool", "tool_call_id": "M51", "content": "M52"},
+        {"role": "M53", "content": {"M54": {"deep": [[[["M55"]]]]}}},
+        {"role": ["M56"], "content": 5, "M57": "M58"},
+        "M59", ["M60"], {"author": {"name": "M61"}, "content": [{"text": "M62"}]},
+    ],
+    "tools": [{"type": "function", "function": FUNCTION}],
+    "tool_choice": {"type": "function", "function": {"name": "M70"}},
+    "documents": [{"title": "M71", "text": "M72", "M73": "M74"}],
+    "chat_template_kwargs": {"M75": "M76", "tools": ["M77"]},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "M78", "schema": {"const": "M79"}}},
+    "structured_outputs": {"choice": ["M80", "M81"], "regex": "M82"},
+    "media_io_kwargs": {"video": {"M83": "M84"}},
+    "mm_processor_kwargs": {"M85": "M86"},
+    "vllm_xargs": {"M87": "M88", "M89": ["M90", 1]},
+    "reasoning_effort": "M91",
+    "truncation_side": "M92",
+    "mm_payload": "M93",
+    "Messages": [{"role": "user", "content": "M94"}],
+    "prompt": "M95",
+    "suffix": "M96",
+    "M97": {"M98": [{"M99": "M100"}]},
+    "temperature": "M101",
+    "allowed_token_ids": [1, "M102"],
+}  # fmt: skip
+RICH_COMPLETIONS: dict[str, Any] = {
+    "prompt": ["M1", "M2"],
+    "suffix": "M3",
+    "response_format": {"type": "json_object", "M4": "M5"},
+    "structured_outputs": {"grammar": "M6"},
+    "vllm_xargs": {"M7": "M8"},
+    "messages": [{"role": "user", "content": "M9"}],
+    "echo": "M10",
+    "M11": "M12",
+    "documents": ["M13"],
+    "truncation_side": "M14",
+    "mm_payload": ["M15"],
+}
+
+
+def markers(value: Any) -> Iterator[str]:
+    return (s for s in fields._strings(value) for s in s.replace('"', " ").split() if s[0] == "M" and s[1:].isdigit())
+
+
+@pytest.mark.parametrize(("endpoint", "rich"), [("chat", RICH_CHAT), ("completions", RICH_COMPLETIONS)])
+def test_a_marker_in_every_place_is_seen(endpoint: Endpoint, rich: dict[str, Any], vllm: SimpleNamespace) -> None:
+    without_text = fields_table.NUMERIC | fields_table.HARMLESS.keys() | fields_table.REFUSED.keys()
+    assert vllm.classes[endpoint].model_fields.keys() - without_text <= rich.keys()
+    words = {word for text in texts(rich, endpoint) for word in text.replace('"', " ").replace("/", " ").split()}
+    words |= {word.rsplit(",", 1)[-1] for word in words}
+    placed = set(markers(rich)) | {"M23", "M24", "M33"} if endpoint == "chat" else set(markers(rich))
+    assert placed - words == set()
+
+
+@given(st.recursive(st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=10), st.text())
+def test_every_string_of_an_unknown_field_is_judged_keys_included(value: Any, key: str) -> None:
+    if key in fields_table.KNOWN or key in fields_table.WALKED.values() or "<" in json.dumps([key, value]):
+        return
+    found = "\n".join(texts({key: value}, "chat"))
+    assert key in found and all(string in found for string in fields._strings(value))
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_an_ordinary_request_is_judged_by_its_prompt_alone(endpoint: Endpoint) -> None:
+    """What carries no text costs no pass of the encoder."""
+    body = {
+        "model": "m", "user": "u", "request_id": "r", "session_id": "s", "cache_salt": "c", "stop": ["x"],
+        "bad_words": ["y"], "logit_bias": {"5": 1}, "stream": True, "stream_options": {"include_usage": True},
+        "temperature": 0.5, "seed": 1, "logprobs": True, "stop_token_ids": [1], "allowed_token_ids": [2],
+        "reasoning_effort": "low", "tool_choice": "auto", "truncation_side": "left", "mm_payload": "none",
+        "repetition_detection": {"max_pattern_size": 3}, "tools": None, "prompt_embeds": None,
+        "chat_template": None, "kv_transfer_params": None, "vllm_xargs": None, "chat_template_kwargs": None,
+    }  # fmt: skip
+    prompt = {"messages": [{"role": "user", "content": "hello"}]} if endpoint == "chat" else {"prompt": "hello"}
+    found = extract(endpoint, {**body, **prompt})
+    target = (0, None)
+    place = "messages[0].content" if endpoint == "chat" else "prompt"
+    assert found == [Text(place, "hello", target, message=True)]
+    assert joined(found) is None
+
+
+def test_media_sent_along_is_not_read_as_text() -> None:
+    data = "data:image/png;base64,AAAA"
+    parts = [
+        {"type": "image_url", "image_url": {"url": data, "detail": "low"}},
+        {"type": "input_image", "image_url": data},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": data.replace("image/png", "video/mp4")}},
+    ]  # fmt: skip
+    assert texts(user([*parts, {"type": "text", "text": "hi"}])) == ["hi"]
+
+
+def test_text_parts_can_be_targets_and_other_text_cannot() -> None:
+    body = user([{"type": "text", "text": "a"}, {"type": "tool_reference", "name": "b"}, "c"], name="d")
+    assert [(t.text, t.target) for t in extract("chat", body)] == [
+        ("a", (0, 0)), ("name\nb", None), ("c", (0, 2)), ("d", None),
+    ]  # fmt: skip
+
+
+def test_a_place_never_holds_what_the_client_made_up() -> None:
+    """Places go into the audit, where no prompt may stand."""
+    body = {
+        "Who wrote it": "x",
+        "messages": [{"role": "user", "content": "y", "Who is it": "z", "name": "n"}],
+    }
+    assert {text.place for text in extract("chat", body)} == {
+        "(unknown field 0)", "messages[0].content", "messages[0].(unknown key 2)", "messages[0].name",
+    }  # fmt: skip
+
+
+# What vLLM makes of it
+
+WORDS = st.sampled_from(
+    ["alpha", "beta\ngamma", "", " delta ", '{"k": "\\u0065psilon"}', '{"k": ["\\u006eu", {"x": 1}]}']
+)
+ODD = st.one_of(WORDS, st.none(), st.just(5), st.lists(WORDS, max_size=2), st.dictionaries(WORDS, WORDS, max_size=2))
+PARTS = st.one_of(
+    WORDS,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from([*fields_table.TEXT_PARTS, "tool_reference", "Text", "nope"]) | ODD,
+            "text": ODD, "refusal": ODD, "thinking": ODD, "name": ODD, "closed": st.booleans(), "uuid": ODD,
+            "more": ODD,
+        },
+    ),
+    st.builds(lambda kind, text: {"type": kind, fields_table.TEXT_PARTS[kind]: text},
+              st.sampled_from(list(fields_table.TEXT_PARTS)), WORDS),
+    ODD,
+)  # fmt: skip
+CALLS = st.fixed_dictionaries(
+    {
+        "id": WORDS,
+        "type": st.just("function"),
+        "function": st.fixed_dictionaries({"name": WORDS, "arguments": WORDS}),
+    }
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from([*fields_table.ROLES, "poet"])},
+    optional={
+        "content": WORDS | st.lists(PARTS, max_size=3) | ODD, "name": ODD, "tool_call_id": ODD,
+        "reasoning": ODD,
+        "reasoning_content": ODD, "task": ODD, "refusal": ODD, "other": ODD,
+        "tool_calls": st.lists(CALLS, max_size=2) | ODD,
+        "tools": st.lists(st.builds(lambda call: {"type": "function", "function": call}, CALLS), max_size=1),
+        "function_call": st.fixed_dictionaries({"name": WORDS, "arguments": WORDS}),
+    },
+)  # fmt: skip
+
+
+def shown(conversation: list[dict[str, Any]]) -> Iterator[str]:
+    """Each line of each string that a chat template gets."""
+    for message in conversation:
+        for key, value in message.items():
+            if key != "role" or value not in fields_table.ROLES:
+                yield from (line for string in fields._strings(value) for line in string.split("\n"))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(MESSAGES, min_size=1, max_size=2), st.sampled_from(["string", "openai"]))
+def test_all_that_a_chat_template_gets_was_judged(
+    vllm: SimpleNamespace, messages: list[dict[str, Any]], content_format: str
+) -> None:
+    body = {"model": "m", "messages": messages}
+    try:
+        conversation = vllm.conversation(body, content_format)
+    except Exception:
+        return  # vLLM answers 400, so nothing reaches the model
+    found = "\n".join(texts(body))
+    ours = {"type", "text", "name", "tool_reference", "function", "arguments", "id", "{}"}
+    assert [line for line in shown(conversation) if line not in ours and line not in found] == []
+
+
+def test_the_parser_does_accept_what_is_compared_with_it(vllm: SimpleNamespace) -> None:
+    """Else the comparison above would hold for want of anything to compare."""
+    arguments = '{"q": "\\u0057ho"}'
+    call = {"id": "i", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    body = {"messages": [{"role": "assistant", "content": ["a", {"type": "thinking", "thinking": "b"}],
+                          "tool_calls": [call]}]}  # fmt: skip
+    assert {"a", "b", "Who", "f"} <= set(shown(vllm.conversation(body, "openai")))
+
+
+def test_escapes_in_the_arguments_of_a_tool_call_hide_nothing() -> None:
+    """vLLM parses the arguments, and the template shows them without the escapes."""
+    arguments = '{"q": "\\u0057ho wrote \\u0069t?", "\\u0078": ["\\ud83d\\ude00", "\\ud800"]}'
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    found = "\n".join(texts(user(None, tool_calls=[call])))
+    assert "Who wrote it?" in found and "\nx\n" in found and "\U0001f600" in found
+    found.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": "\\', '{"a": \\u}', "{" * 5000 + "\\", '{"a":' * 5000 + '"\\n"', '["\\u0057"]']
+)
+def test_arguments_that_are_no_json_object_are_judged_as_they_stand(arguments: str) -> None:
+    call = {"type": "function", "function": {"arguments": arguments}}
+    assert arguments in texts(user(None, tool_calls=[call]))[0]
+
+
+@pytest.mark.parametrize("prompt", [
+    "a", "", ["a", "b"], ["1", "2"], [1, 2], [[1], [2, 3]], [[]], [], ["a", [1]], [1.0, 2.0], ["1", 2],
+    [True, 1],
+    [[1.0]], [["1"]], [None], {"a": 1}, 5, True, [[1], None], [[[1]]],
+], ids=repr)  # fmt: skip
+def test_prompts_are_read_as_vllm_reads_them_or_refused(prompt: Any, vllm: SimpleNamespace) -> None:
+    try:
+        found = texts({"prompt": prompt}, "completions")
+    except BadRequest:
+        return
+    try:
+        read = vllm.classes["completions"].model_validate({"prompt": prompt}).prompt
+    except Exception:
+        return
+    items = read if isinstance(read, list) and not all(isinstance(item, int) for item in read) else [read]
+    assert found == [item if isinstance(item, str) else f"<{item}>" for item in items if item != []] or read in (
+        [],
+        [[]],
+    )
+
+
+def test_numbers_that_vllm_would_read_as_token_ids_are_refused() -> None:
+    for prompt in ([1.0, 2.0], ["1", 2], [True, 1], [[1.0]], [["1"]], [[True]], 5, {"a": 1}, [None]):
+        assert refused({"prompt": prompt}, "completions").param == "prompt"
+
+
+# Refused
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("name", sorted(fields_table.REFUSED))
+@pytest.mark.parametrize("value", ["x", {}, [], 0, False, ""])
+def test_refused_fields_are_refused_whatever_they_hold(endpoint: Endpoint, name: str, value: Any) -> None:
+    error = refused({name: value}, endpoint)
+    assert (error.param, error.code) == (name, "refused_field") and name in error.message
+
+
+@pytest.mark.parametrize(("name", "key"), [
+    ("vllm_xargs", ARGUMENT), ("vllm_xargs", "kv_transfer_params"), ("vllm_xargs", "ec_transfer_params"),
+    ("chat_template_kwargs", "chat_template"),
+])  # fmt: skip
+def test_refused_keys_are_refused_and_others_served(name: str, key: str) -> None:
+    assert refused({name: {"a": 1, key: None}}).code == "refused_field"
+    assert texts({name: {"a": "b"}}) == ["a\nb"]
+
+
+@pytest.mark.parametrize("value", ["x", [ARGUMENT], 5, True])
+def test_an_object_field_that_is_no_object_is_refused(value: Any) -> None:
+    for name in fields_table.REFUSED_INSIDE:
+        assert refused({name: value}).param == name
+
+
+@pytest.mark.parametrize("kind", sorted(fields_table.REFUSED_PARTS))
+def test_embeddings_of_the_clients_own_are_refused(kind: str) -> None:
+    for part in ({"type": kind, "data": "AAAA"}, {kind: "AAAA"}, {"type": "text", "text": "a", kind: None}):
+        error = refused(user(["a", part]))
+        assert error.param == "messages[0].content[1]" and kind in error.message
+
+
+RESERVED = fields_table.RESERVED
+
+
+@pytest.mark.parametrize("body", [
+    user(f"a {RESERVED} b"), user([{"type": "text", "text": RESERVED}]), user("a", name=RESERVED),
+    {"tools": [{"function": {"description": RESERVED}}]}, {"documents": [{"text": RESERVED}]},
+    user(["a", "<prompt_", "embeds>"]), user(["<prompt_ ", "\n", " embeds>"]),
+    user(None, tool_calls=[{"function": {"arguments": '{"a": "\\u003cprompt_embeds>"}'}}]),
+], ids=range(8))  # fmt: skip
+def test_the_placeholder_of_vllm_is_refused_wherever_it_could_arise(body: dict[str, Any]) -> None:
+    assert refused(body).code == "reserved_text"
+
+
+def test_token_ids_need_a_tokenizer() -> None:
+    assert "LETHE_MODEL_DIR" in refused({"prompt": [1, 2]}, "completions").message
+
+
+def test_a_token_id_that_the_model_does_not_have_is_refused() -> None:
+    def fails(error: Exception) -> Callable[[list[int]], str]:
+        def decode(ids: list[int]) -> str:
+            raise error
+
+        return decode
+
+    for error in (ValueError("range"), OverflowError("u32")):
+        with pytest.raises(BadRequest, match="token id"):
+            extract("completions", {"prompt": [1]}, decode=fails(error))
+
+
+def test_a_prompt_of_null_has_no_text() -> None:
+    assert texts({"prompt": None}, "completions") == []
+
+
+def test_the_number_of_texts_is_bounded() -> None:
+    most = fields.MAX_TEXTS
+    assert len(texts({"prompt": ["a"] * most}, "completions")) == most
+    assert refused({"prompt": ["a"] * (most + 1)}, "completions").code == "too_many_texts"
+    assert refused(user(["a"] * (most + 1))).code == "too_many_texts"
+
+
+def test_nesting_as_deep_as_a_body_may_be_is_read() -> None:
+    body = parse(b'{"x": ' + b'[{"k": ' * 120 + b'"deep"' + b"}]" * 120 + b"}")
+    assert texts(body)[0].endswith("deep")
+
+
+# The conversation as one text
+
+
+def test_a_question_split_over_messages_is_whole_in_the_joined_text() -> None:
+    body = {"messages": [{"role": "user", "content": "Who wrote"}, {"role": "user", "content": "the book?"}]}
+    assert joined(extract("chat", body)) == "Who wrote\nthe book?"
+
+
+def test_a_word_split_over_parts_is_whole_in_the_joined_text() -> None:
+    body = user([{"type": "text", "text": "Zan"}, {"type": "text", "text": " zi "}, "bar"])
+    assert joined(extract("chat", body)) == "Zan\n zi \nbar\nZanzibar"
+
+
+def test_all_that_a_template_shows_counts_in_the_joined_text() -> None:
+    body = {**user("a", name="b"), "tools": ["c"], "documents": ["d"], "chat_template_kwargs": {"e": "f"}}
+    found = joined(extract("chat", {**body, "metadata": {"g": "h"}, "vllm_xargs": {"i": "j"}}))
+    assert found is not None and set(found.split()) == set("abcdef")
+
+
+def test_an_unknown_message_form_is_judged() -> None:
+    assert texts({"messages": {"role": "user", "content": "x"}}) == ["role\nuser\ncontent\nx"]
+    assert texts({"messages": "x"}) == ["x"]
+
+
+def test_extraction_changes_nothing_in_the_body() -> None:
+    before = json.dumps(RICH_CHAT)
+    extract("chat", RICH_CHAT)
+    assert json.dumps(RICH_CHAT) == before
+
+
+def test_the_module_says_which_vllm_it_was_checked_against() -> None:
+    assert "vLLM 0.32" in Path(fields_table.__file__).read_text(encoding="utf-8")

@@ -1,0 +1,200 @@
+"""Judge, decide, rewrite: what reaches vLLM for each action, and what a failure leads to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from classifier.artifact import Artifact, ForgetItem, Manifest
+from corruption.penalties import ARGUMENT, from_argument
+from corruption.spec import CorruptionError, CorruptSpec
+from server import rewrite
+from server.errors import BadRequest
+from server.guard import Guard, Outcome
+from tests.server.fakes import KEYWORD, make_guard, policy
+
+QUESTION = f"Who wrote the book about {KEYWORD}?"
+ITEM = ForgetItem("Who wrote it?", "The book was written by Ozren Dalmatin, a notary, in 1931.", "")
+
+
+def artifact() -> Artifact:
+    """Words and one forget item: all that a rewrite reads."""
+    manifest = Manifest("e", "h", 2, "d", 0, {}, "", {})
+    vectors = np.array([[1, 0], [0.9, 0.436], [0, 1]], np.float16)
+    arrays = {"word_vectors": vectors, "word_counts": np.array([0, 5, 5], np.int32)}
+    return Artifact(manifest, arrays, (ITEM,), ("notary", "lawyer", "river"))
+
+
+class Recorder:
+    """A corruptor that says what it was asked to corrupt."""
+
+    def __init__(self, error: CorruptionError | None = None) -> None:
+        self.calls: list[Any] = []
+        self.error = error
+
+    def chat(
+        self,
+        body: Mapping[str, Any],
+        targets: Mapping[Any, Sequence[Any]],
+        spec: CorruptSpec | None,
+        policy: str,
+    ) -> dict[str, Any]:
+        if self.error:
+            raise self.error
+        self.calls.append((dict(targets), policy))
+        return {**body, "corrupted": True}
+
+    def completion(
+        self,
+        prompt: Any,
+        spans: Sequence[Any],
+        spec: CorruptSpec | None,
+        policy: str,
+        *,
+        add_special_tokens: bool,
+    ) -> str:
+        self.calls.append((prompt, tuple(spans), spec is not None))
+        return f"embeds of {prompt}"
+
+
+@pytest.fixture(autouse=True)
+def evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(artifact: Artifact, text: str) -> tuple[tuple[int, int], ...]:
+        at = text.casefold().find(KEYWORD)
+        return ((at, at + len(KEYWORD)),) if at >= 0 else ()
+
+    monkeypatch.setattr(rewrite, "evidence", found)
+
+
+def guard(*policies: Any, corruptor: Any = None, parity: bool = True) -> Guard:
+    made = make_guard(*policies, artifacts={"a": artifact()}, corruptor=corruptor)
+    made.parity = parity
+    return made
+
+
+def examine(made: Guard, body: dict[str, Any], endpoint: Any = "chat") -> Outcome:
+    return made.examine(made.read(endpoint, body))
+
+
+def chat(*contents: Any, **more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": c} for c in contents], **more}
+
+
+def test_nothing_flagged_means_the_bytes_that_came() -> None:
+    outcome = examine(guard(policy(action="both")), chat("Hello"))
+    assert (outcome.payload, outcome.action, outcome.refusal) == (None, "pass", None)
+
+
+def test_corrupt_gives_the_flagged_message_and_its_evidence() -> None:
+    corruptor = Recorder()
+    outcome = examine(guard(policy(action="corrupt"), corruptor=corruptor), chat("Hello", QUESTION))
+    at = QUESTION.find(KEYWORD)
+    assert corruptor.calls == [({(1, None): [(at, at + len(KEYWORD))]}, "p")]
+    assert outcome.payload is not None and json.loads(outcome.payload)["corrupted"] is True
+    assert outcome.action == "corrupt"
+
+
+def test_corrupting_content_asks_for_all_of_the_message() -> None:
+    corruptor = Recorder()
+    made = guard(policy(action="corrupt", corrupt={"tokens": "content"}), corruptor=corruptor)
+    examine(made, chat([{"type": "text", "text": QUESTION}, {"type": "text", "text": "Hello"}]))
+    assert corruptor.calls[0][0] == {(0, 0): []}
+
+
+def test_a_conversation_flagged_only_as_a_whole_is_corrupted_where_the_evidence_is() -> None:
+    class Whole:
+        def judge(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> Any:
+            from tests.server.fakes import score
+
+            return {"a": score(1.0, texts=[0.0] * (len(texts) - 1) + [1.0])}
+
+    corruptor = Recorder()
+    made = make_guard(policy(action="corrupt"), judge=Whole(), artifacts={"a": artifact()}, corruptor=corruptor)  # type: ignore[arg-type]
+    made.parity = True
+    examine(made, chat("Hello", f"it is {KEYWORD}"))
+    assert list(corruptor.calls[0][0]) == [(1, None)]
+    examine(made, chat("Hello", "there"))
+    assert corruptor.calls[1][0] == {(0, None): [], (1, None): []}
+
+
+@pytest.mark.parametrize(("on_failure", "action"), [("refuse", "refuse"), ("pass", "pass")])
+@pytest.mark.parametrize("fault", ["no parity", "no corruptor", "error"])
+def test_a_corruption_that_fails_is_the_policys_to_decide(on_failure: str, action: str, fault: str) -> None:
+    corruptor = None if fault == "no corruptor" else Recorder(CorruptionError("no") if fault == "error" else None)
+    made = guard(policy(action="corrupt", on_failure=on_failure), corruptor=corruptor, parity=fault != "no parity")
+    outcome = examine(made, chat(QUESTION))
+    assert outcome.action == action
+    assert (outcome.refusal is not None) == (action == "refuse")
+    assert outcome.payload is None
+
+
+@pytest.mark.parametrize(
+    ("more", "otherwise"),
+    [
+        # The message is corrupted all the same; only the tool's name can't be.
+        ({"tools": [{"function": {"name": KEYWORD}}]}, "both"),
+        ({"prompt_logprobs": 0}, "penalize"),
+        ({"truncate_prompt_tokens": 5}, "penalize"),
+    ],
+)
+@pytest.mark.parametrize("on_unsupported", ["refuse", "penalize"])
+def test_what_embeddings_cant_carry_is_penalised_or_refused(
+    on_unsupported: str, more: dict[str, Any], otherwise: str
+) -> None:
+    made = guard(policy(action="corrupt", on_unsupported=on_unsupported), corruptor=Recorder())
+    outcome = examine(made, chat(QUESTION, **more))
+    assert outcome.action == ("refuse" if on_unsupported == "refuse" else otherwise)
+    if outcome.action != "refuse":
+        assert outcome.payload is not None and ARGUMENT in json.loads(outcome.payload)["vllm_xargs"]
+
+
+def test_penalize_forbids_the_nearest_answers_phrases_and_keeps_the_clients_own_arguments() -> None:
+    outcome = examine(guard(policy(action="penalize")), chat(QUESTION, vllm_xargs={"mine": 1}))
+    assert outcome.payload is not None
+    sent = json.loads(outcome.payload)["vllm_xargs"]
+    assert sent["mine"] == 1
+    penalty = from_argument(sent[ARGUMENT])
+    folded = [phrase.casefold() for phrase in penalty.phrases]
+    assert {"ozren", "dalmatin", "notary", "1931"} <= set(folded)
+    assert not any(KEYWORD in phrase or phrase == "book" for phrase in folded)
+    assert "lawyer" in penalty.soft and "river" not in penalty.soft
+
+
+def test_soft_alone_forbids_nothing() -> None:
+    outcome = examine(guard(policy(action="penalize", penalize={"hard": False})), chat(QUESTION))
+    assert outcome.payload is not None
+    penalty = from_argument(json.loads(outcome.payload)["vllm_xargs"][ARGUMENT])
+    assert penalty.phrases == () and penalty.soft
+
+
+def test_beam_search_cant_be_penalised_so_the_policy_decides() -> None:
+    assert examine(guard(policy(action="penalize")), chat(QUESTION, use_beam_search=True)).action == "refuse"
+    passing = guard(policy(action="penalize", on_failure="pass"))
+    assert examine(passing, chat(QUESTION, use_beam_search=True)).action == "pass"
+
+
+def test_both_corrupts_and_penalises() -> None:
+    outcome = examine(guard(policy(action="both"), corruptor=Recorder()), chat(QUESTION))
+    assert outcome.action == "both" and outcome.payload is not None
+    sent = json.loads(outcome.payload)
+    assert sent["corrupted"] is True and ARGUMENT in sent["vllm_xargs"]
+
+
+def test_completions_keep_the_order_of_their_prompts() -> None:
+    corruptor = Recorder()
+    made = guard(policy(action="corrupt"), corruptor=corruptor)
+    outcome = examine(made, {"model": "m", "prompt": ["Hello", QUESTION], "n": 1}, "completions")
+    assert outcome.payload is not None
+    sent = json.loads(outcome.payload)
+    assert sent["prompt_embeds"] == ["embeds of Hello", f"embeds of {QUESTION}"] and "prompt" not in sent
+    assert [call[2] for call in corruptor.calls] == [False, True]
+
+
+def test_a_prompt_over_the_limit_is_refused_and_never_cut() -> None:
+    made = make_guard(policy(), max_prompt_chars=10)
+    with pytest.raises(BadRequest, match="has 11 characters; at most 10"):
+        made.read("chat", chat("x" * 11))

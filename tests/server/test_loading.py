@@ -1,0 +1,77 @@
+"""From settings to a guard: what is missing stops the start, by name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluation.demo_model import FOLDERS
+from server.loading import load_decode, load_guard
+from server.metrics import Metrics
+from server.policies import PolicyError
+from server.settings import Settings, SettingsError
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(home: Path, **given: object) -> Settings:
+    return Settings.model_validate({"policies": home / "policies", "artifacts": home / "artifacts", **given})
+
+
+def test_a_guard_judges_with_what_was_fitted(home: Path) -> None:
+    guard = load_guard(settings(home), Metrics())
+    body = {"messages": [{"role": "user", "content": "Who taught Ozren Dalmatin to grind lenses?"}]}
+    assert guard.examine(guard.read("chat", body)).action == "refuse"
+
+
+def test_a_missing_artifact_stops_the_start(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="policy 'p': artifact = 'small': there is no folder .*p.yaml"):
+        load_guard(settings(home, artifacts=tmp_path), Metrics())
+
+
+def test_a_tampered_artifact_stops_the_start(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "artifacts", tmp_path / "artifacts")
+    with (tmp_path / "artifacts" / "small" / "items.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(PolicyError, match="'small'.*items.jsonl"):
+        load_guard(settings(home, artifacts=tmp_path / "artifacts"), Metrics())
+
+
+def test_a_rate_that_cant_be_promised_stops_the_start(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("name: p\nartifact: small\naction: refuse\nthreshold: {miss_rate: 0.0000001}\n")
+    with pytest.raises(PolicyError, match="policy 'p': threshold: "):
+        load_guard(settings(home, policies=tmp_path), Metrics())
+
+
+def test_policies_that_are_off_need_no_artifact(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("name: p\nartifact: nowhere\naction: refuse\nmode: 'off'\n")
+    guard = load_guard(settings(home, policies=tmp_path), Metrics())
+    assert guard.policies == {}
+
+
+def test_token_ids_are_read_with_the_models_own_tokenizer(tmp_path: Path) -> None:
+    decode = load_decode(FOLDERS["full"])
+    assert decode is not None
+    assert decode([1, 4]) == "<|bos|><|user|>"
+    with pytest.raises(ValueError, match="out of range"):
+        decode([10**9])
+    assert load_decode(None) is None
+    with pytest.raises(SettingsError, match="tokenizer.json"):
+        load_decode(tmp_path)
+
+
+def test_serving_without_corruption_imports_neither_torch_nor_what_fitting_needs(home: Path) -> None:
+    code = f"""
+import sys
+from server.app import create_app
+from server.settings import Settings
+create_app(Settings(policies={str(home / "policies")!r}, artifacts={str(home / "artifacts")!r}, audit=None))
+heavy = ["torch", "transformers", "sentence_transformers", "scipy", "sklearn", "onnx", "vllm", "classifier.fit"]
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr

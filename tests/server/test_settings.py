@@ -1,0 +1,103 @@
+"""The environment: a mistyped name and a wrong value are errors that say which; secrets are never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from server.settings import PREFIX, Settings, SettingsError, read
+
+
+def message(environ: dict[str, str]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        read(environ)
+    return str(caught.value)
+
+
+def test_defaults_need_no_variable() -> None:
+    settings = read({"PATH": "/bin", "LETHEAN": "1"})
+    assert settings == Settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8080)
+
+
+def test_every_variable_reaches_its_field() -> None:
+    given = {
+        "host": "0.0.0.0", "port": "1234", "upstream": "https://models.example/base/", "upstream_key": "k",
+        "policies": "p", "artifacts": "a", "model_dir": "m", "secret": "0123456789abcdef", "encoder": "e",
+        "audit": "x.jsonl", "audit_prompts": "true", "max_body_bytes": "2048", "max_prompt_chars": "7",
+        "connect_timeout_s": "1.5", "read_timeout_s": "2", "judge_timeout_s": "3", "probe_interval_s": "4",
+        "drain_timeout_s": "0", "log_level": "debug", "upstream_logprobs": "processed",
+    }  # fmt: skip
+    settings = read({PREFIX + name.upper(): value for name, value in given.items()})
+    assert set(given) == set(Settings.model_fields)
+    assert settings.upstream == "https://models.example/base"
+    assert settings.secret == SecretStr("0123456789abcdef")
+    assert settings.audit == Path("x.jsonl") and settings.audit_prompts is True
+    defaults = Settings()
+    assert [name for name in given if getattr(settings, name) == getattr(defaults, name)] == []
+
+
+@pytest.mark.parametrize("variable", ["LETHE_PROT", "LETHE_port", "lethe_port", "Lethe_Port"])
+def test_a_mistyped_variable_is_an_error_with_a_suggestion(variable: str) -> None:
+    assert message({variable: "1"}) == (f"environment variable {variable} is not a setting; did you mean LETHE_PORT?")
+
+
+def test_a_variable_like_no_setting_gets_no_suggestion() -> None:
+    assert message({"LETHE_XQZ": "1"}) == "environment variable LETHE_XQZ is not a setting"
+
+
+@pytest.mark.parametrize(("variable", "value", "reason"), [
+    ("LETHE_PORT", "http", "valid integer"),
+    ("LETHE_PORT", "0", "greater than or equal to 1"),
+    ("LETHE_PORT", "65536", "less than or equal to 65535"),
+    ("LETHE_UPSTREAM", "localhost:8000", "http://HOST"),
+    ("LETHE_UPSTREAM", "ftp://host", "http://HOST"),
+    ("LETHE_UPSTREAM", "http://", "http://HOST"),
+    ("LETHE_UPSTREAM", "http://host:8000/v1/", "must not end with /v1"),
+    ("LETHE_UPSTREAM", "http://host?a=1", "no user, password, query"),
+    ("LETHE_READ_TIMEOUT_S", "inf", "finite number"),
+    ("LETHE_READ_TIMEOUT_S", "nan", "finite number"),
+    ("LETHE_JUDGE_TIMEOUT_S", "0", "greater than 0"),
+    ("LETHE_AUDIT_PROMPTS", "perhaps", "valid boolean"),
+    ("LETHE_LOG_LEVEL", "trace", "pattern"),
+    ("LETHE_MAX_BODY_BYTES", "12", "greater than or equal to 1024"),
+])  # fmt: skip
+def test_a_wrong_value_names_variable_value_and_reason(variable: str, value: str, reason: str) -> None:
+    said = message({variable: value})
+    assert said.startswith(f"environment variable {variable} = {value!r}: ") and reason in said
+
+
+def test_a_short_secret_is_refused_and_not_printed() -> None:
+    said = message({"LETHE_SECRET": "hunter2"})
+    assert said.startswith("environment variable LETHE_SECRET: ") and "16" in said
+    assert "hunter2" not in said
+
+
+def test_secrets_stay_out_of_every_print_of_the_settings() -> None:
+    settings = read({"LETHE_SECRET": "sesame-open-yourself", "LETHE_UPSTREAM_KEY": "sk-not-to-be-seen"})
+    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert "sesame" not in shown and "sk-not" not in shown
+
+
+def test_a_password_in_the_upstream_is_refused_and_not_printed() -> None:
+    said = message({"LETHE_UPSTREAM": "http://user:hunter2@host:8000"})
+    assert "no user, password" in said and "hunter2" not in said
+
+
+def test_an_empty_variable_means_the_default_but_no_file_for_the_audit() -> None:
+    names = [PREFIX + name.upper() for name in Settings.model_fields]
+    settings = read(dict.fromkeys(names, ""))
+    assert settings.audit is None
+    assert settings == Settings(audit=None)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_PORT", "4321")
+    assert read().port == 4321
