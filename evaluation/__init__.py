@@ -1,0 +1,1 @@
+"""The demo, its models and its measurements; the product never imports this."""

@@ -1,0 +1,121 @@
+"""Laws of every corruption function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from corruption.functions import FUNCTIONS
+from corruption.spec import NEEDS_SIGMA
+
+SELECTS = ["first", "random", "top"]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+every = pytest.mark.parametrize("name", FUNCTIONS)
+every_select = pytest.mark.parametrize("select", SELECTS)
+
+
+def embeddings(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (6, 10)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+
+
+MASK = torch.tensor([True, False, True, True, False, True])
+
+
+def apply(name: str, x: torch.Tensor, mask: torch.Tensor = MASK, *, seed: int = 0, **given: Any) -> torch.Tensor:
+    arguments: dict[str, Any] = {"dims": 4, "select": "first", "rng": torch.Generator().manual_seed(seed)}
+    if name in NEEDS_SIGMA:
+        arguments["sigma"] = 2.0
+    return FUNCTIONS[name](x, mask, **arguments | given)
+
+
+def test_the_spec_knows_which_functions_need_sigma() -> None:
+    assert NEEDS_SIGMA <= FUNCTIONS.keys()
+
+
+@every
+@every_select
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shape_dtype_and_input_are_kept(name: str, select: str, dtype: torch.dtype) -> None:
+    x = embeddings(dtype)
+    out = apply(name, x, select=select)
+    assert out.shape == x.shape and out.dtype == dtype and out.device == x.device
+    assert torch.equal(x, embeddings(dtype))
+
+
+@every
+@every_select
+def test_rows_outside_the_mask_are_bit_identical_and_the_others_change(name: str, select: str) -> None:
+    x = embeddings()
+    out = apply(name, x, select=select)
+    assert torch.equal(out[~MASK], x[~MASK])
+    assert (out[MASK] != x[MASK]).sum(dim=1).tolist() == [4, 4, 4, 4]
+
+
+@every
+def test_first_touches_the_first_coordinates(name: str) -> None:
+    changed = apply(name, embeddings())[MASK] != embeddings()[MASK]
+    assert changed[:, :4].all() and not changed[:, 4:].any()
+
+
+@every
+def test_random_touches_one_set_of_coordinates(name: str) -> None:
+    changed = apply(name, embeddings(), select="random")[MASK] != embeddings()[MASK]
+    assert (changed == changed[0]).all()
+    other = apply(name, embeddings(), select="random", seed=9)[MASK] != embeddings()[MASK]
+    assert not torch.equal(other, changed)
+
+
+@every
+def test_top_touches_each_rows_largest(name: str) -> None:
+    x = embeddings()
+    changed = apply(name, x, select="top")[MASK] != x[MASK]
+    kept = x[MASK].abs().masked_fill(changed, 0).amax(dim=1)
+    assert (x[MASK].abs().masked_fill(~changed, torch.inf).amin(dim=1) > kept).all()
+
+
+@every
+@every_select
+def test_same_seed_same_result(name: str, select: str) -> None:
+    assert torch.equal(apply(name, embeddings(), select=select), apply(name, embeddings(), select=select))
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_SIGMA))
+def test_another_seed_is_another_noise(name: str) -> None:
+    assert not torch.equal(apply(name, embeddings()), apply(name, embeddings(), seed=1))
+
+
+@every
+def test_batches_work_and_an_empty_mask_changes_nothing(name: str) -> None:
+    x = embeddings(shape=(2, 6, 10))
+    out = apply(name, x, torch.stack([MASK, torch.zeros_like(MASK)]))
+    assert torch.equal(out[1], x[1]) and not torch.equal(out[0], x[0])
+
+
+@every
+@pytest.mark.parametrize("dims", [0, -1, 11])
+def test_dims_outside_the_width_are_an_error(name: str, dims: int) -> None:
+    with pytest.raises(ValueError, match=r"not in \[1, 10\]"):
+        apply(name, embeddings(), dims=dims)
+
+
+@every
+def test_a_mask_that_does_not_fit_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="mask"):
+        apply(name, embeddings(), MASK[:3])
+    with pytest.raises(ValueError, match="mask"):
+        apply(name, embeddings(), MASK.int())
+
+
+@every
+def test_an_unknown_selection_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="'last'"):
+        apply(name, embeddings(), select="last")
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_SIGMA))
+@pytest.mark.parametrize("sigma", [-1.0, float("nan"), float("inf")])
+def test_a_senseless_sigma_is_an_error(name: str, sigma: float) -> None:
+    with pytest.raises(ValueError, match="sigma"):
+        apply(name, embeddings(), sigma=sigma)

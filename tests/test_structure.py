@@ -1,0 +1,172 @@
+"""The project keeps its shape: tests mirror modules, mechanism knows no topic, documents name every key."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from server.policies import Policy
+from server.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("server", "classifier", "corruption")
+
+# Modules without a test file of their own name, and where they are tested instead.
+TESTED_ELSEWHERE = {
+    "server.doctor": "needs a running vLLM: tests/integration",
+    "classifier.corpus": "pieces of fitting, through fit",
+    "classifier.fusion": "the fused score, through fit and classifier",
+    "classifier.linear": "the linear models, through fit and classifier",
+    "classifier.retrieval": "the nearest items, through classifier",
+    "classifier.variants": "the variants of a question, through fit",
+    "classifier.vocabulary": "content words, through fit",
+}
+
+# Topics live in data: the benchmark the demo forgets, and whoever stands in it.
+TOPICS = re.compile(r"\b(tofu|muse|wmdp|harry potter|rowling)\b", re.IGNORECASE)
+
+
+def modules(package: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / package).glob("*.py") if path.stem != "__init__")
+
+
+def mirrored(package: str) -> list[str]:
+    return sorted(path.stem.removeprefix("test_") for path in (ROOT / "tests" / package).glob("test_*.py"))
+
+
+def sources() -> Iterator[Path]:
+    return (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_test_file_mirrors_a_module(package: str) -> None:
+    known = modules(package)
+    assert [name for name in mirrored(package) if not any(module.startswith(name) for module in known)] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_has_tests_or_a_reason(package: str) -> None:
+    there = mirrored(package)
+    without = {f"{package}.{module}" for module in modules(package) if not any(map(module.startswith, there))}
+    assert without == {name for name in TESTED_ELSEWHERE if name.startswith(package + ".")}
+
+
+def authors() -> list[str]:
+    """The names of the demo's invented authors, as far as its questions give them in full."""
+    folder = ROOT / "evaluation" / "data" / "tofu-entities"
+    rows = json.loads(next(folder.glob("*.json")).read_text(encoding="utf-8"))
+    found = {
+        name for row in rows for name in re.findall(r"[A-Z]\w+(?: [A-Z]\w+)+", json.dumps(row, ensure_ascii=False))
+    }
+    return sorted(name for name in found if len(name) > 8)
+
+
+def test_mechanism_knows_no_topic() -> None:
+    names = authors()
+    assert len(names) > 50
+    for path in sources():
+        text = path.read_text(encoding="utf-8")
+        found = [*TOPICS.findall(text), *(name for name in names if name in text)]
+        assert found == [], f"{path.relative_to(ROOT)} names {found}"
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_vllm_is_imported_in_the_plugin_only() -> None:
+    found = [str(path.relative_to(ROOT)) for path in sources() if "vllm" in imported(path)]
+    assert found == ["corruption/vllm_plugin.py"]
+
+
+def rows(document: str) -> dict[str, list[str]]:
+    """First cell → cells of every table row whose first cell is code."""
+    lines = (ROOT / "docs" / document).read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return {row[0].strip("`"): row for row in cells}
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    documented = {name: row for name, row in rows("SETTINGS.md").items() if name.startswith(PREFIX)}
+    assert list(documented) == [PREFIX + name.upper() for name in Settings.model_fields]
+    for name, field in Settings.model_fields.items():
+        default = documented[PREFIX + name.upper()][1].strip("`")
+        if field.default is not None:
+            assert default == str(field.default).lower(), name
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a model and of the models in it, with their defaults."""
+    for name, field in model.model_fields.items():
+        inner = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
+        models = [one for one in inner if issubclass(one, BaseModel)]
+        if not models or name in ("threshold", "corrupt", "penalize"):
+            yield prefix + name, field.default
+        for one in models:
+            yield from keys(one, f"{prefix}{name}.")
+
+
+def test_every_policy_key_is_documented_with_its_default() -> None:
+    documented = rows("POLICIES.md")
+    # hash and source are made by the reader of the file.
+    there = {name: default for name, default in keys(Policy) if name not in ("hash", "source")}
+    assert set(documented) == set(there)
+    for name, default in there.items():
+        cell = documented[name][2]
+        if default is PydanticUndefined:
+            assert cell.startswith("required"), name
+        elif isinstance(default, str | int | float) and name.partition(".")[0] != "threshold":
+            assert cell == f"`{str(default).lower() if isinstance(default, bool) else default}`", name
+
+
+def test_every_value_of_a_policy_key_is_documented() -> None:
+    text = (ROOT / "docs" / "POLICIES.md").read_text(encoding="utf-8")
+    for name, field in Policy.model_fields.items():
+        for value in get_args(field.annotation):
+            if isinstance(value, str):
+                assert f"`{value}`" in text, (name, value)
+
+
+def test_the_policies_of_the_document_are_valid(tmp_path: Path) -> None:
+    from server.policies import read
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "POLICIES.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block, encoding="utf-8")
+        read(path)
+
+
+def test_the_full_policy_of_the_document_has_every_key() -> None:
+    import yaml
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "POLICIES.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert set(yaml.safe_load(blocks[-1])) == set(Policy.model_fields) - {"hash", "source"}
+
+
+def test_shipped_policies_are_valid() -> None:
+    from server.policies import read_all
+
+    folders = {path.parent for path in (ROOT / "policies").rglob("*.yaml")}
+    assert folders and all(read_all(folder) for folder in folders)
+
+
+def test_the_readme_names_every_module() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = [path.name for folder in (*PACKAGES, "evaluation", "benchmarks") for path in (ROOT / folder).glob("*.py")]
+    assert [name for name in names if name != "__init__.py" and f"`{name}`" not in text] == []
