@@ -216,6 +216,16 @@ async def _metric(name: str, vllm_url: str, http: aiohttp.ClientSession) -> floa
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("way", ["off", "corrupt", "penalize"])
 async def test_a_client_that_leaves_stops_vllm(vllm_url: str, gateway_url: str, way: str, stream: bool) -> None:
+    # On a busy machine vLLM's own event loop may not run again before all tokens are made, with a gateway or
+    # without (docs/VLLM.md): then it can't notice anybody leaving, and the attempt says nothing.
+    made = [await _made_after_leaving(vllm_url, gateway_url, way, stream)]
+    while made[-1] >= 5500 and len(made) < 6:
+        made.append(await _made_after_leaving(vllm_url, gateway_url, way, stream))
+    assert made[-1] < 5500, made
+
+
+async def _made_after_leaving(vllm_url: str, gateway_url: str, way: str, stream: bool) -> float:
+    """How many of the 6,000 tokens asked for vLLM makes when the client leaves at once."""
     body = {
         "model": demo.WAYS[way], "stream": stream, "max_tokens": 6000, "ignore_eos": True, "temperature": 1,
         "messages": [{"role": "user", "content": FORGET[0].question}],
@@ -223,7 +233,7 @@ async def test_a_client_that_leaves_stops_vllm(vllm_url: str, gateway_url: str, 
     async with aiohttp.ClientSession() as http:
         made_before = await _metric("generation_tokens_total", vllm_url, http)
         asking = asyncio.ensure_future(http.post(f"{gateway_url}/v1/chat/completions", json=body))
-        await _until(lambda n: n >= 1, vllm_url, http)
+        await _until(lambda running, made: running >= 1 or made > made_before, vllm_url, http)
         if stream:
             response = await asking
             await response.content.readany()
@@ -231,14 +241,15 @@ async def test_a_client_that_leaves_stops_vllm(vllm_url: str, gateway_url: str, 
         else:
             asking.cancel()
             await asyncio.wait({asking})
-        await _until(lambda n: n == 0, vllm_url, http)
-        # Counted, not timed: vLLM's gauges may lag by its logging interval. Unaborted it would be all 6,000.
-        assert await _metric("generation_tokens_total", vllm_url, http) - made_before < 5500
+        await _until(lambda running, _: running == 0, vllm_url, http)
+        # Counted, not timed: vLLM's gauges may lag by its logging interval.
+        return await _metric("generation_tokens_total", vllm_url, http) - made_before
 
 
 async def _until(condition: Any, vllm_url: str, http: aiohttp.ClientSession) -> None:
     for _ in range(500):
-        if condition(await _metric("num_requests_running", vllm_url, http)):
+        running = await _metric("num_requests_running", vllm_url, http)
+        if condition(running, await _metric("generation_tokens_total", vllm_url, http)):
             return
         await asyncio.sleep(0.05)
     raise AssertionError("vLLM's running requests did not change as they should")
