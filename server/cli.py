@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -191,6 +191,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("doctor", help="check the set-up and say how to mend it", description=doctor.__doc__)
     command.set_defaults(run=doctor)
+
+    # Measuring and tuning live in a package that the server doesn't import: each adds its commands here.
+    for entry in sorted(entry_points(group="lethe.commands"), key=lambda entry: entry.name):
+        entry.load()(commands)
     return parser
 
 
