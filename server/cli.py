@@ -17,14 +17,12 @@ from tqdm import tqdm
 
 from classifier import artifact as artifacts_io
 from classifier import records
-from classifier.classifier import Judge
 from classifier.encoder import DEFAULT_ENCODER, load_encoder
 from server.doctor import doctor
 from server.errors import BadRequest
 from server.guard import Guard
-from server.loading import find_threshold, load_artifact, load_decode
-from server.metrics import Metrics
-from server.policies import Policy, PolicyError, checked_name, read, read_all
+from server.loading import find_policy, load_judging
+from server.policies import Policy, checked_name
 from server.settings import Settings, SettingsError
 from server.settings import read as read_settings
 
@@ -108,18 +106,8 @@ class _Progress:
 
 def judge_file(args: argparse.Namespace, settings: Settings) -> int:
     """Print one JSON verdict a line for the prompts or request bodies of a file."""
-    policy = _find_policy(args.policy, settings)
-    found = load_artifact(settings, policy)
-    metrics = Metrics()
-    encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER)
-    guard = Guard(
-        {policy.name: (policy, find_threshold(policy, found))},
-        {policy.artifact: found},
-        Judge({policy.artifact: found}, encoder),
-        metrics,
-        max_prompt_chars=settings.max_prompt_chars,
-        decode=load_decode(settings.model_dir),
-    )
+    policy = find_policy(args.policy, settings)
+    guard = load_judging(settings, policy, encoder=args.encoder)
     # Not splitlines: JSON strings may hold other line separators as they are.
     lines = args.prompts.read_text(encoding="utf-8-sig").split("\n")
     failed = 0
@@ -147,16 +135,6 @@ def _judged(guard: Guard, policy: Policy, line: str) -> dict[str, object]:
     finding = guard.find(judged, {policy.name: guard.policies[policy.name]}).findings[0]
     nearest = finding.score.nearest
     return {**finding.facts(judged.place(finding.score.text)), "nearest": nearest[0] if nearest else None}
-
-
-def _find_policy(given: str, settings: Settings) -> Policy:
-    if Path(given).is_file():
-        return read(Path(given))
-    policies = {policy.name: policy for policy in read_all(settings.policies)}
-    if given not in policies:
-        names = ", ".join(policies) or "none"
-        raise PolicyError(f"there is no policy {given!r} in {settings.policies} (there: {names}), and no such file")
-    return policies[given]
 
 
 def _parser() -> argparse.ArgumentParser:

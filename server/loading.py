@@ -16,7 +16,7 @@ from classifier.classifier import Judge, threshold
 from classifier.encoder import DEFAULT_ENCODER, load_encoder
 from server.guard import Guard
 from server.metrics import Metrics
-from server.policies import Policy, PolicyError, read_all
+from server.policies import Policy, PolicyError, read, read_all
 from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -99,6 +99,33 @@ def load_decode(model_dir: Path | None) -> Callable[[list[int]], str] | None:
         return str(tokenizer.decode(ids, skip_special_tokens=False))
 
     return decode
+
+
+def find_policy(given: str, settings: Settings) -> Policy:
+    """The policy of that name under LETHE_POLICIES, or in that file. Raises PolicyError naming what is there."""
+    if Path(given).is_file():
+        return read(Path(given))
+    policies = {policy.name: policy for policy in read_all(settings.policies)}
+    if given not in policies:
+        names = ", ".join(policies) or "none"
+        raise PolicyError(f"there is no policy {given!r} in {settings.policies} (there: {names}), and no such file")
+    return policies[given]
+
+
+def load_judging(settings: Settings, policy: Policy, *, encoder: str | None = None) -> Guard:
+    """A guard that judges for one policy, as the gateway would, and can't corrupt. encoder: name or folder.
+
+    Raises PolicyError, SettingsError or ValueError (an artifact that another encoder made).
+    """
+    found = load_artifact(settings, policy)
+    return Guard(
+        {policy.name: (policy, find_threshold(policy, found))},
+        {policy.artifact: found},
+        Judge({policy.artifact: found}, load_encoder(encoder or settings.encoder or DEFAULT_ENCODER)),
+        Metrics(),
+        max_prompt_chars=settings.max_prompt_chars,
+        decode=load_decode(settings.model_dir),
+    )
 
 
 def load_guard(settings: Settings, metrics: Metrics) -> Guard:
