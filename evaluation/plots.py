@@ -1,245 +1,447 @@
-"""Plots of an evaluation as SVG text: the same bytes every time, light and dark, readable without colour or eyes.
+"""The plots of an evaluation, each as SVG text.
 
-Knows matplotlib and the shape of the numbers; not where they come from, nor the page they stand on. Every figure is
-about 360 pixels wide, so that a page can lay them side by side or below each other without scaling text. Intervals are
-`{"value", "low", "high", "n"}`; what is missing or not a number is left out of a plot, never drawn as zero.
+Knows the shape of the numbers; not where they come from, nor the page they stand on. Every figure is about 360 pixels
+wide, so that a page can lay them side by side or below each other without scaling text. Intervals are
+`{"value", "low", "high", "n"}`; what is missing or not a number is left out of a plot, never drawn as zero, and a plot
+without anything to draw is NothingToDraw.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import textwrap
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from evaluation import svg
+from evaluation.formats import as_interval, number, percent, short
+from evaluation.svg import COLOURS, STYLE, clean
 
 Interval = Mapping[str, Any]
-
-# Token → (light, dark). Okabe and Ito's colours, which stay apart for the colour-blind; the dark ones are lightened.
-PALETTE = {
-    "paper": ("#ffffff", "#15181c"),
-    "ink": ("#1f2328", "#e4e7ea"),
-    "muted": ("#5c646d", "#a4acb5"),
-    "grid": ("#e3e6e9", "#31373d"),
-    "blue": ("#0a6cb0", "#6db6ee"),
-    "orange": ("#c74e00", "#ff9a55"),
-    "green": ("#007d5c", "#43c7a1"),
-    "purple": ("#a8487e", "#e79cc4"),
-}
-COLOURS = {token: light for token, (light, _) in PALETTE.items()}
-SERIES = (("blue", "-", "o"), ("orange", "--", "s"), ("green", "-.", "^"), ("purple", ":", "D"))
+Scores = NDArray[np.float64]
 
 WIDTH = 360  # pixels, one to the point
-STYLE = {
-    "axes.edgecolor": COLOURS["muted"],
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.labelsize": 10,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": COLOURS["ink"],
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.06,
-    "figure.facecolor": COLOURS["paper"],
-    "font.size": 10,
-    "grid.color": COLOURS["grid"],
-    "grid.linewidth": 0.8,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "legend.labelcolor": COLOURS["ink"],
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lethe",
-    "text.color": COLOURS["ink"],
-    "text.parse_math": False,
-    "xtick.color": COLOURS["muted"],
-    "xtick.labelsize": 9,
-    "ytick.color": COLOURS["muted"],
-    "ytick.labelsize": 9,
-}
+ROW = 24  # pixels a row of dots takes
+EDGE = 1e-4  # probabilities nearer to 0 or 1 than this share the outermost bin
+LINES = (("blue", "-"), ("green", (0, (5, 2))), ("purple", (0, (1, 1.5))), ("orange", (0, (6, 2, 1, 2))))
+# Ways that are compared with rather than proposed: colour and marker.
+MARKS = {"unguarded": ("orange", "s"), "twin": ("ink", "D")}
 
 
-def style() -> str:
-    """The CSS every figure of this module needs, once per page: a class per colour, following the reader's scheme."""
-    light = "".join(f"--{name}:{PALETTE[name][0]};" for name in PALETTE)
-    dark = "".join(f"--{name}:{PALETTE[name][1]};" for name in PALETTE)
-    rules = "".join(f".f-{name}{{fill:var(--{name})}}.s-{name}{{stroke:var(--{name})}}" for name in PALETTE)
-    return (
-        f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}\n"
-        ".plot text{font-variant-numeric:tabular-nums}\n"
-    )
+class NothingToDraw(ValueError):
+    """A plot was asked for, and not one number of it is there."""
 
 
+@matplotlib.rc_context(STYLE)
 def metric_curve(
     evaluations: list[dict[str, Any]], *, parameter: str, chosen: float, target: float | None, standalone: bool = True
 ) -> str:
     """Metric and objective against the tuned parameter, as SVG text.
 
     evaluations: {"x", "objective", "metric"} in the order they were made. target: where the metric should be, if known.
-    standalone: a file of its own (namespace, styles inside), not a part of a page. ValueError without evaluations.
+    standalone: a file of its own (namespace, styles inside), not a part of a page.
     """
-    if not evaluations:
-        raise ValueError("no evaluations to draw")
-    axes = {"metric": "metric", "objective": "objective, lower is better"}
-    drawn = {key: sorted(_points(evaluations, "x", key)) for key in axes}
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(330)
-        panels = figure.subplots(2, 1, sharex=True)
-        for panel, (key, label), (colour, line, marker) in zip(panels, axes.items(), SERIES, strict=False):
-            x, y = [point[0] for point in drawn[key]], [point[1] for point in drawn[key]]
-            panel.plot(x, y, line, marker=marker, color=COLOURS[colour])
-            panel.axvline(chosen, color=COLOURS["ink"], linewidth=1)
-            panel.set_ylabel(label)
-            panel.margins(y=0.15)
-        if target is not None and math.isfinite(target):
-            panels[0].axhline(target, color=COLOURS["muted"], linestyle=(0, (4, 3)), linewidth=1)
-            _note(panels[0], f"target {_short(target)}", (1, target), "bottom")
-        every = [point[0] for points in drawn.values() for point in points]
-        if every and min(every) > 0 and max(every) > 30 * min(every):
-            panels[1].set_xscale("log")
-        panels[1].set_xlabel(parameter)
-        title = f"Metric and objective against {parameter}"
-        panels[0].set_title(f"Tuning {parameter}: {_short(chosen)} chosen")
-        best = min((y for _, y in drawn["objective"]), default=math.nan)
-        return _svg(
-            figure,
-            title,
-            f"{len(evaluations)} evaluations of {parameter}; chosen {_short(chosen)}, lowest objective {_short(best)}"
-            + (f", target of the metric {_short(target)}." if target is not None else "."),
-            standalone=standalone,
+    drawn = {key: sorted(_points(evaluations, key)) for key in ("metric", "objective")}
+    every = [x for points in drawn.values() for x, _ in points]
+    if not every:
+        raise NothingToDraw("no evaluations to draw")
+    figure = _figure(330)
+    panels = figure.subplots(2, 1, sharex=True)
+    looks = (("metric", "blue", "o-"), ("objective, lower is better", "orange", "s--"))
+    for panel, points, (label, colour, line) in zip(panels, drawn.values(), looks, strict=True):
+        panel.plot([x for x, _ in points], [y for _, y in points], line, color=COLOURS[colour])
+        panel.axvline(chosen, color=COLOURS["ink"], linewidth=1)
+        panel.set_ylabel(label)
+        panel.margins(y=0.15)
+    if (wanted := number(target)) is not None:
+        panels[0].axhline(wanted, color=COLOURS["muted"], linestyle=(0, (4, 3)), linewidth=1)
+        _note(panels[0], f"target {short(wanted)}", wanted)
+    if min(every) > 0 and max(every) > 30 * min(every):
+        panels[1].set_xscale("log")
+    panels[1].set_xlabel(parameter)
+    panels[0].set_title(f"Tuning {parameter}: {short(chosen)} chosen")
+    best = min((y for _, y in drawn["objective"]), default=math.nan)
+    told = f"{len(evaluations)} evaluations of {parameter}; chosen {short(chosen)}, lowest objective {short(best)}"
+    told += "." if wanted is None else f", target of the metric {short(wanted)}."
+    return svg.render(figure, f"Metric and objective against {parameter}", told, standalone=standalone)
+
+
+@matplotlib.rc_context(STYLE)
+def score_distributions(sets: Mapping[str, Mapping[str, Any]], threshold: float | None) -> str:
+    """A row of bars for the scores of every set, with the threshold through all of them.
+
+    sets: name → {"kind": "forget" or else, "scores", "flagged": interval}. Bar heights are square roots of shares, so
+    that three prompts among thousands can be seen. Probabilities are drawn by their logit.
+    """
+    scores = {name: finite(one.get("scores")) for name, one in sets.items()}
+    scores = {name: values for name, values in scores.items() if len(values)}
+    if not scores:
+        raise NothingToDraw("no scores to draw")
+    pooled = np.concatenate(list(scores.values()))
+    logit = bool(pooled.min() >= 0 and pooled.max() <= 1 and number(threshold) is not None and 0 < threshold < 1)
+    position = _logit if logit else np.asarray
+    edges = (
+        np.linspace(*_span(position(pooled)), 41) if not logit else np.linspace(-_logit(1 - EDGE), _logit(1 - EDGE), 41)
+    )
+    figure = _figure(86 + 46 * len(scores))
+    axes = figure.subplots()
+    roots = {name: np.sqrt(np.histogram(position(values), edges)[0] / len(values)) for name, values in scores.items()}
+    scale = 0.56 / max(root.max() for root in roots.values())
+    told = []
+    for row, (name, values) in enumerate(scores.items()):
+        kind = sets[name].get("kind")
+        height = np.where(roots[name] > 0, np.maximum(scale * roots[name], 0.03), 0.0)
+        colour = COLOURS["orange" if kind == "forget" else "blue"]
+        axes.bar(edges[:-1], height, np.diff(edges), bottom=-row, align="edge", color=colour, linewidth=0)
+        flagged = number(as_interval(sets[name].get("flagged")).get("value"))
+        note = f"{name} · {len(values):,}" + (f" · {percent(flagged)} flagged" if flagged is not None else "")
+        axes.text(0.01, -row + 0.6, note, transform=axes.get_yaxis_transform(), fontsize=9, va="bottom")
+        told.append(note)
+    if (at := number(threshold)) is not None:
+        x = float(position(np.array(at)))
+        axes.axvline(x, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)))
+        right = x > (edges[0] + edges[-1]) / 2
+        axes.annotate(
+            f"threshold {short(at)}",
+            (x, 1),
+            (-4 if right else 4, 3),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            fontsize=9,
+            color=COLOURS["muted"],
         )
-
-
-def _number(value: Any) -> float | None:
-    """A finite float, or None for what can't be drawn."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def _points(rows: Iterable[Mapping[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
-    pairs = [(_number(row.get(x)), _number(row.get(y))) for row in rows]
-    return [(a, b) for a, b in pairs if a is not None and b is not None]
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _clean(text: str) -> str:
-    """Text without characters that XML can't carry."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")
-
-
-def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(_clean(text), width)) or " "
-
-
-def _figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure; height and width in pixels."""
-    return Figure(figsize=(width / 72, height / 72))
-
-
-def _note(axes: Axes, text: str, at: tuple[float, float], vertical: str) -> None:
-    """A small right-aligned note; x in shares of the axes, y in data."""
-    axes.annotate(
-        text,
-        at,
-        xycoords=axes.get_yaxis_transform(),
-        ha="right",
-        va=vertical,
-        fontsize=9,
-        color=COLOURS["muted"],
-        annotation_clip=False,
+    axes.set_ylim(-len(scores) + 0.9, 0.98)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    if logit:
+        shown = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
+        axes.set_xticks(_logit(np.array(shown)), [f"{one:g}" for one in shown])
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel("forget score" + (" (logit scale)" if logit else ""))
+    figure.suptitle("Scores of each set of prompts", x=0.02, ha="left", fontsize=11, fontweight="bold")
+    where = "" if at is None else f" The threshold is {short(at)}."
+    return svg.render(
+        figure, "Scores of each set of prompts", "Prompts and flagged share: " + "; ".join(told) + "." + where
     )
 
 
-_SVG = "{http://www.w3.org/2000/svg}"
-_XLINK = "{http://www.w3.org/1999/xlink}href"
-_FONT = re.compile(r"(?:(bold|\d+) )?([\d.]+)px ")
+def roc_curve(forget: Scores, other: Scores) -> tuple[Scores, Scores]:
+    """False-alarm rate and recall at every threshold, from the strictest down. forget: (n,), other: (m,) scores."""
+    thresholds = np.unique(np.concatenate([forget, other]))[::-1]
+    below = [np.searchsorted(np.sort(scores), thresholds, side="left") / len(scores) for scores in (other, forget)]
+    return np.concatenate([[0.0], 1 - below[0]]), np.concatenate([[0.0], 1 - below[1]])
 
 
-def _svg(figure: Figure, title: str, description: str, *, standalone: bool = False) -> str:
-    """The figure as SVG text without inline styles, outside references, dates, or ids that another figure could have.
+def area(forget: Scores, other: Scores) -> float:
+    """The chance that a forget prompt scores above another one, ties counted half: the area under the ROC curve."""
+    ranked = np.sort(other)
+    wins = np.searchsorted(ranked, forget, side="left") + np.searchsorted(ranked, forget, side="right")
+    return float(wins.mean() / 2 / len(other))
 
-    Inline styles become attributes and classes: a strict Content-Security-Policy forbids the former, and classes let
-    the page choose light or dark. An SVG read without its styles still shows the light colours.
+
+@matplotlib.rc_context(STYLE)
+def roc(sets: Mapping[str, Mapping[str, Any]], threshold: float | None) -> str:
+    """Recall of every forget set against the false alarms of all other sets together, which run on a log scale."""
+    scores = {name: finite(one.get("scores")) for name, one in sets.items()}
+    forget = {name: values for name, values in scores.items() if sets[name].get("kind") == "forget" and len(values)}
+    others = [values for name, values in scores.items() if name not in forget and len(values)]
+    if not forget or not others:
+        raise NothingToDraw("a ROC curve needs scores of both kinds")
+    other = np.concatenate(others)
+    edge = 0.5 / len(other)
+    figure = _figure(300)
+    axes = figure.subplots()
+    told, lowest = [], 1.0
+    for index, (name, values) in enumerate(forget.items()):
+        colour, line = LINES[index % len(LINES)]
+        alarms, recall = roc_curve(values, other)
+        under = area(values, other)
+        axes.step(
+            np.maximum(alarms, edge),
+            recall,
+            where="post",
+            color=COLOURS[colour],
+            linestyle=line,
+            label=f"{_cut(name, 30)}: area {_near_one(under)}",
+        )
+        lowest = min(lowest, float(recall[alarms <= edge].max()))
+        told.append(f"{name} area {_near_one(under)}")
+        if (at := number(threshold)) is not None:
+            point = float((other >= at).mean()), float((values >= at).mean())
+            axes.plot(max(point[0], edge), point[1], "o", color=COLOURS[colour], markersize=7)
+            lowest = min(lowest, point[1])
+            told[-1] += f", recall {percent(point[1])} at {percent(point[0])} false alarms"
+    axes.set_xscale("log")
+    axes.set_xlim(edge, 1)
+    floor = max(0.0, min(0.95, lowest - 0.25 * (1 - lowest)))
+    axes.set_ylim(floor, 1 + 0.04 * (1 - floor))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
+    axes.minorticks_off()
+    axes.set_xlabel(f"false alarms among {len(other):,} other prompts (log scale)")
+    axes.set_ylabel("recall")
+    axes.set_title("ROC" + (", dots at the threshold" if number(threshold) is not None else ""))
+    axes.legend(loc="lower right")
+    return svg.render(figure, "ROC", "; ".join(told) + ".")
+
+
+@matplotlib.rc_context(STYLE)
+def ways(title: str, rows: Sequence[tuple[str, str, Interval]], *, shares: bool) -> str:
+    """One metric for every way of answering, with intervals; the twin's value runs through as a line.
+
+    rows: (key, label, interval). shares: the metric is a share and its axis is written in per cent.
     """
-    for text in figure.findobj(Text):
-        text.set_text(_clean(text.get_text()))
-    out = io.BytesIO()
-    with warnings.catch_warnings():
-        # Only widths are taken from matplotlib's font; the reader's own font has the glyph.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(out, format="svg", metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
-    root = ElementTree.fromstring(out.getvalue())
-    tokens = {light: token for token, light in COLOURS.items()}
-    for parent in [element for element in root.iter() if element.find(_SVG + "style") is not None]:
-        parent.remove(parent.find(_SVG + "style"))  # one rule for the whole page; here as an attribute of the root
-    for element in root.iter():
-        _plain(element, tokens)
-    root.attrib |= {"stroke-linejoin": "round", "font-family": "system-ui, sans-serif"}
-    _rename(root, re.sub(r"\W+", "-", title.lower()).strip("-"))
-    _, _, width, height = root.attrib["viewBox"].split()
-    root.attrib.update({"width": width, "height": height, "class": "plot", "role": "img", "aria-label": _clean(title)})
-    head = [ElementTree.Element(_SVG + "title"), ElementTree.Element(_SVG + "desc")]
-    head[0].text, head[1].text = _clean(title), _clean(description)
-    if standalone:
-        head.append(ElementTree.Element(_SVG + "style"))
-        head[2].text = style()
-    for index, element in enumerate(head):
-        root.insert(index, element)
-    ElementTree.register_namespace("", _SVG[1:-1])
-    text = ElementTree.tostring(root, encoding="unicode")
-    return text + "\n" if standalone else text.replace(f' xmlns="{_SVG[1:-1]}"', "", 1)
+    rows = [row for row in rows if number(row[2].get("value")) is not None]
+    twin = next((float(interval["value"]) for key, _, interval in rows if key == "twin"), None)
+    return _dots(
+        title,
+        [(label, interval, *MARKS.get(key, ("blue", "o"))) for key, label, interval in rows],
+        shares=shares,
+        line=twin,
+    )
 
 
-def _plain(element: ElementTree.Element, tokens: Mapping[str, str]) -> None:
-    """Turn an inline style into attributes, its colours also into classes."""
-    classes = []
-    for part in element.attrib.pop("style", "").split("; "):
-        name, _, value = part.partition(": ")
-        if not value:
-            continue
-        if name == "font" and (font := _FONT.match(value)):
-            element.attrib["font-size"] = font[2]
-            if font[1]:
-                element.attrib["font-weight"] = font[1]
-        elif name not in ("font", "font-family"):
-            element.attrib[name] = value
-        if name in ("fill", "stroke") and value in tokens:
-            classes.append(f"{name[0]}-{tokens[value]}")
-    if element.tag == _SVG + "text" and not any(name.startswith("f-") for name in classes):
-        classes.append("f-ink")
-    if classes:
-        element.attrib["class"] = " ".join(classes)
-    if _XLINK in element.attrib:
-        element.attrib["href"] = element.attrib.pop(_XLINK)
+@matplotlib.rc_context(STYLE)
+def families(title: str, rows: Sequence[tuple[str, Interval]]) -> str:
+    """A rate for every attack family, with intervals."""
+    return _dots(title, [(label, interval, "blue", "o") for label, interval in rows], shares=True, line=None)
 
 
-def _rename(root: ElementTree.Element, prefix: str) -> None:
-    """Keep only ids that are referred to, under a name of this figure's own."""
-    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', ElementTree.tostring(root, encoding="unicode")))
-    for element in root.iter():
-        if element.attrib.get("id") in used:
-            element.attrib["id"] = f"{prefix}-{element.attrib['id']}"
-        else:
-            element.attrib.pop("id", None)
-        for name, value in element.attrib.items():
-            if name in ("href", "clip-path"):
-                element.attrib[name] = value.replace("#", f"#{prefix}-")
+def _dots(title: str, rows: Sequence[tuple[str, Interval, str, str]], *, shares: bool, line: float | None) -> str:
+    """Dots with intervals, a row each; rows are (label, interval, colour, marker)."""
+    rows = [row for row in rows if number(row[1].get("value")) is not None]
+    if not rows:
+        raise NothingToDraw(f"{title}: no values to draw")
+    labels = [_wrapped(label, 26, 2) for label, *_ in rows]
+    heading = _wrapped(title, 52, 3)
+    figure = _figure(58 + 14 * heading.count("\n") + ROW * len(rows) + 8 * sum("\n" in label for label in labels))
+    axes = figure.subplots()
+    bounds = []
+    for index, (_, interval, colour, marker) in enumerate(rows):
+        value = float(interval["value"])
+        low, high = number(interval.get("low")), number(interval.get("high"))
+        axes.plot(value, index, marker, color=COLOURS[colour])
+        bounds += [value]
+        if low is not None and high is not None:
+            axes.plot([low, high], [index, index], "-", color=COLOURS[colour])
+            bounds += [low, high]
+    if line is not None:
+        axes.axvline(line, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)), zorder=0.5)
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
+    axes.grid(axis="y", visible=False)
+    _share_axis(axes, "x", bounds) if shares else _free_axis(axes, bounds)
+    figure.suptitle(heading, x=0.02, ha="left", fontsize=11, fontweight="bold")
+    told = "; ".join(f"{label} {_with_interval(interval, shares)}" for label, interval, *_ in rows)
+    return svg.render(figure, title, told + ".")
+
+
+@matplotlib.rc_context(STYLE)
+def truth_ratios(title: str, ratios: Scores, twin: Scores, unguarded: Scores | None, note: str) -> str:
+    """Cumulative shares of the truth ratios of one way, of the twin and of the unguarded model; the gap D is marked."""
+    curves = [
+        ("unguarded", unguarded, "orange", (0, (1, 1.5))),
+        ("twin", twin, "ink", (0, (4, 2))),
+        ("this way", ratios, "blue", "-"),
+    ]
+    drawn = [
+        (name, np.sort(np.log10(values[values > 0])), *look) for name, values, *look in curves if values is not None
+    ]
+    if any(not len(values) for _, values, *_ in drawn):
+        raise NothingToDraw(f"{title}: no truth ratios to draw")
+    figure = _figure(270)
+    axes = figure.subplots()
+    for name, values, colour, line in drawn:
+        axes.step(
+            values,
+            np.arange(1, len(values) + 1) / len(values),
+            where="post",
+            color=COLOURS[colour],
+            linestyle=line,
+            label=name,
+        )
+    at, low, high = _gap(drawn[-1][1], drawn[-2][1])
+    axes.plot([at, at], [low, high], "_-", color=COLOURS["muted"], markersize=8)
+    pooled = np.concatenate([values for _, values, *_ in drawn])
+    axes.set_xlim(*_span(np.quantile(pooled, [0.005, 0.995])))
+    axes.set_ylim(0, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("truth ratio, log10")
+    axes.set_ylabel("share of questions below")
+    axes.set_title(_wrapped(title, 52, 2) + f"\n{note}", fontsize=10)
+    axes.legend(loc="lower right")
+    return svg.render(figure, f"Truth ratios: {title}", f"{note}. Largest gap to the twin {short(abs(high - low))}.")
+
+
+def _gap(ratios: Scores, twin: Scores) -> tuple[float, float, float]:
+    """Where two cumulative shares differ most, and both shares there. Sorted (n,) and (m,)."""
+    every = np.concatenate([ratios, twin])
+    shares = [np.searchsorted(values, every, side="right") / len(values) for values in (ratios, twin)]
+    widest = int(np.argmax(np.abs(shares[0] - shares[1])))
+    return float(every[widest]), float(shares[0][widest]), float(shares[1][widest])
+
+
+@matplotlib.rc_context(STYLE)
+def sequential(rows: Sequence[Mapping[str, Any]], key: str, title: str, *, shares: bool, unit: str) -> str:
+    """One quantity after each forget request, as a line with its interval; the first interval runs through as a band.
+
+    rows: {"requests", key: interval or number}.
+    """
+    points = []
+    for row in rows:
+        interval = as_interval(row.get(key))
+        x, y = number(row.get("requests")), number(interval.get("value"))
+        if x is not None and y is not None:
+            low, high = number(interval.get("low")), number(interval.get("high"))
+            points.append((x, y, y if low is None else low, y if high is None else high))
+    if not points:
+        raise NothingToDraw(f"{title}: nothing to draw")
+    x, y, low, high = (np.array(column) for column in zip(*sorted(points), strict=True))
+    figure = _figure(220)
+    axes = figure.subplots()
+    if high[0] > low[0]:
+        axes.axhspan(low[0], high[0], color=COLOURS["grid"], linewidth=0, zorder=0)
+    axes.fill_between(x, low, high, color=COLOURS["blue"], alpha=0.25, linewidth=0)
+    axes.plot(x, y, "o-", color=COLOURS["blue"])
+    axes.set_xlabel("forget requests so far")
+    axes.set_ylabel(unit)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if shares:
+        _share_axis(axes, "y", [*low, *high])
+    else:
+        axes.set_ylim(bottom=0, top=1.15 * float(high.max()) or 1)
+    axes.set_title(_wrapped(title, 52, 2))
+    write = percent if shares else short
+    told = f"After {x[0]:g} requests {write(y[0])} {unit}, after {x[-1]:g} requests {write(y[-1])} {unit}."
+    return svg.render(figure, title, told)
+
+
+@matplotlib.rc_context(STYLE)
+def longest_runs(runs: Mapping[str, Sequence[Any]], labels: Mapping[str, str], limit: float | None) -> str:
+    """A bar to the longest exact copy of each way, a dot for every passage, and the limit. runs: way → tokens."""
+    drawn = {way: values for way, given in runs.items() if len(values := finite(given))}
+    if not drawn:
+        raise NothingToDraw("no runs to draw")
+    names = [_wrapped(labels.get(way, way), 26, 2) for way in drawn]
+    figure = _figure(72 + ROW * len(drawn) + 8 * sum("\n" in name for name in names))
+    axes = figure.subplots()
+    told = []
+    for row, (way, values) in enumerate(drawn.items()):
+        axes.barh(row, values.max(), 0.62, color=COLOURS["grid"], edgecolor=COLOURS["muted"], linewidth=0.8)
+        lengths, counts = np.unique(values, return_counts=True)
+        axes.scatter(
+            lengths,
+            np.full(len(lengths), row),
+            s=10 + 30 * counts / counts.max(),
+            color=COLOURS["blue"],
+            zorder=3,
+            linewidth=0,
+        )
+        told.append(f"{labels.get(way, way)} {values.max():g} over {len(values)} passages")
+    if (most := number(limit)) is not None:
+        axes.axvline(most, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"limit {most:g}",
+            (most, 1),
+            (4, 3),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            fontsize=9,
+            color=COLOURS["muted"],
+        )
+    axes.set_yticks(range(len(drawn)), names)
+    axes.set_ylim(len(drawn) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("longest exact copy, tokens")
+    figure.suptitle("Longest copied run", x=0.02, ha="left", fontsize=11, fontweight="bold")
+    bound = "" if most is None else f" The limit is {most:g} tokens."
+    return svg.render(figure, "Longest copied run", "Longest run in tokens: " + "; ".join(told) + "." + bound)
+
+
+def finite(values: Any) -> Scores:
+    """The finite numbers of a list, in order; none of anything else."""
+    return np.array([x for value in (() if values is None else values) if (x := number(value)) is not None])
+
+
+def _near_one(value: float) -> str:
+    """Four digits, more where they'd round to one."""
+    digits = next((digits for digits in (4, 5, 6, 7) if value == 1 or float(f"{value:.{digits}f}") < 1), 8)
+    return f"{value:.{digits}f}"
+
+
+def _points(rows: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    pairs = [(number(row.get("x")), number(row.get(key))) for row in rows]
+    return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+
+def _logit(probabilities: Any) -> Any:
+    inside = np.clip(probabilities, EDGE, 1 - EDGE)
+    return np.log10(inside / (1 - inside))
+
+
+def _span(values: Scores) -> tuple[float, float]:
+    """From the lowest to the highest with a little room, never empty."""
+    low, high = float(values.min()), float(values.max())
+    room = 0.04 * (high - low) or 0.5
+    return low - room, high + room
+
+
+def _share_axis(axes: Axes, which: str, values: Sequence[float]) -> None:
+    """Limits that show all values and never leave [0, 1] by more than a marker's width; ticks in per cent."""
+    low, high = min(values), max(values)
+    room = max(0.08 * (high - low), 0.004)
+    low, high = max(low - room, -0.02 * (high - low) - 0.001), min(high + room, 1 + 0.02 * (high - low) + 0.001)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+    axis.set_major_locator(MaxNLocator(4 if which == "x" else 5))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g} %"))
+
+
+def _free_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A log scale for what spans many magnitudes; else from 0 when all are positive and that costs little room."""
+    low, high = min(values), max(values)
+    if low > 0 and high > 1e4 * low:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        return
+    start, end = _span(np.array(values))
+    axes.set_xlim(0 - 0.02 * high if 0 <= low < 0.6 * high else start, end)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _with_interval(interval: Interval, shares: bool) -> str:
+    write = percent if shares else short
+    low, high = number(interval.get("low")), number(interval.get("high"))
+    bounds = "" if low is None or high is None else f" ({write(low)} to {write(high)})"
+    return write(float(interval["value"])) + bounds
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _wrapped(text: str, width: int, lines: int) -> str:
+    return "\n".join(textwrap.wrap(clean(text), width, max_lines=lines, placeholder=" …")) or " "
+
+
+def _figure(height: float) -> Figure:
+    """An empty figure; height in pixels."""
+    return Figure(figsize=(WIDTH / 72, height / 72))
+
+
+def _note(axes: Axes, text: str, y: float) -> None:
+    """A small note above a horizontal line, at the right end."""
+    axes.annotate(
+        text, (1, y), xycoords=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=9, color=COLOURS["muted"]
+    )
