@@ -19,8 +19,11 @@ def add(commands: Commands) -> None:
         dest="report", required=True, metavar="REPORT"
     )
     command = reports.add_parser("html", help="one page from an evaluation", description=_report_html.__doc__)
-    command.add_argument("file", type=Path, metavar="FILE.json", help="what `lethe evaluate --json` wrote")
-    command.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="default: beside the JSON")
+    command.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE.json",
+        help="what `lethe evaluate --json` wrote; what `attack` and `tune` wrote about the same policy joins it",
+    )  # fmt: skip
+    command.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="default: beside the first file")
     command.set_defaults(run=_report_html)
     _add_tune(commands)
     _add_attack(commands)
@@ -66,7 +69,7 @@ def _report_html(args: argparse.Namespace, settings: object) -> int:
     """Write an evaluation as one self-contained HTML page: plots, tables, examples, and its numbers as JSON."""
     from evaluation.report import write
 
-    print(write(args.file, args.output or args.file.with_suffix(".html")))
+    print(write(args.files, args.output or args.files[0].with_suffix(".html")))
     return 0
 
 
@@ -83,6 +86,13 @@ def _add_tune(commands: Commands) -> None:
     command.add_argument("--upstream", help="vLLM's base URL (default: LETHE_UPSTREAM)")
     command.add_argument("--model", help="the served model's name (default: the policy's first, or vLLM's first)")
     command.add_argument("--retain-model-url", help="base URL of a vLLM that serves a model which never knew")
+    command.add_argument(
+        "--surrogate",
+        choices=("dont-know", "other-answers"),
+        default="dont-know",
+        help="without a retain model, what stands for one: sentences that say so (the paper's, default), or the "
+        "answers of other forget items",
+    )
     command.add_argument(
         "--parameter",
         action="append",
