@@ -4,12 +4,14 @@
 `vllm_xargs[ARGUMENT]`. `Guard` is a penalty made ready for one vocabulary: from the state of an answer it
 tells which token ids are forbidden and which are made less likely. It knows no tensors of a model and no
 vLLM. Penalties on the logits follow GUARD (arXiv:2505.13312); similar words are found once for a request.
+Copies of protected texts, which are too long to travel, are named; `corruption/runs.py` keeps them short.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 
 from corruption.folding import SEPARATOR, fold
 from corruption.matcher import BOUNDARY, START, Continuation, PhraseMatcher
+from corruption.runs import MAX_LIMIT, RunGuard, Tail
+from corruption.verbatim import NAME_LENGTH, Index
 from corruption.vocabulary import Ids, TextIndex, Vocabulary, decode
 
 ARGUMENT = "lethe"
-VERSION = 1
+VERSION = 2
 
 # An engine serves everybody: whatever an argument says, its preparation stays in the low milliseconds.
 MAX_CHARACTERS = 131_072
@@ -31,6 +35,9 @@ MAX_PHRASE_TOTAL = 32_768
 MAX_SOFT_WORDS = 256
 MAX_SOFT_TOTAL = 8_192
 MAX_WEIGHT = 100.0
+MAX_TEXTS = 64
+
+_NAME = re.compile(f"[0-9a-f]{{{NAME_LENGTH}}}")
 
 OnFault = Literal["stop", "pass"]
 
@@ -40,12 +47,14 @@ class Penalty:
     """Phrases that must not be said, words made less likely, and what a fault in the engine leads to.
 
     phrases: forbidden texts, in any spelling of case, spaces and punctuation. soft: word → weight, the
-    logits subtracted, 0 < weight <= MAX_WEIGHT. on_fault: "stop" ends the answer, "pass" lets it go on
-    unguarded. Raises ValueError when a limit of this module is broken or a phrase has no letter or digit.
+    logits subtracted, 0 < weight <= MAX_WEIGHT. verbatim: name of a protected text's index → the most tokens
+    that may be copied of it in a row. on_fault: "stop" ends the answer, "pass" lets it go on unguarded.
+    Raises ValueError when a limit of this module is broken or a phrase has no letter or digit.
     """
 
-    phrases: tuple[str, ...]
+    phrases: tuple[str, ...] = ()
     soft: Mapping[str, float] = field(default_factory=dict)
+    verbatim: Mapping[str, int] = field(default_factory=dict)
     on_fault: OnFault = "stop"
 
     def __post_init__(self) -> None:
@@ -55,6 +64,13 @@ class Penalty:
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not (number and 0 < weight <= MAX_WEIGHT):
                 raise ValueError(f"a soft weight is not a number in (0, {MAX_WEIGHT:g}]")
+        if len(self.verbatim) > MAX_TEXTS:
+            raise ValueError(f"{len(self.verbatim)} protected texts, more than {MAX_TEXTS}")
+        for name, limit in self.verbatim.items():
+            if not (isinstance(name, str) and _NAME.fullmatch(name)):
+                raise ValueError("a protected text's name is not that of an index")
+            if type(limit) is not int or not 1 <= limit <= MAX_LIMIT:
+                raise ValueError(f"a copy's limit is not a whole number from 1 to {MAX_LIMIT}")
         if self.on_fault not in get_args(OnFault):
             raise ValueError(f"on_fault is not one of {', '.join(get_args(OnFault))}")
 
@@ -81,6 +97,7 @@ def to_argument(penalty: Penalty) -> str:
         "v": VERSION,
         "phrases": list(penalty.phrases),
         "soft": dict(penalty.soft),
+        "verbatim": dict(penalty.verbatim),
         "on_fault": penalty.on_fault,
     }
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
@@ -99,16 +116,23 @@ def from_argument(value: object) -> Penalty:
         raise ValueError(f"{ARGUMENT}: nested too deep") from error
     except ValueError as error:
         raise ValueError(f"{ARGUMENT}: not a JSON object with unique keys") from error
-    if not isinstance(body, dict) or set(body) != {"v", "phrases", "soft", "on_fault"}:
-        raise ValueError(f"{ARGUMENT}: not an object of v, phrases, soft and on_fault")
+    if not isinstance(body, dict) or set(body) != {"v", "phrases", "soft", "verbatim", "on_fault"}:
+        raise ValueError(f"{ARGUMENT}: not an object of v, phrases, soft, verbatim and on_fault")
     if type(body["v"]) is not int or body["v"] != VERSION:
         raise ValueError(f"{ARGUMENT}: not version {VERSION}")
-    if not isinstance(body["phrases"], list) or not isinstance(body["soft"], dict):
-        raise ValueError(f"{ARGUMENT}: phrases is not a list or soft is not an object")
+    if not isinstance(body["phrases"], list):
+        raise ValueError(f"{ARGUMENT}: phrases is not a list")
+    if not isinstance(body["soft"], dict) or not isinstance(body["verbatim"], dict):
+        raise ValueError(f"{ARGUMENT}: soft or verbatim is not an object")
     if not isinstance(body["on_fault"], str):
         raise ValueError(f"{ARGUMENT}: on_fault is not a text")
     try:
-        return Penalty(tuple(body["phrases"]), body["soft"], body["on_fault"])  # type: ignore[arg-type]
+        return Penalty(
+            tuple(body["phrases"]),
+            body["soft"],
+            body["verbatim"],
+            body["on_fault"],  # type: ignore[arg-type]
+        )
     except ValueError as error:
         raise ValueError(f"{ARGUMENT}: {error}") from error
 
@@ -121,10 +145,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class TextState(NamedTuple):
-    """Where an answer stands: the open matches of its text, and the bytes of an incomplete character."""
+    """Where an answer stands: the open matches of its text, and the bytes of an incomplete character.
+
+    tail: the letters of its newest tokens, as far back as a copy of protected text is counted.
+    """
 
     nodes: tuple[int, ...]
     pending: bytes
+    tail: Tail = ()
 
 
 @dataclass(frozen=True)
@@ -143,16 +171,25 @@ class Guard:
     """A penalty made ready for one vocabulary. Shared by all answers with the same penalty.
 
     always: the mask of every state (tokens that carry a forbidden match inside them). `mask(state)` is
-    what a state adds to it. `keep`: token ids that are never banned (the end of the answer).
+    what a state adds to it. `keep`: token ids that are never banned (the end of the answer). protected: the
+    indexes that `penalty.verbatim` names, with their limits.
     """
 
     start = TextState(START, b"")
 
-    def __init__(self, penalty: Penalty, vocabulary: Vocabulary, *, keep: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        penalty: Penalty,
+        vocabulary: Vocabulary,
+        *,
+        keep: Collection[int] = (),
+        protected: Sequence[tuple[Index, int]] = (),
+    ) -> None:
         self.penalty = penalty
         self._vocabulary = vocabulary
         self._matcher = PhraseMatcher(penalty.phrases, penalty.soft)
         self._keep = np.array(sorted(keep), dtype=np.int64)
+        self._runs = RunGuard(protected, vocabulary, keep=keep) if protected else None
         self._masks: dict[TextState, Mask] = {}
         found, begun = _Found(), _Found()
         for place in self._matcher.continuations(BOUNDARY, vocabulary.longest):
@@ -174,15 +211,22 @@ class Guard:
             folded = fold(text)
         else:
             folded, tail = self._vocabulary.texts[token], self._vocabulary.tails.get(token, b"")
-        return TextState(self._matcher.step(state.nodes, folded), tail)
+        nodes = self._matcher.step(state.nodes, folded)
+        if self._runs is None or not self._vocabulary.pieces[token]:
+            return TextState(nodes, tail, state.tail)
+        return TextState(nodes, tail, self._runs.advance(state.tail, folded, inside=bool(state.pending)))
 
     def mask(self, state: TextState) -> Mask:
-        """What is banned and softened in this state besides `always`; kept for the next time."""
-        found = self._masks.get(state)
+        """What is banned and softened in this state besides `always`."""
+        key = TextState(state.nodes, state.pending)
+        found = self._masks.get(key)
         if found is None:
             if len(self._masks) >= 4_096:
                 self._masks.clear()
-            found = self._masks[state] = self._mask(state)
+            found = self._masks[key] = self._mask(key)
+        if self._runs is not None and (followers := self._runs.followers(state.tail)):
+            banned = np.union1d(found.banned, self._runs.banned(followers, state.pending))
+            return Mask(banned, found.softened, found.weights)
         return found
 
     def _mask(self, state: TextState) -> Mask:

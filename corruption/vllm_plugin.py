@@ -2,7 +2,8 @@
 
 vLLM finds it through the entry point group `vllm.logits_processors`. The V1 runner and Model Runner V2 load
 the same group and each wants a subclass of its own interface, so the class is both and tells them apart by
-the constructor's arguments. Requests opt in with `vllm_xargs={"lethe": to_argument(penalty)}`.
+the constructor's arguments. Requests opt in with `vllm_xargs={"lethe": to_argument(penalty)}`. Protected
+texts are too long for that: their indexes lie in the folder that LETHE_VERBATIM names, and requests name them.
 
 An exception in a logits processor ends the engine for everybody. So everything a request can say is checked
 in `validate_params` (vLLM answers 400), and a fault after that concerns its own request only: its answer
@@ -24,9 +25,12 @@ with the step, waits for it.
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +40,7 @@ from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
 from corruption.logits import Answer, Row, Standing, end_rows, gather, leave_something, to_device
 from corruption.penalties import ARGUMENT, Guard, from_argument
+from corruption.verbatim import Library
 from corruption.vocabulary import Vocabulary, from_tokenizer
 
 try:
@@ -72,7 +77,8 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
         arguments = sampling_params.extra_args or {}
         if ARGUMENT not in arguments:
             return
-        from_argument(arguments[ARGUMENT])
+        for name in from_argument(arguments[ARGUMENT]).verbatim:
+            _library().get(name)
         if _without_tokenizer():
             raise ValueError(f"{ARGUMENT}: the server runs without a tokenizer")
 
@@ -231,7 +237,9 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
         if guard is None:
             if self._vocabulary is None:
                 raise ValueError("no vocabulary")
-            guard = self._guards[key] = Guard(from_argument(value), self._vocabulary, keep=exits)
+            penalty = from_argument(value)
+            protected = [(_library().get(name), limit) for name, limit in penalty.verbatim.items()]
+            guard = self._guards[key] = Guard(penalty, self._vocabulary, keep=exits, protected=protected)
             if len(self._guards) > _KEPT_GUARDS:
                 self._guards.popitem(last=False)
         self._guards.move_to_end(key)
@@ -303,6 +311,13 @@ class _Snapshot:
             self._ready.synchronize()
         total, *window = self._host[self._slots[slot]].tolist()
         return total, window[max(0, _WINDOW - total) :]
+
+
+@cache
+def _library() -> Library:
+    """The indexes of protected texts on this machine; the frontend and the engine each read them."""
+    folder = os.environ.get("LETHE_VERBATIM")
+    return Library(Path(folder) if folder else None)
 
 
 def _own_end(params: SamplingParams) -> set[int]:

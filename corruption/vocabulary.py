@@ -62,6 +62,7 @@ class Vocabulary:
     pieces: the bytes of each token, in id order; None for tokens that add no text (special tokens).
     texts: each token's folded text when it is read from a character boundary; an incomplete character at
     its end is not part of it but in `tails`. broken: the tokens whose bytes start inside a character.
+    initials: first letter of its text → the tokens that have it, "" for those with bytes but without letters.
     """
 
     def __init__(self, pieces: Sequence[bytes | None]) -> None:
@@ -79,6 +80,11 @@ class Vocabulary:
         self.whole = TextIndex([self.texts[token] for token in filled], filled)
         inner = [(text[i + 1 :], t) for t in filled for text in (self.texts[t],) for i in _separators(text)]
         self.inner = TextIndex([text for text, _ in inner], [token for _, token in inner])
+        first: dict[str, list[int]] = {}
+        for token, text in enumerate(self.texts):
+            if self.pieces[token]:
+                first.setdefault(text.lstrip(SEPARATOR)[:1], []).append(token)
+        self.initials: dict[str, Ids] = {letter: np.array(ids, dtype=np.int64) for letter, ids in first.items()}
 
     def __len__(self) -> int:
         return len(self.pieces)

@@ -115,19 +115,35 @@ def test_a_token_past_the_vocabulary_changes_nothing_and_a_negative_one_is_an_er
 
 
 def test_an_argument_reads_back_as_the_same_penalty() -> None:
-    penalty = Penalty(("Zorin Quill", "“The Glass Harbour”"), {"harbour": 2.5}, on_fault="pass")
+    penalty = Penalty(("Zorin Quill", "“The Glass Harbour”"), {"harbour": 2.5}, {TEXT: 12}, on_fault="pass")
     assert from_argument(to_argument(penalty)) == penalty
 
 
-GOOD: dict[str, Any] = {"v": 1, "phrases": ["Zorin"], "soft": {"quill": 1.0}, "on_fault": "stop"}
+TEXT = "0123456789abcdef" * 2
+GOOD: dict[str, Any] = {
+    "v": 2,
+    "phrases": ["Zorin"],
+    "soft": {"quill": 1.0},
+    "verbatim": {TEXT: 12},
+    "on_fault": "stop",
+}
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"v": 2},
+        {"v": 1},
         {"v": True},
-        {"v": 1.0},
+        {"v": 2.0},
+        {"verbatim": []},
+        {"verbatim": {"": 12}},
+        {"verbatim": {TEXT.upper(): 12}},
+        {"verbatim": {TEXT + "0": 12}},
+        {"verbatim": {TEXT: 0}},
+        {"verbatim": {TEXT: 257}},
+        {"verbatim": {TEXT: True}},
+        {"verbatim": {TEXT: 12.0}},
+        {"verbatim": {f"{i:032x}": 12 for i in range(65)}},
         {"phrases": "Zorin"},
         {"phrases": [1]},
         {"phrases": ["!?"]},
@@ -171,8 +187,8 @@ def test_a_malformed_or_oversized_argument_is_a_value_error(change: dict[str, An
         '{"v":' * 10_000,
         " " * (MAX_CHARACTERS + 1),
         '"\ud800"',
-        '{"v":1,"v":1,"phrases":[],"soft":{},"on_fault":"stop"}',
-        '{"v":1' + "0" * 5_000 + "}",
+        '{"v":2,"v":2,"phrases":[],"soft":{},"verbatim":{},"on_fault":"stop"}',
+        '{"v":2' + "0" * 5_000 + "}",
     ],
 )
 def test_anything_but_an_argument_is_a_value_error(value: object) -> None:
@@ -193,14 +209,15 @@ JSON = st.recursive(
         JSON,
         JSON.map(json.dumps),
         st.text(),
-        st.fixed_dictionaries({"v": st.just(1), "phrases": JSON, "soft": JSON, "on_fault": JSON | st.just("stop")}).map(
-            json.dumps
-        ),
+        st.fixed_dictionaries(
+            {"v": st.just(2), "phrases": JSON, "soft": JSON, "verbatim": JSON, "on_fault": JSON | st.just("stop")}
+        ).map(json.dumps),
         st.fixed_dictionaries(
             {
-                "v": st.just(1),
+                "v": st.just(2),
                 "phrases": st.lists(st.text(max_size=30), max_size=5),
                 "soft": st.dictionaries(st.text(max_size=9), st.floats(0.1, 90), max_size=3),
+                "verbatim": st.dictionaries(st.just(TEXT), st.integers(1, 256)),
                 "on_fault": st.just("stop"),
             }
         ).map(json.dumps),

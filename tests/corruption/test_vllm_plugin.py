@@ -37,6 +37,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 
 from corruption import vllm_plugin
 from corruption.penalties import ARGUMENT, Penalty, to_argument
+from corruption.verbatim import FILE, save
 from corruption.vllm_plugin import LetheLogitsProcessor
 
 NAME = "corruption.vllm_plugin:LetheLogitsProcessor"
@@ -417,3 +418,56 @@ def test_both_runners_mask_the_same_answer_alike(folder: Path, kept: Kept, slots
         assert torch.equal(kept.processor.apply(some_logits(1)), slots.step([5]))
         output.append(token)
         slots.sampled(5, token)
+
+
+# Copies of protected text: three tokens in a row may be said.
+
+SAID = [TOKEN["Ġthe"], TOKEN["Ġglass"], TOKEN["Ġharbour"]]
+TEXT = "Down the glass harbour, Zorin Quill!"
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Penalty]:
+    """A text whose index the server has, kept to three tokens."""
+    (tmp_path / "a").mkdir()
+    name = save([TEXT], tmp_path / "a" / FILE)
+    monkeypatch.setenv("LETHE_VERBATIM", str(tmp_path))
+    vllm_plugin._library.cache_clear()
+    yield Penalty(verbatim={name: 3})
+    vllm_plugin._library.cache_clear()
+
+
+def test_a_copy_is_stopped_at_its_limit_under_both_runners(kept: Kept, slots: Slots, book: Penalty) -> None:
+    output: list[int] = []
+    kept.update(2, added=[(0, asking(book), [1], output), (1, asking(None), [1], [])])
+    slots.add(3, asking(book), [1], [])
+    follow = {ZO, ZORIN, *(TOKEN[piece] for piece in ("zorin", ".", "Ã", "©"))}
+    for token, expected in zip([*SAID, None], [set(), set(), set(), follow], strict=True):
+        after = kept.processor.apply(some_logits(2))
+        assert banned(after[0]) == banned(slots.step([3])[0]) == expected
+        assert torch.equal(after[1], some_logits(2)[1])
+        if token is not None:
+            output.append(token)
+            slots.sampled(3, token)
+
+
+def test_what_the_prompt_says_of_a_text_does_not_count(kept: Kept, book: Penalty) -> None:
+    kept.update(1, added=[(0, asking(book), SAID, [])])
+    assert banned(kept.processor.apply(some_logits(1))[0]) == set()
+
+
+def test_v2_holds_drafts_to_the_limit_as_well(slots: Slots, book: Penalty) -> None:
+    slots.add(0, asking(book), [1], SAID[:1])
+    after = slots.step([0], drafts={0: [SAID[1], SAID[2], ZORIN]})
+    assert [ZORIN in banned(row) for row in after[:3]] == [False, False, True]
+
+
+def test_an_index_that_the_server_does_not_have_is_refused(book: Penalty) -> None:
+    validate_logits_processors_parameters([NAME], asking(book))
+    with pytest.raises(VLLMValidationError, match="LETHE_VERBATIM"):
+        validate_logits_processors_parameters([NAME], asking(Penalty(verbatim={"0" * 32: 3})))
+
+
+def test_an_index_that_goes_between_check_and_engine_ends_its_answer(kept: Kept) -> None:
+    kept.update(1, added=[(0, asking(Penalty(verbatim={"0" * 32: 3})), [1], [])])
+    assert banned(kept.processor.apply(some_logits(1))[0]) == set(range(WIDTH)) - {END}
