@@ -120,9 +120,18 @@ class ModelText:
         offsets = tuple((end - len(piece), end) for piece, end in zip(pieces, ends, strict=True))
         return Span(tuple(prompt), offsets, final=True), 0
 
+    @property
+    def placeholder(self) -> int:
+        """The id that stands for a `prompt_embeds` part among the ids of `chat_ids`."""
+        return self._placeholder
+
+    def chat_ids(self, body: Mapping[str, Any]) -> list[int]:
+        """The ids of the whole chat prompt, as vLLM makes them; where a text is PLACEHOLDER, `placeholder`."""
+        return self._whole(body).ids
+
     def count_tokens(self, body: Mapping[str, Any]) -> int:
         """`usage.prompt_tokens` of the chat request as text (media count as their placeholder)."""
-        return len(self._whole(body).ids)
+        return len(self.chat_ids(body))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a token-id prompt, special tokens included. Raises CorruptionError for unknown ids."""
