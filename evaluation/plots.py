@@ -45,7 +45,8 @@ def metric_curve(
 ) -> str:
     """Metric and objective against the tuned parameter, as SVG text.
 
-    evaluations: {"x", "objective", "metric"} in the order they were made. target: where the metric should be, if known.
+    evaluations: {"x", "objective", "metric"} in the order they were made, with the standard error of the objective
+    as "error" where it's known. target: where the metric should be, if known.
     standalone: a file of its own (namespace, styles inside), not a part of a page.
     """
     drawn = {key: sorted(_points(evaluations, key)) for key in ("metric", "objective")}
@@ -57,6 +58,8 @@ def metric_curve(
     looks = (("metric", "blue", "o-"), ("objective, lower is better", "orange", "s--"))
     for panel, points, (label, colour, line) in zip(panels, drawn.values(), looks, strict=True):
         panel.plot([x for x, _ in points], [y for _, y in points], line, color=COLOURS[colour])
+        if label != "metric":
+            panel.errorbar(*_bars(evaluations), fmt="none", ecolor=COLOURS[colour], elinewidth=1)
         panel.axvline(chosen, color=COLOURS["ink"], linewidth=1)
         panel.set_ylabel(label)
         panel.margins(y=0.15)
@@ -87,9 +90,9 @@ def score_distributions(sets: Mapping[str, Mapping[str, Any]], threshold: float 
     pooled = np.concatenate(list(scores.values()))
     logit = bool(pooled.min() >= 0 and pooled.max() <= 1 and number(threshold) is not None and 0 < threshold < 1)
     position = _logit if logit else np.asarray
-    edges = (
-        np.linspace(*_span(position(pooled)), 41) if not logit else np.linspace(-_logit(1 - EDGE), _logit(1 - EDGE), 41)
-    )
+    shown = pooled if (at := number(threshold)) is None else np.append(pooled, at)
+    low, high = (-_logit(1 - EDGE), _logit(1 - EDGE)) if logit else _span(shown)
+    edges = np.linspace(low, high, 41)
     figure = _figure(86 + 46 * len(scores))
     axes = figure.subplots()
     roots = {name: np.sqrt(np.histogram(position(values), edges)[0] / len(values)) for name, values in scores.items()}
@@ -101,10 +104,12 @@ def score_distributions(sets: Mapping[str, Mapping[str, Any]], threshold: float 
         colour = COLOURS["orange" if kind == "forget" else "blue"]
         axes.bar(edges[:-1], height, np.diff(edges), bottom=-row, align="edge", color=colour, linewidth=0)
         flagged = number(as_interval(sets[name].get("flagged")).get("value"))
-        note = f"{name} · {len(values):,}" + (f" · {percent(flagged)} flagged" if flagged is not None else "")
+        note = f"{name.replace('_', ' ')} · {len(values):,}" + (
+            f" · {percent(flagged)} flagged" if flagged is not None else ""
+        )
         axes.text(0.01, -row + 0.6, note, transform=axes.get_yaxis_transform(), fontsize=9, va="bottom")
         told.append(note)
-    if (at := number(threshold)) is not None:
+    if at is not None:
         x = float(position(np.array(at)))
         axes.axvline(x, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)))
         right = x > (edges[0] + edges[-1]) / 2
@@ -122,8 +127,8 @@ def score_distributions(sets: Mapping[str, Mapping[str, Any]], threshold: float 
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     if logit:
-        shown = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
-        axes.set_xticks(_logit(np.array(shown)), [f"{one:g}" for one in shown])
+        ticks = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
+        axes.set_xticks(_logit(np.array(ticks)), [f"{one:g}" for one in ticks])
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel("forget score" + (" (logit scale)" if logit else ""))
     figure.suptitle("Scores of each set of prompts", x=0.02, ha="left", fontsize=11, fontweight="bold")
@@ -210,9 +215,9 @@ def ways(title: str, rows: Sequence[tuple[str, str, Interval]], *, shares: bool)
 
 
 @matplotlib.rc_context(STYLE)
-def families(title: str, rows: Sequence[tuple[str, Interval]]) -> str:
-    """A rate for every attack family, with intervals."""
-    return _dots(title, [(label, interval, "blue", "o") for label, interval in rows], shares=True, line=None)
+def families(title: str, rows: Sequence[tuple[str, Interval]], *, line: float | None) -> str:
+    """A rate for every attack family, with intervals, and a line at the rate that is promised."""
+    return _dots(title, [(label, interval, "blue", "o") for label, interval in rows], shares=True, line=line)
 
 
 def _dots(title: str, rows: Sequence[tuple[str, Interval, str, str]], *, shares: bool, line: float | None) -> str:
@@ -224,7 +229,7 @@ def _dots(title: str, rows: Sequence[tuple[str, Interval, str, str]], *, shares:
     heading = _wrapped(title, 52, 3)
     figure = _figure(58 + 14 * heading.count("\n") + ROW * len(rows) + 8 * sum("\n" in label for label in labels))
     axes = figure.subplots()
-    bounds = []
+    bounds = [] if line is None else [line]
     for index, (_, interval, colour, marker) in enumerate(rows):
         value = float(interval["value"])
         low, high = number(interval.get("low")), number(interval.get("high"))
@@ -383,6 +388,13 @@ def _near_one(value: float) -> str:
 def _points(rows: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     pairs = [(number(row.get("x")), number(row.get(key))) for row in rows]
     return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+
+def _bars(rows: Iterable[Mapping[str, Any]]) -> tuple[list[float], list[float], list[float]]:
+    """x, objective and its standard error, of the evaluations that have all three."""
+    found = [[number(row.get(key)) for key in ("x", "objective", "error")] for row in rows]
+    whole = [(x, y, error) for x, y, error in found if x is not None and y is not None and error is not None]
+    return [x for x, _, _ in whole], [y for _, y, _ in whole], [error for _, _, error in whole]
 
 
 def _logit(probabilities: Any) -> Any:

@@ -27,6 +27,7 @@ from evaluation.summary import HEADINGS, REFERENCES, best, is_forget, summary, t
 FORMAT = 1
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_COLUMNS = 8  # of one table: what fits on paper
+MOST_FIGURES = 6  # of one kind before the others are folded away
 ARROWS = {"lower": "↓", "higher": "↑", "near_twin": "≈"}
 SEQUENTIAL = (
     ("recall", "Recall on what is forgotten so far", True, "flagged"),
@@ -37,9 +38,10 @@ SEQUENTIAL = (
 )
 
 Json = Mapping[str, Any]
-# A section of the page: id, title, note (what to look for), figures, tables, details (folded tables), cards.
+# A section of the page: id, title, note (what to look for), figures, folded (more of them), tables, footnotes, details
+# (folded tables), cards.
 Section = dict[str, Any]
-EMPTY: Section = {"note": "", "figures": [], "tables": [], "footnotes": [], "details": [], "cards": []}
+EMPTY: Section = {"note": "", "figures": [], "folded": [], "tables": [], "footnotes": [], "details": [], "cards": []}
 
 
 def render(report: Json) -> str:
@@ -49,6 +51,7 @@ def render(report: Json) -> str:
     style = svg.style() + (TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     data = json.dumps(_strict(report), ensure_ascii=False, allow_nan=False)
+    report = {**report, "metrics": _spelled_out(report.get("metrics") or ())}
     meta = report.get("meta") or {}
     made = [make(report) for make in SECTIONS]
     page = Environment(
@@ -71,17 +74,61 @@ def render(report: Json) -> str:
     )
 
 
-def write(source: Path, output: Path) -> Path:
-    """Render a file of `lethe evaluate`; the page comes whole or not at all. ValueError when it isn't one."""
+def write(sources: Sequence[Path], output: Path) -> Path:
+    """Render files of `lethe evaluate`, `attack` and `tune` as one page. ValueError when they aren't."""
+    page = render(merged({str(source): _read(source) for source in sources}))
+    output.write_text(page, encoding="utf-8", errors="replace")
+    return output
+
+
+def _read(source: Path) -> Json:
     try:
         report = json.loads(source.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{source}: not JSON: {error}") from None
     if not isinstance(report, dict):
         raise ValueError(f"{source}: not an evaluation, which is a JSON object")
-    page = render(report)
-    output.write_text(page, encoding="utf-8", errors="replace")
-    return output
+    return tuned(report) if "curves" in report else report
+
+
+def tuned(evidence: Json) -> Json:
+    """The evidence of `lethe tune` as a report: one entry under "tuning" for each parameter."""
+    curves = [
+        {
+            "parameter": name,
+            "metric": evidence.get("metric"),
+            "evaluations": points,
+            "chosen": (evidence.get("values") or {}).get(name),
+            "target": evidence.get("target"),
+        }
+        for name, points in evidence["curves"].items()
+    ]
+    return {"format": FORMAT, "meta": {"policy": evidence.get("policy")}, "tuning": curves}
+
+
+def merged(reports: Mapping[str, Json]) -> Json:
+    """One report of several about one policy, by file name: each adds what those before it lack."""
+    whole: dict[str, Any] = {}
+    for name, report in reports.items():
+        ours, theirs = ((one.get("meta") or {}).get("policy") for one in (whole, report))
+        if ours and theirs and ours != theirs:
+            raise ValueError(f"{name}: about policy {theirs!r}, the files before it about {ours!r}")
+        whole = {**report, **whole}
+    return whole
+
+
+def _spelled_out(metrics: Sequence[Json]) -> list[Json]:
+    """The metrics with whole labels: one that begins with "…" goes on where the last whole one ended."""
+    found: list[Json] = []
+    start = ""
+    for metric in metrics:
+        label = str(metric.get("label") or metric["key"])
+        if label.startswith("…"):
+            label = f"{start}, {label[1:].strip()}"
+        else:
+            start = label
+        found.append({**metric, "label": label, "set": str(metric.get("set") or "").replace("_", " ")})
+    return found
 
 
 def _results(report: Json) -> Section | None:
@@ -92,6 +139,10 @@ def _results(report: Json) -> Section | None:
     notes: dict[str, int] = {}
     definitions = (report.get("meta") or {}).get("definitions") or {}
     tables = [_table(part, ways, definitions, notes) for part in _parts(metrics)]
+    for caption in {table["caption"] for table in tables}:
+        same = [table for table in tables if table["caption"] == caption]
+        for place, table in enumerate(same, 1):
+            table["caption"] += f" ({place} of {len(same)})" if len(same) > 1 else ""
     return {
         "id": "results",
         "title": "Every way of answering",
@@ -200,24 +251,26 @@ def _drawn(draw: Callable[..., str], *args: Any, **options: Any) -> list[Markup]
 
 def _metrics(report: Json) -> Section | None:
     ways = report.get("ways") or []
-    figures = []
+    figures: dict[bool, list[Markup]] = {True: [], False: []}
     for metric in report.get("metrics") or ():
         rows = [
             (way["key"], str(way.get("label") or way["key"]), as_interval((way.get("values") or {}).get(metric["key"])))
             for way in ways
         ]
-        arrow = ARROWS.get(str(metric.get("better")), "")
-        name = str(metric.get("label") or metric["key"])
-        where = f"{name}, {metric['set']} {arrow}" if metric.get("set") else f"{name} {arrow}"
-        figures += _drawn(plots.ways, where, rows, shares=metric.get("format") == "percent")
-    if not ways or not figures:
+        label, group = metric["label"], metric["set"]
+        name = label if group.casefold() in label.casefold() else f"{label}, {group}"
+        title = f"{name} {ARROWS.get(str(metric.get('better')), '')}".strip()
+        figures[is_forget(metric)] += _drawn(plots.ways, title, rows, shares=metric.get("format") == "percent")
+    if not ways or not any(figures.values()):
         return None
+    names = {True: "on what is to be forgotten", False: "on everything else"}
     return {
         "id": "before-after",
         "title": "Before and after, metric by metric",
         "note": "The square is the unguarded model, the diamond and the dashed line the retain twin; bars are 95 % "
         "intervals.",
-        "figures": figures,
+        "figures": figures[True][:MOST_FIGURES] + figures[False][:MOST_FIGURES],
+        "folded": [(f"{len(more)} more {names[key]}", more) for key in names if (more := figures[key][MOST_FIGURES:])],
     }
 
 
@@ -228,7 +281,7 @@ def _detection(report: Json) -> Section | None:
         return None
     rows = [
         [
-            _text(name),
+            _text(name.replace("_", " ")),
             _text("forget" if one.get("kind") == "forget" else "other"),
             _cell(one.get("flagged"), "percent"),
             _cell(len(plots.finite(one.get("scores"))) or as_interval(one.get("flagged")).get("n")),
@@ -257,7 +310,7 @@ def _truth_ratios(report: Json) -> Section | None:
         found = shapes.get(key, {})
         return plots.finite((found.get(variant) or next(iter(found.values()), {})).get("ratios"))
 
-    figures = []
+    figures: dict[str, list[Markup]] = {variant: [] for variant in variants}
     for variant in variants:
         for key, found in shapes.items():
             if variant in found and key not in REFERENCES:
@@ -267,7 +320,7 @@ def _truth_ratios(report: Json) -> Section | None:
                     for name in ("D", "p", "n")
                     if (value := number(found[variant].get(name))) is not None
                 )
-                figures += _drawn(
+                figures[variant] += _drawn(
                     plots.truth_ratios,
                     title,
                     ratios(key, variant),
@@ -292,35 +345,35 @@ def _truth_ratios(report: Json) -> Section | None:
         "title": "Truth ratios",
         "note": "Forgotten means that the solid line lies on the dashed one, the retain twin's. D is the widest gap "
         "between the two, p the chance of a gap this wide if there were no difference.",
-        "figures": figures,
+        "figures": figures[variants[0]],
+        "folded": [(f"Variant: {variant}", figures[variant]) for variant in variants[1:] if figures[variant]],
         "tables": [table],
     }
 
 
 def _tuning(report: Json) -> Section | None:
-    tuning = report.get("tuning") or {}
-    evaluations, chosen = tuning.get("evaluations") or [], number(tuning.get("chosen"))
-    if not evaluations or chosen is None:
+    given = report.get("tuning") or []
+    figures, tables, notes = [], [], []
+    for tuning in [given] if isinstance(given, Mapping) else given:
+        evaluations, chosen = tuning.get("evaluations") or [], number(tuning.get("chosen"))
+        if not evaluations or chosen is None:
+            continue
+        parameter = str(tuning.get("parameter") or "parameter")
+        parameter = {"sigma": "σ"}.get(parameter, parameter)
+        target = number(tuning.get("target"))
+        figures += _drawn(
+            plots.metric_curve, evaluations, parameter=parameter, chosen=chosen, target=target, standalone=False
+        )
+        rows = [
+            [_text(order), *(_cell(one.get(key)) for key in ("x", "metric", "objective"))]
+            for order, one in enumerate(evaluations, 1)
+        ]
+        tables.append(_plain(f"{parameter}, in the order tried", ["order", parameter, "metric", "objective"], rows))
+        notes += [f"{name.capitalize()}: {tuning[name]}." for name in ("metric", "objective") if tuning.get(name)]
+    if not tables:
         return None
-    parameter = {"sigma": "σ"}.get(tuning.get("parameter", ""), tuning.get("parameter", "parameter"))
-    rows = [
-        [_text(index), *(_cell(one.get(key)) for key in ("x", "metric", "objective"))]
-        for index, one in enumerate(evaluations, 1)
-    ]
-    return {
-        "id": "tuning",
-        "title": f"Tuning of {parameter}",
-        "note": f"Objective: {tuning['objective']}." if tuning.get("objective") else "",
-        "figures": _drawn(
-            plots.metric_curve,
-            evaluations,
-            parameter=parameter,
-            chosen=chosen,
-            target=number(tuning.get("target")),
-            standalone=False,
-        ),
-        "tables": [_plain("Evaluations in their order", ["order", parameter, "metric", "objective"], rows)],
-    }
+    note = " ".join(dict.fromkeys(notes))
+    return {"id": "tuning", "title": "Tuning", "note": note, "figures": figures, "tables": tables}
 
 
 def _sequential(report: Json) -> Section | None:
@@ -378,10 +431,16 @@ def _attack(report: Json) -> Section | None:
     families = report.get("attack") or {}
     if not families:
         return None
-    figures = []
-    for key, title in (("recall", "Recall"), ("false_alarms", "False alarms of the same wrappers")):
-        figures += _drawn(plots.families, title, [(name, as_interval(one.get(key))) for name, one in families.items()])
-    rows = [
+    figures, stated = [], False
+    for key, title, bound in (
+        ("recall", "Recall", "floor"),
+        ("false_alarms", "False alarms of the same disguises", "most_false_alarms"),
+    ):
+        rows = [(name, as_interval(one.get(key))) for name, one in families.items()]
+        line = number(report.get(bound))
+        stated = stated or line is not None
+        figures += _drawn(plots.families, title, rows, line=line)
+    cells = [
         [_text(name), *(_cell(one.get(key), "percent") for key in ("recall", "false_alarms"))]
         for name, one in families.items()
     ]
@@ -389,9 +448,9 @@ def _attack(report: Json) -> Section | None:
         "id": "attack",
         "title": "Attempts to get around the detector",
         "note": "Recall: forget prompts that are still flagged when disguised. False alarms: other prompts in the same "
-        "disguise.",
+        "disguise." + " Dashed lines: what the policy must keep." * stated,
         "figures": figures,
-        "tables": [_plain("Attack families", ["family", "recall", "false alarms"], rows)],
+        "tables": [_plain("Attack families", ["family", "recall", "false alarms"], cells)],
     }
 
 
@@ -439,7 +498,7 @@ def _facts(meta: Json) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {one}" for name, one in value.items())
         elif isinstance(value, list):
-            value = ", ".join(str(one) for one in value)
+            value = ("; " if any(" " in str(one) for one in value) else ", ").join(str(one) for one in value)
         facts.append((key.replace("_", " "), str(value)))
     return facts
 

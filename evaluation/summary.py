@@ -16,7 +16,9 @@ HEADINGS = {"forgotten": "What was forgotten", "cost": "What it cost", "leaked":
 # Ways that show how the model is or should be, and baselines that anybody has; all others are the guard's.
 REFERENCES = ("unguarded", "twin")
 BASELINES = (*REFERENCES, "refusal", "prompt")
-MOST_METRICS = 2
+OWN = "policy"  # the policy as it stands, where other ways change it
+MOST_METRICS = 3
+MOST_LEAKS = 4
 
 Json = Mapping[str, Any]
 
@@ -45,9 +47,12 @@ def summary(report: Json) -> dict[str, list[str]]:
 
 
 def _forgotten(report: Json) -> Iterator[str]:
-    yield from _detected(report, "forget", "flagged")
-    metrics = [metric for metric in _metrics(report, "forget") if metric.get("better") in ("near_twin", "higher")]
-    for metric in [one for one in metrics if not _leaks(one)][:MOST_METRICS]:
+    yield from _detected(report, "forget", "Flagged")
+    metrics = {}
+    for metric in _metrics(report, "forget"):
+        if metric.get("better") in ("near_twin", "higher") and not _leaks(metric):
+            metrics.setdefault(_definition(report, metric), metric)  # of several forms of one metric, the first
+    for metric in list(metrics.values())[:MOST_METRICS]:
         yield from _compared(report, metric)
     yield from _truth_ratio(report)
     steps = [(step.get("requests"), _rate(step, "recall")) for step in report.get("sequential") or ()]
@@ -81,7 +86,7 @@ def _truth_ratio(report: Json) -> Iterator[str]:
 
 
 def _cost(report: Json) -> Iterator[str]:
-    yield from _detected(report, "other", "flagged by mistake")
+    yield from _detected(report, "other", "Flagged by mistake")
     bare = {way["key"]: way for way in report.get("ways") or ()}.get("unguarded")
     drops = []
     kept = [metric for metric in _metrics(report, None) if metric.get("better") == "higher"]
@@ -106,7 +111,7 @@ def _cost(report: Json) -> Iterator[str]:
 
 
 def _leaked(report: Json) -> Iterator[str]:
-    for metric in [metric for metric in _metrics(report, "forget") if _leaks(metric)][:MOST_METRICS]:
+    for metric in [metric for metric in _metrics(report, "forget") if _leaks(metric)][:MOST_LEAKS]:
         yield from _compared(report, metric)
     verbatim = report.get("verbatim") or {}
     longest = {}
@@ -139,32 +144,39 @@ def _detected(report: Json, kind: str, verb: str) -> Iterator[str]:
         rate = _rate(one, "flagged")
         if (one.get("kind") == "forget") == (kind == "forget") and rate is not None:
             count = number(as_interval(one["flagged"]).get("n")) or len(one.get("scores") or ())
-            told.append(f"{percent(rate)} of {count:,.0f} {name}")
+            told.append(f"{name.replace('_', ' ')} {percent(rate)} of {count:,.0f}")
     if told:
-        yield f"{verb.capitalize()}: {', '.join(told)}."
+        yield f"{verb}: {'; '.join(told)}."
 
 
 def _compared(report: Json, metric: Json) -> Iterator[str]:
-    """The guard's best way at a metric beside the unguarded model and the twin."""
+    """The policy's own value, or the guard's best one, beside the unguarded model and the twin."""
     ways = {way["key"]: way for way in report.get("ways") or ()}
-    guarded = _guarded(report)
-    found = best(metric, [*guarded, *(ways[key] for key in REFERENCES if key in ways)])
-    chosen = [way for way in guarded if way["key"] in found]
+    found = best(metric, [*_guarded(report), *(ways[key] for key in REFERENCES if key in ways)])
+    leading = [way for way in _guarded(report) if way["key"] in found]
+    own = ways.get(OWN, {})
+    chosen = [own] if own and _value(own, metric) is not None else leading
     if not chosen:
         return
     form = metric.get("format")
-    value = show(_value(chosen[0], metric), form)
     bounds = interval(as_interval(chosen[0]["values"][metric["key"]]), form)
-    others = [
+    told = f"{_name(metric)}: {show(_value(chosen[0], metric), form)} with {_all(chosen)}" + f" ({bounds})" * bool(
+        bounds
+    )
+    beside = [
         f"{show(_value(ways[key], metric), form)} {name}"
         for key, name in (("unguarded", "unguarded"), ("twin", "for the retain twin"))
         if key in ways and _value(ways[key], metric) is not None
     ]
-    yield (
-        f"{_name(metric)}: {value} with {' and '.join(_label(way) for way in chosen)}"
-        + (f" ({bounds})" if bounds else "")
-        + (f"; {', '.join(others)}." if others else ".")
-    )
+    if leading and own not in leading and chosen != leading:
+        beside.append(f"best {show(_value(leading[0], metric), form)} with {_all(leading)}")
+    yield "; ".join([told, *beside]) + "."
+
+
+def _all(ways: Sequence[Json]) -> str:
+    """The names of some ways; of many, the first two and how many more."""
+    names = [_label(way) for way in ways]
+    return " and ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} others"
 
 
 def truth_ratios(way: Json) -> dict[str, Json]:
@@ -206,5 +218,10 @@ def _label(way: Json) -> str:
 
 
 def _name(metric: Json) -> str:
-    name = str(metric.get("label") or metric["key"])
-    return f"{name} ({metric['set']})" if metric.get("set") else name
+    name, group = str(metric.get("label") or metric["key"]), str(metric.get("set") or "").replace("_", " ")
+    return name if not group or group.casefold() in name.casefold() else f"{name} ({group})"
+
+
+def _definition(report: Json, metric: Json) -> str:
+    definitions = (report.get("meta") or {}).get("definitions") or {}
+    return str(definitions.get(metric["key"]) or metric["key"])

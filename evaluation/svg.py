@@ -78,7 +78,7 @@ def style() -> str:
 
 def clean(text: str) -> str:
     """Text without characters that XML can't carry."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")
+    return "".join(c for c in text if c.isprintable() or c in "\n\N{NO-BREAK SPACE}")
 
 
 _SVG = "{http://www.w3.org/2000/svg}"

@@ -16,7 +16,7 @@ WAYS = {
     "twin": ("Retain twin", 0.14, 0.95),
     "refusal": ("Refusal", 0.02, 0.95),
     "prompt": ("System prompt: pretend not to know", 0.71, 0.62),
-    "corrupt-noise-content": ("corrupt · noise · content", 0.11, 0.95),
+    "policy": ("the policy as it stands", 0.11, 0.95),
     "corrupt-decoy-evidence": ("corrupt · decoy · evidence", 0.155, 0.95),
     "penalize": ("penalize", 0.31, 0.949),
     "both": ("both", 0.13, 0.948),
@@ -26,11 +26,12 @@ METRICS = [
     ("forget_probability", "Probability", "near_twin", "forget", "0.000"),
     ("forget_quality", "Forget quality p", "higher", "forget", "0.000"),
     ("leak", "Leak rate of names and dates", "lower", "forget", "percent"),
+    ("leak_sampled", "… sampled", "lower", "forget", "percent"),
     ("perplexity", "Perplexity under the twin", "lower", "forget", "0.0"),
     ("repetition", "Repetition", "near_twin", "forget", "percent"),
     ("retain_rouge", "ROUGE-L recall", "higher", "retain", "0.000"),
     ("retain_same", "Same answer as unguarded", "higher", "retain", "percent"),
-    ("real_authors_rouge", "ROUGE-L recall", "higher", "real authors", "0.000"),
+    ("real_authors_rouge", "ROUGE-L recall", "higher", "real_authors", "0.000"),
     ("model_utility", "Model utility", "higher", "all kept", "0.000"),
 ]
 
@@ -48,7 +49,7 @@ def _way(key: str, rng: np.random.Generator) -> dict[str, Any]:
             value = 4 + 30 * (1 - forget)
         elif metric == "forget_quality":
             value = 1e-21 if key == "unguarded" else 0.3 * (1 - forget)
-        elif metric == "leak":
+        elif metric.startswith("leak"):
             value = {"unguarded": 0.94, "penalize": 0.0, "both": 0.0}.get(key, 0.0123)
         elif metric == "repetition":
             value = 0.03
@@ -89,6 +90,7 @@ def _sample() -> dict[str, Any]:
             "versions": {"lethe": "0.2.0", "vllm": "0.32.0"},
             "machine": {"cpu": "an example CPU", "cores": 2},
             "seeds": [0, 1, 2],
+            "notes": ["nothing here was measured"],
             "command": "lethe evaluate example-policy --upstream URL",
             "definitions": {
                 "forget_rouge": "Words of the reference's longest common subsequence over words of the reference.",

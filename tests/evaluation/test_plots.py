@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evaluation import plots
 
@@ -59,3 +62,96 @@ def test_a_curve_of_nothing_is_an_error() -> None:
 def test_names_are_text_not_markup_nor_mathematics() -> None:
     text = curve(parameter="<script>$\\frac$ & \x00", target=None)
     assert "<script>" not in text and "&lt;script&gt;$\\frac$ &amp; " in text
+
+
+def test_standard_errors_are_drawn_where_they_are_known() -> None:
+    with_errors = [{**one, "error": 0.01} for one in EVALUATIONS]
+    drawn = [plots.metric_curve(rows, parameter="σ", chosen=5.0, target=0.2) for rows in (EVALUATIONS, with_errors)]
+    assert drawn[1].count("s-orange") >= drawn[0].count("s-orange") + len(EVALUATIONS)
+
+
+SCORES = st.lists(st.integers(0, 9), min_size=1, max_size=30).map(lambda scores: np.array(scores, dtype=float))
+
+
+@settings(deadline=None)
+@given(SCORES, SCORES)
+def test_the_area_is_the_share_of_pairs_in_order(forget: plots.Scores, other: plots.Scores) -> None:
+    pairs = [(a > b) + (a == b) / 2 for a in forget for b in other]
+    assert plots.area(forget, other) == pytest.approx(np.mean(pairs))
+
+
+@settings(deadline=None)
+@given(SCORES, SCORES)
+def test_the_roc_curve_is_what_counting_gives(forget: plots.Scores, other: plots.Scores) -> None:
+    alarms, recall = plots.roc_curve(forget, other)
+    for index, threshold in enumerate(sorted({*forget, *other}, reverse=True), 1):
+        assert alarms[index] == pytest.approx(np.mean(other >= threshold))
+        assert recall[index] == pytest.approx(np.mean(forget >= threshold))
+    assert (alarms[0], recall[0], alarms[-1], recall[-1]) == (0, 0, 1, 1)
+
+
+@settings(deadline=None)
+@given(SCORES, SCORES)
+def test_the_marked_gap_is_the_statistic_of_kolmogorov_and_smirnov(ratios: plots.Scores, twin: plots.Scores) -> None:
+    _, low, high = plots._gap(np.sort(ratios), np.sort(twin))
+    assert abs(high - low) == pytest.approx(max(abs(np.mean(ratios <= x) - np.mean(twin <= x)) for x in range(10)))
+
+
+def interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 100}
+
+
+SETS = {
+    "asked": {"kind": "forget", "scores": [0.9, 0.95, 0.99], "flagged": interval(0.99)},
+    "not_asked": {"kind": "other", "scores": [0.0, 0.1, 0.93], "flagged": interval(0.01)},
+}
+
+
+@pytest.mark.parametrize("threshold", [0.5, None, 3.0])
+def test_scores_say_how_many_are_flagged_and_where_the_threshold_is(threshold: float | None) -> None:
+    text = "".join(ElementTree.fromstring(plots.score_distributions(SETS, threshold)).itertext())
+    assert "asked · 3 · 99.0\u00a0% flagged" in text and "not asked · 3 · 1.0\u00a0% flagged" in text
+    assert (f"threshold {threshold:g}" in text if threshold else "threshold" not in text) and (
+        ("logit" in text) == (threshold == 0.5)
+    )
+
+
+def test_a_roc_tells_area_and_operating_point() -> None:
+    text = "".join(ElementTree.fromstring(plots.roc(SETS, 0.94)).itertext())
+    assert f"area {8 / 9:.4f}, recall 66.7\u00a0% at 0\u00a0% false alarms" in text
+    with pytest.raises(plots.NothingToDraw):
+        plots.roc({"asked": SETS["asked"]}, 0.5)
+
+
+def test_dots_leave_out_what_was_not_measured() -> None:
+    rows = [("unguarded", "Unguarded", interval(0.9)), ("twin", "Twin", interval(0.1)), ("a", "A way", {"value": None})]
+    text = "".join(ElementTree.fromstring(plots.ways("Metric", rows, shares=False)).itertext())
+    assert "Unguarded 0.9 (0.89 to 0.91); Twin 0.1" in text and "A way" not in text
+    with pytest.raises(plots.NothingToDraw, match="Metric"):
+        plots.ways("Metric", rows[2:], shares=False)
+
+
+def test_a_family_is_shown_with_its_floor() -> None:
+    drawn = [plots.families("Recall", [("plain", interval(0.9))], line=line) for line in (None, 0.98)]
+    assert ["stroke-dasharray" in text for text in drawn] == [False, True]
+
+
+def test_truth_ratios_need_both_sides() -> None:
+    ratios = np.array([0.5, 1.0, 2.0])
+    assert "Largest gap to the twin 0.667." in plots.truth_ratios("both", ratios, np.array([1.5]), ratios, "D")
+    with pytest.raises(plots.NothingToDraw):
+        plots.truth_ratios("both", ratios, np.array([]), None, "")
+
+
+def test_a_sequence_takes_intervals_and_bare_numbers() -> None:
+    rows = [{"requests": 1, "recall": interval(0.99), "fit_s": 2.0}, {"requests": 20, "recall": None, "fit_s": 3.0}]
+    told = plots.sequential(rows, "fit_s", "Time to fit", shares=False, unit="seconds")
+    assert "After 1 requests 2 seconds, after 20 requests 3 seconds." in told
+    assert "after 1 requests 99.0" in plots.sequential(rows, "recall", "Recall", shares=True, unit="flagged")
+    with pytest.raises(plots.NothingToDraw):
+        plots.sequential(rows, "utility", "Utility", shares=False, unit="utility")
+
+
+def test_the_longest_run_is_the_longest() -> None:
+    drawn = plots.longest_runs({"a": [3, 12, 7], "b": [None]}, {"a": "A way"}, 12)
+    assert "A way 12 over 3 passages. The limit is 12 tokens." in drawn

@@ -10,7 +10,7 @@ def way(key: str, value: float | None) -> dict[str, object]:
     return {"key": key, "label": key.upper(), "values": {"m": {"value": value, "low": None, "high": None, "n": 1}}}
 
 
-WAYS = [way("unguarded", 1.0), way("twin", 0.2), way("a", 0.25), way("b", 0.1), way("c", 0.1), way("d", None)]
+WAYS = [way("unguarded", 1.0), way("twin", 0.2), way("a", 0.24), way("b", 0.1), way("c", 0.1), way("d", None)]
 
 
 def test_the_best_way_is_the_lowest_highest_or_nearest_to_the_twin() -> None:
@@ -32,7 +32,15 @@ def test_an_empty_report_says_nothing() -> None:
 def test_the_summary_compares_the_best_guard_with_the_unguarded_model_and_the_twin() -> None:
     metrics = [{"key": "m", "label": "ROUGE", "better": "near_twin", "set": "forget", "format": "0.000"}]
     told = summary({"metrics": metrics, "ways": WAYS})
-    assert told["forgotten"] == ["ROUGE (forget): 0.250 with A; 1.000 unguarded, 0.200 for the retain twin."]
+    assert told["forgotten"] == ["ROUGE (forget): 0.240 with A; 1.000 unguarded; 0.200 for the retain twin."]
+
+
+def test_the_policy_as_it_stands_comes_first_and_then_the_best() -> None:
+    metrics = [{"key": "m", "label": "ROUGE, forget", "better": "near_twin", "set": "forget", "format": "0.0"}]
+    told = summary({"metrics": metrics, "ways": [*WAYS, way("policy", 0.5)]})["forgotten"]
+    assert told == ["ROUGE, forget: 0.5 with POLICY; 1.0 unguarded; 0.2 for the retain twin; best 0.2 with A."]
+    told = summary({"metrics": metrics, "ways": [*WAYS, way("policy", 0.2)]})["forgotten"]
+    assert told == ["ROUGE, forget: 0.2 with POLICY; 1.0 unguarded; 0.2 for the retain twin."]
 
 
 def test_baselines_are_not_the_guard() -> None:
@@ -73,5 +81,5 @@ def test_the_whole_sample_is_told() -> None:
     told = summary(sample())
     assert all(told.values())
     assert told["forgotten"][0].startswith(
-        "Flagged: 100\u00a0% of 400 forget questions, 99.96\u00a0% of 2,000 paraphrases"
+        "Flagged: forget questions 100\u00a0% of 400; paraphrases 99.96\u00a0% of 2,000"
     )
