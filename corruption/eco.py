@@ -20,7 +20,7 @@ import torch
 from corruption import decoy, keys
 from corruption.conversation import Target, texts
 from corruption.functions import FUNCTIONS
-from corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec
+from corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec, is_settled
 from corruption.table import EmbeddingTable
 from corruption.template import ModelText, Span
 
@@ -114,11 +114,12 @@ class Corruptor:
         if spec.function == "decoy":
             return self._decoyed(span, chosen, spec, policy)
         x, mask = self.table.rows(span.ids), torch.tensor(chosen)
+        assert spec.dims != "tuned"
         dims = self.table.width if spec.dims == "all" else spec.dims
         arguments: dict[str, Any] = {"dims": dims, "select": spec.select}
         arguments["rng"] = keys.generator(self._secret, policy, span.ids)
         if spec.function in NEEDS_SIGMA:
-            assert spec.sigma is not None
+            assert spec.sigma is not None and is_settled(spec.sigma)
             arguments["sigma"] = spec.sigma * (self.table.row_rms if spec.sigma_unit == "rms" else 1.0)
         try:
             return FUNCTIONS[spec.function](x, mask, **arguments)
@@ -145,6 +146,7 @@ class Corruptor:
         return marked
 
     def _decoyed(self, span: Span, chosen: Sequence[bool], spec: CorruptSpec, policy: str) -> torch.Tensor:
+        assert is_settled(spec.strength)
         ids = self.decoys.replace(span.ids, chosen, secret=self._secret, policy=policy)
         if spec.strength == 1.0:
             return self.table.rows(ids)

@@ -6,7 +6,7 @@ Free of torch, so that policies load, and failures are caught, where nothing is 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,9 +14,17 @@ NEEDS_SIGMA = frozenset({"noise", "set-noise"})
 # Past twice the way to the decoy a row lies further from every real token than noise would put it.
 MAX_STRENGTH = 2.0
 
+# In place of a number: the one that was tuned against the served model and stands in the artifact.
+Tuned = Literal["tuned"]
+
 
 class CorruptionError(ValueError):
     """This request can't be rewritten faithfully; the policy's `on_failure` decides what happens instead."""
+
+
+def is_settled(value: float | Tuned) -> TypeGuard[float]:
+    """Whether a value is a number, not one that is still to be looked up."""
+    return value != "tuned"
 
 
 class CorruptSpec(BaseModel):
@@ -34,16 +42,18 @@ class CorruptSpec(BaseModel):
     sigma, sigma_unit: standard deviation, in multiples of the table's row RMS ("rms") or in embedding
         units ("absolute", as the paper has it).
     strength: decoy only: 0 keeps the row, 1 replaces it, between them a straight line.
+
+    sigma, dims and strength may be "tuned"; whoever applies a spec must have put the numbers in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     function: Literal["decoy", "noise", "set-noise", "zero", "flip"] = "decoy"
     tokens: Literal["evidence", "identifying", "content", "all-but-last"] = "evidence"
-    strength: float = Field(default=1.0, gt=0.0, le=MAX_STRENGTH)
+    strength: Annotated[float, Field(gt=0.0, le=MAX_STRENGTH)] | Tuned = 1.0
     select: Literal["first", "random", "top"] = "first"
-    dims: Annotated[int, Field(strict=True, ge=1)] | Literal["all"] = "all"
-    sigma: float | None = Field(default=None, ge=0.0)
+    dims: Annotated[int, Field(strict=True, ge=1)] | Literal["all"] | Tuned = "all"
+    sigma: Annotated[float, Field(ge=0.0)] | Tuned | None = None
     sigma_unit: Literal["rms", "absolute"] = "rms"
 
     @property
@@ -56,7 +66,7 @@ class CorruptSpec(BaseModel):
         if self.function in NEEDS_SIGMA:
             if self.sigma is None:
                 raise ValueError(f"function {self.function!r} needs a key 'sigma'")
-            if not math.isfinite(self.sigma):
+            if is_settled(self.sigma) and not math.isfinite(self.sigma):
                 raise ValueError(f"sigma {self.sigma} is not finite")
         ignored = set()
         if self.function not in NEEDS_SIGMA:
