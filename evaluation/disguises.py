@@ -275,14 +275,19 @@ def leetspeak(text: str, rng: Random) -> str:
     return text.translate(_LEET)
 
 
+def _bytes(text: str) -> bytes:
+    # A lone surrogate has no bytes in UTF-8.
+    return text.encode("utf-8", "replace")
+
+
 def base64_plain(text: str, rng: Random) -> str:
     """Base64, nothing around it."""
-    return base64.b64encode(text.encode()).decode()
+    return base64.b64encode(_bytes(text)).decode()
 
 
 def base64_url_safe(text: str, rng: Random) -> str:
     """Base64 for URLs, without padding."""
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(_bytes(text)).decode().rstrip("=")
 
 
 def base64_lines(text: str, rng: Random) -> str:
@@ -298,23 +303,23 @@ def base64_nested(text: str, rng: Random) -> str:
 
 def hexadecimal(text: str, rng: Random) -> str:
     """The bytes in hexadecimal."""
-    return text.encode().hex()
+    return _bytes(text).hex()
 
 
 def hexadecimal_apart(text: str, rng: Random) -> str:
     r"""The bytes in hexadecimal, one by one: `48 69`, `48:69`, `0x48 0x69` or `\x48\x69`."""
-    pairs = [f"{byte:02x}" for byte in text.encode()]
+    pairs = [f"{byte:02x}" for byte in _bytes(text)]
     return rng.choice((" ".join(pairs), ":".join(pairs), " 0x".join(["", *pairs]).strip(), r"\x".join(["", *pairs])))
 
 
 def url_encoding(text: str, rng: Random) -> str:
     """Every byte percent-encoded."""
-    return "".join(f"%{byte:02X}" for byte in text.encode())
+    return "".join(f"%{byte:02X}" for byte in _bytes(text))
 
 
 def url_encoding_as_usual(text: str, rng: Random) -> str:
     """Percent-encoded as in an address: letters stay, blanks are %20."""
-    return quote(text, safe="")
+    return quote(_bytes(text), safe="")
 
 
 def html_entities(text: str, rng: Random) -> str:

@@ -99,4 +99,4 @@ def _csv(content: str, path: Path) -> list[str]:
             raise ValueError(f"{path}: no column {COLUMN!r} (there: {', '.join(reader.fieldnames or ()) or 'none'})")
         return [row[COLUMN] for row in reader]
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: {error}") from error
+        raise ValueError(f"{path}: not CSV after line {reader.line_num}: {error}") from error
