@@ -50,6 +50,8 @@ def _add_evaluate(commands: Commands) -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="sampled runs (default: 0 1 2)")
     command.add_argument("--samples", type=int, default=5, help="sampled runs of ways that penalize (default: 5)")
     command.add_argument("--rewordings", type=int, default=5, help="rewordings judged for each question (default: 5)")
+    command.add_argument("--sequential", type=int, metavar="N", help="also forget the artifact's items in N requests, "
+                         "one after another")  # fmt: skip
     command.add_argument("--quick", action="store_true", help="a tenth of every set")
     command.add_argument("--thin", type=int, metavar="N", help="every Nth row of every set")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")

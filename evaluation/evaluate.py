@@ -21,6 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from classifier import records
+from classifier.artifact import Artifact
+from classifier.encoder import DEFAULT_ENCODER, load_encoder
 from evaluation import metrics, suites, tofu
 from evaluation.baselines import WAYS, Way
 from evaluation.gather import Gatherer, Plan, Work
@@ -54,7 +57,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     ways = chosen_ways(args.ways, settings, args.retain_model)
     seeds = tuple(args.seeds)
     plan = Plan(seeds, tuple(range(args.samples)) if args.samples else seeds, args.rewordings)
-    stamp = [policy.hash, artifact.manifest.data_hash, artifact.manifest.encoder_hash, str(settings.model_dir), model]
+    made_of = (settings.artifacts / policy.artifact / "manifest.json").read_text(encoding="utf-8")
+    stamp = [policy.hash, made_of, str(settings.model_dir), model]
     work = Work(args.work or WORK / f"{policy.name}-{suite.name}-{len(suite.forget)}")
     gatherer = Gatherer(
         settings,
@@ -69,6 +73,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     )
     print(f"finished pieces: {work.folder}", file=sys.stderr)
     report = assemble(gatherer, ways, meta(args, policy, settings, model, plan))
+    if args.sequential:
+        report["sequential"] = one_after_another(gatherer, artifact, args.sequential, retain=args.retain)
     print(table(report))
     if args.json:
         args.json.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -362,23 +368,27 @@ def _utility(suite: Suite, scores: Mapping[str, Any], greedy: Mapping[str, Any])
     values: Values = {}
     columns: dict[str, list[list[float]]] = {}
     for name, rows in suite.others.items():
-        if name not in scores:
-            continue
-        found = scores[name]
-        right = [row["answer"] for row in found]
-        if name in suite.options:
-            probability = metrics.option_probability(right, [row["wrong"] for row in found])
-        else:
-            probability = metrics.probability(right)
-        values[f"{name}_probability"] = _mean(probability.tolist())
-        if rows[0].wrong:
-            truths = metrics.other_truth_scores(_ratios(found)).tolist()
-            values[f"{name}_truth"] = _mean(truths)
-            recall = [metrics.rouge_recall(t, r.answer) for t, r in zip(greedy[name], rows, strict=True)]
-            columns[name] = [probability.tolist(), recall, truths]
+        if name in scores:
+            values[f"{name}_probability"] = _mean(_kept_probability(suite, name, scores[name]))
+        if name in scores and rows[0].wrong:
+            columns[name] = _three(suite, name, scores[name], greedy[name])
+            values[f"{name}_truth"] = _mean(columns[name][2])
     if len(columns) == 3:
         values["model_utility"] = _utility_interval(columns)
     return values
+
+
+def _kept_probability(suite: Suite, name: str, found: Sequence[Mapping[str, Any]]) -> list[float]:
+    right = [row["answer"] for row in found]
+    if name in suite.options:
+        return list(metrics.option_probability(right, [row["wrong"] for row in found]))
+    return list(metrics.probability(right))
+
+
+def _three(suite: Suite, name: str, found: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[list[float]]:
+    """Probability, recall and truth of each question of a set."""
+    recall = [metrics.rouge_recall(t, row.answer) for t, row in zip(texts, suite.others[name], strict=True)]
+    return [_kept_probability(suite, name, found), recall, list(metrics.other_truth_scores(_ratios(found)))]
 
 
 def _utility_interval(columns: Mapping[str, list[list[float]]]) -> Interval:
@@ -416,6 +426,58 @@ def detection(gatherer: Gatherer) -> dict[str, Any]:
         kind = "forget" if name in ("forget", "reworded") else "other"
         sets[name] = {"kind": kind, "scores": scores, "flagged": _share([not score < threshold for score in scores])}
     return {"threshold": threshold, "sets": sets}
+
+
+def one_after_another(
+    gatherer: Gatherer, artifact: Artifact, count: int, *, retain: Path | None
+) -> list[dict[str, Any]]:
+    """The artifact's items as `count` requests to forget, in their order."""
+    from evaluation import sequential
+
+    suite, settings = gatherer.suite, gatherer.settings
+    items = [artifact.items[number] for number in artifact.live]
+    known = {row.question for row in suite.forget}
+    rows = records.read(retain) if retain else None
+    if rows is None and suite.name == "tofu":
+        rows = [{"prompt": fact.question, "answer": fact.answer} for fact in tofu.retain_facts()[0]]
+    kept = [row.question for part in suite.others.values() for row in part]
+    unheard = [question for questions in suite.unheard.values() for question in questions]
+    columns = _utility_columns(gatherer)
+
+    def utility(flags: Sequence[bool]) -> Interval:
+        marked, lost = iter(flags), {}
+        for name, three in columns.items():
+            passed = np.array([not next(marked) for _ in three[0]], dtype=float)
+            lost[name] = [(np.array(column) * passed).tolist() for column in three]
+        return _utility_interval(lost)
+
+    return gatherer.work.piece(
+        "sequential",
+        [gatherer.stamp, count, kept, sorted(known)],
+        lambda: sequential.run(
+            sequential.requests(items, count),
+            gatherer.policy,
+            load_encoder(settings.encoder or DEFAULT_ENCODER, threads=os.cpu_count() or 1),
+            retain=rows,
+            rewordings={q: suite.rewordings[q][:1] for q in known if suite.rewordings.get(q)},
+            others=kept + unheard[:: max(1, len(unheard) // 200)],
+            utility=utility if len(columns) == 3 else None,
+        ),
+    )
+
+
+def _utility_columns(gatherer: Gatherer) -> dict[str, list[list[float]]]:
+    """The nine rows of numbers behind the unguarded model's utility; empty where they can't be known."""
+    way = WAYS["unguarded"]
+    scores = gatherer.scores(way)
+    if scores is None:
+        return {}
+    answers = gatherer.answers(way)["greedy"]
+    return {
+        name: _three(gatherer.suite, name, scores["prompt"][name], answers[name])
+        for name, rows in gatherer.suite.others.items()
+        if name in scores["prompt"] and rows[0].wrong
+    }
 
 
 def examples(suite: Suite, answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

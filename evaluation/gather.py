@@ -94,17 +94,17 @@ class Gatherer:
         """stamp: what the pieces depend on besides the way (policy, artifact, model), as JSON."""
         self.settings, self.policy, self.suite, self.plan, self.work = settings, policy, suite, plan, work
         self.upstream, self.model, self.twin_dir = upstream, model, twin
-        self._stamp = stamp
+        self.stamp = stamp
         self._played: tuple[str, Play] | None = None
 
     @cached_property
     def full(self) -> Scorer | None:
         """The served model, offline; None without LETHE_MODEL_DIR."""
-        return _scorer(self.settings.model_dir)
+        return _scorer(self.settings.model_dir, self.settings.artifacts)
 
     @cached_property
     def twin(self) -> Scorer | None:
-        return _scorer(self.twin_dir)
+        return _scorer(self.twin_dir, None)
 
     @cached_property
     def sets(self) -> dict[str, list[str]]:
@@ -117,7 +117,7 @@ class Gatherer:
 
     def answers(self, way: Way) -> dict[str, Any]:
         """{"greedy": set → answers, "sampled": seed → answers to the forget questions}."""
-        made_of = [self._stamp, way.key, dict(way.changes), self.sets, self.plan.max_tokens]
+        made_of = [self.stamp, way.key, dict(way.changes), self.sets, self.plan.max_tokens]
         greedy: dict[str, list[str]] = {}
         sampled: dict[str, list[str]] = {}
         with contextlib.ExitStack() as stack:
@@ -197,7 +197,7 @@ class Gatherer:
         sets |= {name: [row.question for row in rows] for name, rows in self.suite.others.items()}
         sets |= {name: list(questions) for name, questions in self.suite.unheard.items()}
         return {
-            name: self.work.piece(f"detection/{name}", [self._stamp, asked], partial(self.judged, asked, name))
+            name: self.work.piece(f"detection/{name}", [self.stamp, asked], partial(self.judged, asked, name))
             for name, asked in sets.items()
         }
 
@@ -213,7 +213,7 @@ class Gatherer:
         if scorer is None or way.kind == "refusal" or self._action(way) in ("refuse", "route"):
             return None
         rows = {"forget": self.suite.forget, **self.suite.others}
-        made_of = [self._stamp, way.key, dict(way.changes), self._fixed]
+        made_of = [self.stamp, way.key, dict(way.changes), self._fixed]
         sets = {name: part for name, part in rows.items() if part}
 
         def make(name: str, label: str, *, answers: bool = False) -> Any:
@@ -286,7 +286,7 @@ class Gatherer:
         return {
             run: self.work.piece(
                 f"{way.key}/likelihood-{run}",
-                [self._stamp, str(self.twin_dir), made],
+                [self.stamp, str(self.twin_dir), made],
                 partial(self._likely, judge, made, f"{way.key}: {run}"),
             )
             for run, made in texts.items()
@@ -372,9 +372,9 @@ def _losses(row: Row, scores: list[Scores]) -> dict[str, Any]:
     }
 
 
-def _scorer(folder: Path | None) -> Scorer | None:
+def _scorer(folder: Path | None, verbatim: Path | None) -> Scorer | None:
     if folder is None:
         return None
     from evaluation.scoring import Scorer
 
-    return Scorer(folder)
+    return Scorer(folder, verbatim=verbatim)

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorL
 from corruption.logits import gather
 from corruption.penalties import ARGUMENT, Guard, Penalty, from_argument, to_argument
 from corruption.template import PLACEHOLDER, ModelText
+from corruption.verbatim import Library
 from corruption.vocabulary import Vocabulary, from_tokenizer
 
 # A banned token has probability 0. As a loss it counts as what float32 can hold at the least.
@@ -66,8 +67,12 @@ class Scores:
 class Scorer:
     """One model folder, ready to score and to answer. Float32, so that no rounding stands between the ways."""
 
-    def __init__(self, model_dir: Path | str) -> None:
-        """Raises ValueError when the folder has no usable model or one that scales its embeddings."""
+    def __init__(self, model_dir: Path | str, *, verbatim: Path | None = None) -> None:
+        """verbatim: the folder of protected texts' indexes (LETHE_VERBATIM).
+
+        Raises ValueError when the model folder is unusable.
+        """
+        self._library = Library(verbatim)
         self.text = ModelText(model_dir)
         try:
             model = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32, local_files_only=True)
@@ -173,7 +178,8 @@ class Scorer:
         if key not in self._guards:
             if len(self._guards) >= 64:
                 self._guards.clear()
-            self._guards[key] = Guard(penalty, self._vocabulary, keep=self._exits)
+            protected = [(self._library.get(name), limit) for name, limit in penalty.verbatim.items()]
+            self._guards[key] = Guard(penalty, self._vocabulary, keep=self._exits, protected=protected)
         return self._guards[key]
 
     @cached_property

@@ -92,13 +92,14 @@ def build(
     forget questions. count: how often a word occurs in ordinary text. Raises ValueError for a file of another
     form, and for "tofu" over an artifact that holds anything else.
     """
-    of_tofu = _is_tofu(artifact.items)
+    items = [artifact.items[number] for number in artifact.live]
+    of_tofu = _is_tofu(items)
     if kind == "tofu" and not of_tofu:
         raise ValueError("--suite tofu: the artifact holds items that are not TOFU's forget10")
     if of_tofu and kind != "own":
-        suite = _tofu({item.prompt for item in artifact.items})
+        suite = _tofu({item.prompt for item in items})
     else:
-        suite = _own(artifact.items, count)
+        suite = _own(items, count)
     if perturbed is not None:
         known = {row.question: row for row in read_perturbed(perturbed)}
         if not known.keys() & {row.question for row in suite.forget}:
