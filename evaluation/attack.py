@@ -150,7 +150,9 @@ def examples(results: Sequence[Result], count: int) -> str:
     for result in results:
         for what, cases in (("missed", result.missed), ("false alarm", result.alarms)):
             for case in cases[:count]:
-                lines += [f"{result.name}: {what}: {_described(case)}", f"    {_shown(case)}"]
+                request = {key: value for key, value in case.request.body.items() if key != "model"}
+                lines += [f"{result.name}: {what}: {_described(case)}", f"    {_shown(case.prompt)}"]
+                lines += [f"    {_shown(request)}"]
     return "\n".join(lines)
 
 
@@ -159,11 +161,11 @@ def _described(case: Case) -> str:
     return f"{variant}score {case.judgement.score:.4f}, {case.judgement.view} of {case.judgement.place}"
 
 
-def _shown(case: Case) -> str:
-    text = json.dumps({key: value for key, value in case.request.body.items() if key != "model"}, ensure_ascii=False)
-    # Escaped, so that the terminal shows what stands there rather than doing it.
-    shown = text.encode("unicode_escape").decode("ascii")
-    return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}…"
+def _shown(value: object) -> str:
+    # ASCII alone, so that the terminal shows what stands there rather than doing it.
+    text = json.dumps(value)
+    half = SHOWN_CHARACTERS // 2
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 def document(results: Sequence[Result], suite: Suite, floor: float, most_false_alarms: float) -> dict[str, Any]:

@@ -43,9 +43,10 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Case:
-    """One request, which variant of its family it is, what came of it, and the questions that a search took."""
+    """A prompt, which variant of a family it met, the request, what came of it; the questions that a search took."""
 
     kind: Kind
+    prompt: str
     variant: str
     request: Request
     judgement: Judgement
@@ -161,7 +162,7 @@ class Suite:
         # Seeded by name and number: the same request whatever else is run, and in whatever order.
         rng = Random(f"{self.seed}/{family.name}/{kind}/{number}")
         request, variant = family.attack(prompt, number, rng)
-        return Case(kind, variant, request, judge(self.guard, self.policy, request))
+        return Case(kind, prompt, variant, request, judge(self.guard, self.policy, request))
 
     def _search(self, search: Search, number: int, prompt: str) -> Case | None:
         """The last request of a search from one prompt; None when the prompt itself isn't flagged."""
@@ -178,7 +179,7 @@ class Suite:
         last = judgements[-1]
         slowest = max(judgement.cpu_ms for judgement in judgements)
         judgement = Judgement(not found.flipped, last.score, slowest, last.view, last.place)
-        return Case("forget", "", plain(found.text, rng), judgement, found.queries)
+        return Case("forget", prompt, "", plain(found.text, rng), judgement, found.queries)
 
 
 def _counted(family: Family | Search, cases: Sequence[Case]) -> Result:

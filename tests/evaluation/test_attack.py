@@ -104,7 +104,8 @@ def test_misses_are_shown_on_request_only_and_never_written(attack: Run, home: P
     _, out, _ = attack("none", "--families", "plain,zero-width", "--report-misses", "2")
     shown = [line for line in out.splitlines() if line.startswith("plain: missed")]
     assert len(shown) == 2 and '"content": "' in out
-    assert "\\u200" in out or "\\u2060" in out or "\\xad" in out
+    assert any(name in out for name in ("Orvan", "Miriam", "Pello"))
+    assert "\\u200" in out or "\\u2060" in out
     assert "\u200b" not in out
 
 
