@@ -141,7 +141,7 @@ def _add_attack(commands: Commands) -> None:
     command.add_argument("--list", action="store_true", help="list the families and stop")
     command.add_argument(
         "--sample", type=_count, default=100, metavar="N", help="prompts of each kind (default 100); families of long "
-        "requests take every 5th or 20th of them"
+        "requests take a fifth or a twentieth of them"
     )  # fmt: skip
     command.add_argument("--full", action="store_true", help="families of long requests take the whole sample too")
     command.add_argument("--seed", type=int, default=0, help="seed of sample and attacks (default 0)")
