@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from evaluation import svg
@@ -31,6 +31,7 @@ WIDTH = 360  # pixels, one to the point
 ROW = 24  # pixels a row of dots takes
 EDGE = 1e-4  # probabilities nearer to 0 or 1 than this share the outermost bin
 LINES = (("blue", "-"), ("green", (0, (5, 2))), ("purple", (0, (1, 1.5))), ("orange", (0, (6, 2, 1, 2))))
+PLAIN = FuncFormatter(lambda x, _: f"{x:g}")  # matplotlib's own writes powers as mathematics, which text isn't here
 # Ways that are compared with rather than proposed: colour and marker.
 MARKS = {"unguarded": ("orange", "s"), "twin": ("ink", "D")}
 
@@ -68,6 +69,7 @@ def metric_curve(
         _note(panels[0], f"target {short(wanted)}", wanted)
     if min(every) > 0 and max(every) > 30 * min(every):
         panels[1].set_xscale("log")
+        panels[1].xaxis.set_major_formatter(PLAIN)
     panels[1].set_xlabel(parameter)
     panels[0].set_title(f"Tuning {parameter}: {short(chosen)} chosen")
     best = min((y for _, y in drawn["objective"]), default=math.nan)
@@ -425,7 +427,13 @@ def _free_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high > 1e4 * low:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_major_formatter(PLAIN)
         axes.minorticks_off()
+        return
+    if low >= 0 and high <= 1:
+        _share_axis(axes, "x", [0.0, *values] if low < 0.6 * high else values)
+        axes.xaxis.set_major_formatter(PLAIN)
         return
     start, end = _span(np.array(values))
     axes.set_xlim(0 - 0.02 * high if 0 <= low < 0.6 * high else start, end)

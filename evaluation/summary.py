@@ -160,8 +160,10 @@ def _compared(report: Json, metric: Json) -> Iterator[str]:
         return
     form = metric.get("format")
     bounds = interval(as_interval(chosen[0]["values"][metric["key"]]), form)
-    told = f"{_name(metric)}: {show(_value(chosen[0], metric), form)} with {_all(chosen)}" + f" ({bounds})" * bool(
-        bounds
+    name = _name(metric)
+    told = (
+        f"{name[:1].upper()}{name[1:]}: {show(_value(chosen[0], metric), form)} with {_all(chosen)}"
+        + f" ({bounds})" * bool(bounds)
     )
     beside = [
         f"{show(_value(ways[key], metric), form)} {name}"

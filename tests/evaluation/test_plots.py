@@ -155,3 +155,17 @@ def test_a_sequence_takes_intervals_and_bare_numbers() -> None:
 def test_the_longest_run_is_the_longest() -> None:
     drawn = plots.longest_runs({"a": [3, 12, 7], "b": [None]}, {"a": "A way"}, 12)
     assert "A way 12 over 3 passages. The limit is 12 tokens." in drawn
+
+
+@pytest.mark.parametrize("low", [1e-9, 0.5])
+def test_ticks_are_plain_numbers_on_either_scale(low: float) -> None:
+    rows = [("a", "A", {"value": low}), ("b", "B", {"value": 1.0})]
+    for text in (plots.ways("p", rows, shares=False), curve(chosen=1.0)):
+        assert "math" not in text and "$" not in text
+    far = [{"x": x, "objective": 0.1, "metric": 0.1} for x in (low, 100.0)]
+    assert "$" not in plots.metric_curve(far, parameter="σ", chosen=100.0, target=None)
+
+
+def test_a_share_that_is_always_one_has_no_room_above_one() -> None:
+    text = "".join(ElementTree.fromstring(plots.ways("R", [("a", "A", {"value": 1.0})], shares=False)).itertext())
+    assert "1.5" not in text and "1.25" not in text
