@@ -7,17 +7,21 @@ model and no server.
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from classifier import records
 from classifier.artifact import Artifact, ForgetItem
 from corruption.phrases import forbidden_phrases
 from corruption.stopwords import STOP_WORDS
 from evaluation import tofu
+
+T = TypeVar("T")
 
 # A document is asked for by its beginning; so many words of it are given, and so many of the rest compared.
 GIVEN_WORDS = 60
@@ -65,16 +69,24 @@ class Suite:
     subjects: tuple[str, ...]
 
     def thinned(self, step: int) -> Suite:
-        """Every `step`-th row of each set, at least one."""
+        """One row in `step` of each set, at least one, drawn by lot: every n-th row could be of one kind only."""
         if step == 1:
             return self
+        draw = random.Random(0)
+
+        def some(rows: tuple[T, ...]) -> tuple[T, ...]:
+            chosen = sorted(draw.sample(range(len(rows)), max(1, round(len(rows) / step)))) if rows else []
+            return tuple(rows[i] for i in chosen)
+
+        forget = some(self.forget)
+        asked = {row.question for row in forget}
         return replace(
             self,
-            forget=self.forget[::step],
-            others={name: rows[::step] for name, rows in self.others.items()},
-            secrets=self.secrets[::step],
-            rewordings={row.question: self.rewordings.get(row.question, ()) for row in self.forget[::step]},
-            unheard={name: rows[::step] for name, rows in self.unheard.items()},
+            forget=forget,
+            others={name: some(rows) for name, rows in self.others.items()},
+            secrets=tuple(secret for secret in self.secrets if secret.question in asked),
+            rewordings={question: texts for question, texts in self.rewordings.items() if question in asked},
+            unheard={name: some(rows) for name, rows in self.unheard.items()},
         )
 
 
