@@ -225,7 +225,8 @@ class Guard:
                 self._masks.clear()
             found = self._masks[key] = self._mask(key)
         if self._runs is not None and (followers := self._runs.followers(state.tail)):
-            banned = np.union1d(found.banned, self._runs.banned(followers, state.pending))
+            copying = self._runs.banned(followers, state.pending)
+            banned = np.union1d(found.banned, copying) if len(found.banned) else copying
             return Mask(banned, found.softened, found.weights)
         return found
 

@@ -15,10 +15,11 @@ from classifier.encoder import DEFAULT_ENCODER, load_encoder
 from corruption.penalties import ARGUMENT, Penalty, to_argument
 from server import parity
 from server.errors import GuardError
-from server.loading import find_threshold, load_artifact, load_corruptor, load_decode
+from server.loading import find_indexes, find_threshold, load_artifact, load_corruptor, load_decode
 from server.policies import Policy, PolicyError, read_all
 from server.settings import Settings, SettingsError
 from server.upstream import Upstream
+from server.verbatim import known
 
 if TYPE_CHECKING:
     from corruption.eco import Corruptor
@@ -159,6 +160,8 @@ async def _upstream(
         yield await _plugin(upstream, model, policies)
     except GuardError as error:
         yield Finding(False, f"the penalty probe failed: {error.message}", "look at vLLM's own log")
+    async for finding in _indexes(upstream, settings, model, policies):
+        yield finding
     if corruptor is not None:
         try:
             result = await parity.probe(upstream, corruptor)
@@ -166,6 +169,29 @@ async def _upstream(
             result = parity.Parity(False, error.message)
         mend = "start vLLM with --enable-prompt-embeds and give the gateway the same model folder"
         yield Finding(result.holds, f"parity of clean embeddings: {result.reason}", mend)
+
+
+async def _indexes(
+    upstream: Upstream, settings: Settings, model: str, policies: tuple[Policy, ...]
+) -> AsyncIterator[Finding]:
+    """Whether vLLM has the indexes of the documents that policies keep from being copied."""
+    try:
+        enforced = [policy for policy in policies if policy.mode == "enforce"]
+        indexes = find_indexes(enforced, {policy.artifact: load_artifact(settings, policy) for policy in enforced})
+        there = await known(upstream, model, indexes.values())
+    except PolicyError as error:
+        yield Finding(False, str(error), "correct the policy, or fit its artifact with documents")
+        return
+    except GuardError as error:
+        yield Finding(False, f"the verbatim probe failed: {error.message}", "look at vLLM's own log")
+        return
+    mend = (
+        "start vLLM with LETHE_VERBATIM naming a copy of the artifacts folder (LETHE_ARTIFACTS); "
+        "`lethe fit` writes the index"
+    )
+    for artifact, name in indexes.items():
+        has = "has" if name in there else "does not have"
+        yield Finding(name in there, f"vLLM {has} the verbatim index of artifact {artifact}", mend)
 
 
 async def _plugin(upstream: Upstream, model: str, policies: tuple[Policy, ...]) -> Finding:

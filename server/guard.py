@@ -6,6 +6,7 @@ policy's `on_failure` to decide, and is counted.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ import orjson
 
 from classifier.artifact import Artifact
 from classifier.classifier import Judge
+from corruption.penalties import Penalty
 from corruption.spec import CorruptionError
 from server import fields, rewrite
 from server.errors import BadRequest, Refused
@@ -56,13 +58,19 @@ class Guard:
         corruptor: Corruptor | None = None,
         decode: Callable[[list[int]], str] | None = None,
         raw_logprobs: bool = True,
+        indexes: Mapping[str, str] | None = None,
     ) -> None:
-        """policies: name → (policy, threshold), those that are off left out; artifacts by their own name."""
+        """policies: name → (policy, threshold), those that are off left out; artifacts by their own name.
+
+        indexes: artifact name → name of the index of its documents, where a policy keeps them from being copied.
+        """
         self._raw_logprobs = raw_logprobs
         self.policies = policies
         self.artifacts = artifacts
         self.corruptor = corruptor
         self.parity = False  # set by the parity probe; without it nothing is corrupted
+        self.indexes = indexes or {}
+        self.indexes_there: frozenset[str] = frozenset()  # set by the probe for those that vLLM has
         self._words = {name: rewrite.Words(artifact) for name, artifact in artifacts.items()}
         self._judge = judge
         self._metrics = metrics
@@ -113,14 +121,15 @@ class Guard:
     def _apply(self, judged: Judged, verdict: Verdict) -> tuple[dict[str, Any], str, str | None]:
         """The body for upstream, the action really taken, and a note where it is not the one asked for."""
         if verdict.action == "pass":
-            return judged.body, "pass", None
+            return self._limited(judged.endpoint, judged.body, Penalty(), "pass", None)
         first = verdict.by[0].policy
         if verdict.action == "refuse":
             raise Refused(first.refuse.message, code="refused_by_policy")
         if verdict.action == "route":
             assert first.route is not None
-            return {**judged.body, "model": first.route.model}, "route", None
-        body, note = judged.body, None
+            routed = {**judged.body, "model": first.route.model}
+            return self._limited(judged.endpoint, routed, Penalty(), "route", None)
+        body, note, made = judged.body, None, Penalty()
         corrupting = [f for f in verdict.by if f.policy.action in ("corrupt", "both")]
         penalizing = [f for f in verdict.by if f.policy.action in ("penalize", "both")]
         did = []
@@ -141,15 +150,44 @@ class Guard:
                     raise refusal from None
         if penalizing:
             try:
-                made = rewrite.penalty(judged, penalizing, self.artifacts, self._words)
-                body = rewrite.penalize(judged.endpoint, body, made, raw_logprobs=self._raw_logprobs)
+                made = rewrite.penalty(judged, penalizing, self.artifacts, self._words, self.indexes)
+                body = self._penalized(judged.endpoint, body, made)
                 did.append("penalize")
             except CannotGuard as reason:
                 note = str(reason)
                 if refusal := self.failed([f.policy for f in penalizing], "penalize", note):
                     raise refusal from None
         action = "both" if len(did) == 2 else did[0] if did else "pass"
-        return body, action, note
+        return self._limited(judged.endpoint, body, made if "penalize" in did else Penalty(), action, note)
+
+    def _penalized(self, endpoint: fields.Endpoint, body: dict[str, Any], made: Penalty) -> dict[str, Any]:
+        if not made.verbatim.keys() <= self.indexes_there:
+            raise CannotGuard("vLLM does not have the index of a protected text (LETHE_VERBATIM)")
+        return rewrite.penalize(endpoint, body, made, raw_logprobs=self._raw_logprobs)
+
+    def _limited(
+        self, endpoint: fields.Endpoint, body: dict[str, Any], made: Penalty, action: str, note: str | None
+    ) -> tuple[dict[str, Any], str, str | None]:
+        """The body, action and note with copies kept short where policies say `always`; made: what it carries."""
+        covering = [policy for policy, _ in self.covering(body).values() if policy.mode == "enforce"]
+        always = [policy for policy in covering if policy.penalize.always]
+        limits = rewrite.copy_limits(always, self.indexes)
+        for name, limit in made.verbatim.items():
+            limits[name] = min(limit, limits.get(name, limit))
+        if limits == dict(made.verbatim):
+            return body, action, note
+        try:
+            body = self._penalized(endpoint, body, dataclasses.replace(made, verbatim=limits))
+        except (CannotGuard, ValueError) as reason:
+            if refusal := self.failed(always, "verbatim", str(reason)):
+                raise refusal from None
+            return body, action, note or str(reason)
+        return body, "verbatim" if action == "pass" else action, note
+
+    def unjudged(self, judged: Judged) -> bytes | None:
+        """What goes upstream of a request that could not be judged but may pass. Raises Refused."""
+        body, _, _ = self._limited(judged.endpoint, judged.body, Penalty(), "pass", None)
+        return None if body is judged.body else orjson.dumps(body)
 
     def _corrupted(self, judged: Judged, findings: list[Finding]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The body with what was flagged as corrupted embeddings, and the places that can't be given so."""

@@ -6,7 +6,7 @@ A missing artifact stops the start, not the first request.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from server.guard import Guard
 from server.metrics import Metrics
 from server.policies import Policy, PolicyError, read, read_all
 from server.settings import Settings, SettingsError
+from server.tuned import found_for, resolve
+from server.verbatim import index_name
 
 if TYPE_CHECKING:
     from corruption.eco import Corruptor
@@ -128,11 +130,31 @@ def load_judging(settings: Settings, policy: Policy, *, encoder: str | None = No
     )
 
 
+def find_indexes(policies: Iterable[Policy], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """Artifact name → name of the index of its documents, for policies that keep them from being copied.
+
+    Raises PolicyError for one that does so always where there are none.
+    """
+    found: dict[str, str] = {}
+    for policy in policies:
+        if policy.penalize.always or (policy.penalizes and policy.penalize.verbatim):
+            name = index_name(artifacts[policy.artifact])
+            if name is not None:
+                found[policy.artifact] = name
+            elif policy.penalize.always:
+                raise PolicyError(
+                    f"policy {policy.name!r}: penalize.always = true: artifact {policy.artifact!r} has no documents "
+                    f"that could be copied ({policy.source})"
+                )
+    return found
+
+
 def load_guard(settings: Settings, metrics: Metrics) -> Guard:
     """Everything a guard needs. Raises PolicyError or SettingsError, with file, key and value."""
     policies = read_all(settings.policies)
     active = tuple(policy for policy in policies if policy.mode != "off")
     artifacts = {policy.artifact: load_artifact(settings, policy) for policy in active}
+    active = tuple(resolve(policy, artifacts[policy.artifact].manifest.tuned, settings.model_dir) for policy in active)
     thresholds = {policy.name: (policy, find_threshold(policy, artifacts[policy.artifact])) for policy in active}
     judge = None
     if active:
@@ -145,6 +167,8 @@ def load_guard(settings: Settings, metrics: Metrics) -> Guard:
         metrics.policies.labels(policy.mode).inc()
         at = f" from score {thresholds[policy.name][1]:.4f}" if policy.name in thresholds else ""
         log.info("policy %s (%s): %s %s%s", policy.name, policy.hash, policy.mode, policy.action, at)
+        for key, value in found_for(thresholds[policy.name][0], policy).items() if policy.name in thresholds else ():
+            log.info("policy %s: %s = %g, tuned", policy.name, key, value)
     corruptor = load_corruptor(settings, policies)
     return Guard(
         thresholds,
@@ -156,4 +180,5 @@ def load_guard(settings: Settings, metrics: Metrics) -> Guard:
         # Evidence is given as characters of the decoded text, so the corruptor must read ids in the same way.
         decode=corruptor.text.decode if corruptor is not None else load_decode(settings.model_dir),
         raw_logprobs=settings.upstream_logprobs == "raw",
+        indexes=find_indexes([policy for policy in active if policy.mode == "enforce"], artifacts),
     )

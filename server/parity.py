@@ -17,6 +17,7 @@ from server.errors import GuardError, UpstreamFailed
 from server.guard import Guard
 from server.metrics import Metrics
 from server.upstream import Upstream
+from server.verbatim import known
 
 if TYPE_CHECKING:
     from corruption.eco import Corruptor
@@ -108,11 +109,12 @@ class Watch:
         self.corrupts = guard.corruptor is not None
         self.parity = Parity(False, "not probed yet")
         self._probed = False
+        self._asked = False
 
     @property
     def settled(self) -> bool:
-        """Whether requests can be served as the policies say: vLLM is up, and parity is known if it matters."""
-        return self.up and (self._probed or not self.corrupts)
+        """Whether requests can be served as the policies say: vLLM is up, and what matters of it is known."""
+        return self.up and (self._probed or not self.corrupts) and (self._asked or not self._guard.indexes)
 
     async def run(self) -> None:
         while True:
@@ -137,7 +139,8 @@ class Watch:
             log.info("vLLM at %s is %s", self._upstream.url, "up" if self.up else "down")
         if not self.up:
             # It may come back with other weights, so parity has to be shown again.
-            self._probed = False
+            self._probed = self._asked = False
+            self._guard.indexes_there = frozenset()
             self._settle(Parity(False, "vLLM is down"))
         elif self._guard.corruptor is not None and not self.parity.holds:
             try:
@@ -145,6 +148,24 @@ class Watch:
                 self._probed = True
             except GuardError as error:
                 self._settle(Parity(False, error.message))
+        if self.up:
+            await self._ask_for_indexes()
+
+    async def _ask_for_indexes(self) -> None:
+        """Learn which protected texts vLLM can keep from being copied, until it has all of them."""
+        wanted = frozenset(self._guard.indexes.values())
+        if wanted <= self._guard.indexes_there:
+            return
+        try:
+            found = await known(self._upstream, await served_model(self._upstream), wanted)
+        except GuardError:
+            return
+        if not self._asked or found != self._guard.indexes_there:
+            log.log(
+                logging.INFO if wanted <= found else logging.WARNING,
+                "vLLM has %d of %d verbatim indexes", len(found), len(wanted),
+            )  # fmt: skip
+        self._guard.indexes_there, self._asked = found, True
 
     def _settle(self, parity: Parity) -> None:
         if parity != self.parity and self._guard.corruptor is not None:

@@ -22,12 +22,16 @@ from pydantic import (
     model_validator,
 )
 
-from corruption.spec import CorruptSpec
+from corruption.runs import DEFAULT_LIMIT, MAX_LIMIT
+from corruption.spec import CorruptSpec, Tuned
 
 Action = Literal["corrupt", "penalize", "both", "refuse", "route", "pass"]
 
 # YAML 1.1 reads the bare word off as false.
 Mode = Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
+
+
+_UNION_MEMBERS = ("float", "int", "constrained-float", "constrained-int")
 
 
 class PolicyError(ValueError):
@@ -52,23 +56,35 @@ class Threshold(Frozen):
         return self
 
 
+def _limit(value: Any) -> Any:
+    # Not left to the types: 0 equals false, and true equals 1.
+    if value is False or (type(value) is int and 1 <= value <= MAX_LIMIT):
+        return value
+    raise ValueError(f"must be false, or a whole number of tokens from 1 to {MAX_LIMIT}")
+
+
 class Penalize(Frozen):
     """GUARD (arXiv:2505.13312): what may not be said.
 
     hard: forbidden phrases can't be completed. soft: logits taken from words of similar meaning, at
     similarity 1 (0 = none). similarity: cosine from which a word counts as similar. items: how many of
-    the nearest forget items give their phrases.
+    the nearest forget items give their phrases. verbatim: the most tokens of a document that may be
+    copied in a row (false = any). always: that holds for every request of the covered models, flagged or not.
     """
 
     hard: bool = True
-    soft: float = Field(default=4.0, ge=0, le=100)
-    similarity: float = Field(default=0.5, gt=0, le=1)
+    soft: Annotated[float, Field(ge=0, le=100)] | Tuned = 4.0
+    similarity: Annotated[float, Field(gt=0, le=1)] | Tuned = 0.5
     items: int = Field(default=5, ge=1, le=8)
+    verbatim: Annotated[Literal[False] | int, BeforeValidator(_limit)] = DEFAULT_LIMIT
+    always: bool = False
 
     @model_validator(mode="after")
     def _something(self) -> Penalize:
-        if not self.hard and not self.soft:
-            raise ValueError("hard: false with soft: 0 penalizes nothing")
+        if not self.hard and not self.soft and not self.verbatim:
+            raise ValueError("hard: false with soft: 0 and verbatim: false penalizes nothing")
+        if self.always and not self.verbatim:
+            raise ValueError("always: true needs verbatim: the number of tokens that may be copied")
         return self
 
 
@@ -114,6 +130,11 @@ class Policy(Frozen):
     @property
     def corrupts(self) -> bool:
         return self.mode == "enforce" and self.action in ("corrupt", "both")
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether a flagged request may come to be penalised: by its action, or where that can't be."""
+        return self.action in ("penalize", "both") or (self.action == "corrupt" and self.on_unsupported == "penalize")
 
     def covers(self, model: Any) -> bool:
         """Whether this policy applies to a request for `model`; without a name it does (fail closed)."""
@@ -167,7 +188,8 @@ def read(path: Path) -> Policy:
         return Policy.model_validate({**data, "hash": hashlib.sha256(raw).hexdigest()[:16], "source": str(path)})
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "policy"
+        # A number that may also be "tuned" is a union to pydantic, which names the member as well.
+        key = ".".join(str(part) for part in first["loc"] if part not in _UNION_MEMBERS) or "policy"
         unsaid = first["type"] in ("missing", "extra_forbidden") or isinstance(first["input"], dict | BaseModel)
         value = "" if unsaid else f" = {first['input']!r}"
         name = data.get("name", path.stem)

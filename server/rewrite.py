@@ -7,7 +7,7 @@ with them. Pure but for the table and the tokenizer behind the corruptor.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from corruption.folding import fold
 from corruption.matcher import START, PhraseMatcher
 from corruption.penalties import ARGUMENT, MAX_PHRASE_CHARACTERS, MAX_PHRASES, Penalty, to_argument
 from corruption.phrases import content_words, forbidden_phrases, polarity
-from corruption.spec import CorruptSpec
+from corruption.spec import CorruptSpec, is_settled
 from corruption.words import WordList
 from server.fields import Endpoint, Target, Text, is_ids
 from server.policies import Policy
@@ -148,12 +148,13 @@ def penalty(
     findings: Sequence[Finding],
     artifacts: Mapping[str, Artifact],
     words: Mapping[str, Words],
+    indexes: Mapping[str, str],
 ) -> Penalty:
     """What may not be said: the phrases of the forget items that are asked for, for every policy that flagged.
 
     Every window that reached the threshold counts, so that several questions in one request are all kept
-    (GUARD, arXiv:2505.13312, knows one). words: by artifact name. Raises CannotGuard when more is asked for
-    than one answer can be guarded against.
+    (GUARD, arXiv:2505.13312, knows one). words, indexes: by artifact name; the latter name what may not be
+    copied. Raises CannotGuard when more is asked for than one answer can be guarded against.
     """
     # Only what the model is shown: a field that it never sees must not excuse a phrase.
     prompt = "\n".join(piece.text for piece in judged.pieces if piece.message)
@@ -162,6 +163,9 @@ def penalty(
     for finding in findings:
         settings = finding.policy.penalize
         artifact, known = artifacts[finding.policy.artifact], words[finding.policy.artifact]
+        assert is_settled(settings.soft) and is_settled(settings.similarity)
+        if not settings.hard and not settings.soft:
+            continue
         asked = finding.score.asked
         if len(asked) >= MOST_ASKED:
             raise CannotGuard("too many forget items are asked for at once")
@@ -184,9 +188,26 @@ def penalty(
             soft = {**near, **alike, **soft}
     usable = [word for word in soft if len(word) <= MAX_PHRASE_CHARACTERS][:MOST_SOFT_WORDS]
     try:
-        return Penalty(tuple(phrases), {word: soft[word] for word in usable})
+        return Penalty(
+            tuple(phrases),
+            {word: soft[word] for word in usable},
+            copy_limits([finding.policy for finding in findings], indexes),
+        )
     except ValueError as error:
         raise CannotGuard(f"what is asked for is more than one answer can be guarded against: {error}") from None
+
+
+def copy_limits(policies: Iterable[Policy], indexes: Mapping[str, str]) -> dict[str, int]:
+    """Name of a protected text's index → the most tokens that may be copied, by the strictest of `policies`.
+
+    indexes: by artifact name; an artifact without documents has none.
+    """
+    limits: dict[str, int] = {}
+    for policy in policies:
+        name, limit = indexes.get(policy.artifact), policy.penalize.verbatim
+        if name is not None and limit:
+            limits[name] = min(limit, limits.get(name, limit))
+    return limits
 
 
 def _answer(item: ForgetItem) -> str:
@@ -213,7 +234,7 @@ def penalize(endpoint: Endpoint, body: dict[str, Any], made: Penalty, *, raw_log
     """
     if body.get("use_beam_search"):
         raise CannotGuard("beam search does not run logits processors")
-    if not made.phrases and not made.soft:
+    if not made.phrases and not made.soft and not made.verbatim:
         raise CannotGuard("the nearest forget items hold nothing that could be forbidden")
     body = _without_candidates(endpoint, body) if raw_logprobs else body
     # These are computed from the prompt alone, before any penalty, whatever the mode.

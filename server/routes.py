@@ -189,7 +189,7 @@ class Gateway:
             self._record(exchange, judged, None, "refuse" if refusal else "pass", note)
             if refusal is not None:
                 raise refusal from None
-            return raw
+            return self._guard.unjudged(judged) or raw
         self._metrics.judge_seconds.observe((outcome.judge_ms + outcome.rewrite_ms) / 1e3)
         self._metrics.actions.labels(outcome.action).inc()
         self._record(exchange, judged, outcome, outcome.action, outcome.note)

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "LETHE_"
+# Read on vLLM's side (corruption/vllm_plugin.py), and harmless where both sides share an environment.
+OF_THE_PLUGIN = frozenset({"LETHE_VERBATIM"})
 
 
 class SettingsError(ValueError):
@@ -105,7 +107,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     would otherwise be ignored in silence), and for a value that does not fit.
     """
     environ = os.environ if environ is None else environ
-    given = {k: v for k, v in environ.items() if k.upper().startswith(PREFIX)}
+    given = {k: v for k, v in environ.items() if k.upper().startswith(PREFIX) and k not in OF_THE_PLUGIN}
     # Names are compared as they are: LETHE_port would be set and never read.
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     for variable in sorted(given):

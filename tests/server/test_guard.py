@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 
 from classifier.artifact import Artifact, ForgetItem, Manifest
-from corruption.penalties import ARGUMENT, from_argument
+from corruption.penalties import ARGUMENT, Penalty, from_argument
 from corruption.spec import CorruptionError, CorruptSpec
 from server import rewrite
 from server.errors import BadRequest
 from server.guard import Guard, Outcome
-from tests.server.fakes import KEYWORD, make_guard, policy
+from tests.server.fakes import KEYWORD, KeywordJudge, make_guard, policy
 
 QUESTION = f"Who wrote the book about {KEYWORD}?"
 ITEM = ForgetItem("Who wrote it?", "The book was written by Ozren Dalmatin, a notary, in 1931.", "")
@@ -198,3 +199,103 @@ def test_a_prompt_over_the_limit_is_refused_and_never_cut() -> None:
     made = make_guard(policy(), max_prompt_chars=10)
     with pytest.raises(BadRequest, match="has 11 characters; at most 10"):
         made.read("chat", chat("x" * 11))
+
+
+# Copies of documents -------------------------------------------------------------------------------------
+
+TEXT = "Zanzibar is an island. The observatory there was founded by a notary, in 1931."
+INDEX = "0123456789abcdef" * 2
+
+
+def keeping(*policies: Any, there: bool = True, raw_logprobs: bool = True) -> Guard:
+    """A guard whose artifact holds a document as well, with its index at vLLM's side or not."""
+    whole = dataclasses.replace(artifact(), items=(ITEM, ForgetItem("", "", TEXT)))
+    made = make_guard(*policies, artifacts={"a": whole}, indexes={"a": INDEX}, raw_logprobs=raw_logprobs)
+    made.indexes_there = frozenset([INDEX] if there else [])
+    return made
+
+
+def argument(outcome: Outcome) -> Penalty:
+    assert outcome.payload is not None
+    return from_argument(json.loads(outcome.payload)["vllm_xargs"][ARGUMENT])
+
+
+def test_a_flagged_request_carries_the_name_of_the_text_and_its_limit_beside_the_phrases() -> None:
+    outcome = examine(keeping(policy(action="penalize", penalize={"verbatim": 7})), chat(QUESTION))
+    made = argument(outcome)
+    assert outcome.action == "penalize"
+    assert made.verbatim == {INDEX: 7} and made.phrases
+
+
+def test_unflagged_requests_pass_unless_the_policy_says_always() -> None:
+    assert examine(keeping(policy(action="penalize")), chat("Hello")).payload is None
+    outcome = examine(keeping(policy(action="refuse", penalize={"always": True})), chat("Hello", stream=True, n=2))
+    assert outcome.action == "verbatim" and outcome.refusal is None
+    assert argument(outcome) == Penalty(verbatim={INDEX: 12})
+    assert outcome.payload is not None
+    sent = json.loads(outcome.payload)
+    assert {key: sent[key] for key in ("model", "messages", "stream", "n")} == chat("Hello", stream=True, n=2)
+
+
+def test_only_the_text_is_kept_where_nothing_else_is_asked_for() -> None:
+    alone = policy(action="penalize", penalize={"hard": False, "soft": 0})
+    assert argument(examine(keeping(alone), chat(QUESTION))) == Penalty(verbatim={INDEX: 12})
+
+
+def test_always_holds_beside_every_action_and_the_strictest_limit_counts() -> None:
+    flagging = policy(name="f", action="penalize", penalize={"verbatim": 9})
+    always = policy(name="w", action="corrupt", threshold={"value": 1}, penalize={"verbatim": 5, "always": True})
+    judge = KeywordJudge()
+    made = keeping(flagging, always)
+    made._judge = judge  # type: ignore[assignment]  # judges by keyword
+    made.policies = {"f": (flagging, 0.5), "w": (always, 2.0)}
+    outcome = examine(made, chat(QUESTION))
+    assert outcome.action == "penalize"
+    assert argument(outcome).verbatim == {INDEX: 5} and argument(outcome).phrases
+
+
+def test_always_follows_a_routed_request_to_a_model_it_covers() -> None:
+    for models, held in ((["m", "small"], True), (["m"], False)):
+        routing = policy(action="route", route={"model": "small"}, models=models, penalize={"always": True})
+        outcome = examine(keeping(routing), chat(QUESTION))
+        assert outcome.action == "route" and outcome.payload is not None
+        sent = json.loads(outcome.payload)
+        assert sent["model"] == "small" and ("vllm_xargs" in sent) == held
+
+
+def test_a_policy_in_shadow_keeps_nothing() -> None:
+    shadow = policy(action="penalize", mode="shadow", penalize={"always": True})
+    assert examine(keeping(shadow), chat("Hello")).payload is None
+
+
+def test_always_takes_away_what_would_tell_how_the_text_goes_on() -> None:
+    always = policy(action="penalize", penalize={"always": True})
+    body = chat("Hello", logprobs=True, top_logprobs=5, prompt_logprobs=2)
+    for raw, left in ((True, 0), (False, 5)):
+        outcome = examine(keeping(always, raw_logprobs=raw), body)
+        assert outcome.payload is not None
+        sent = json.loads(outcome.payload)
+        assert sent["logprobs"] is True and sent["top_logprobs"] == left and "prompt_logprobs" not in sent
+
+
+@pytest.mark.parametrize("content", [QUESTION, "Hello"])
+@pytest.mark.parametrize("fault", [{}, {"use_beam_search": True}])
+@pytest.mark.parametrize("on_failure", ["refuse", "pass"])
+def test_a_text_that_cant_be_kept_is_the_policys_to_decide(
+    content: str, fault: dict[str, Any], on_failure: str
+) -> None:
+    always = policy(action="penalize", on_failure=on_failure, penalize={"always": True})
+    outcome = examine(keeping(always, there=bool(fault)), chat(content, **fault))
+    assert outcome.action == on_failure and outcome.payload is None
+    assert (outcome.refusal is not None) == (on_failure == "refuse")
+    assert outcome.note
+
+
+def test_a_request_that_could_not_be_judged_and_may_pass_is_kept_all_the_same() -> None:
+    always = policy(action="penalize", on_failure="pass", penalize={"always": True})
+    made = keeping(always)
+    payload = made.unjudged(made.read("chat", chat("Hello")))
+    assert payload is not None
+    assert from_argument(json.loads(payload)["vllm_xargs"][ARGUMENT]).verbatim == {INDEX: 12}
+    without = keeping(policy(action="penalize"))
+    assert without.unjudged(without.read("chat", chat("Hello"))) is None

@@ -1,0 +1,130 @@
+"""Protected texts from the gateway's side: which documents, their index in the artifact, and who has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from classifier.artifact import ForgetItem
+from corruption import verbatim as indexes
+from corruption.penalties import ARGUMENT, from_argument
+from server.loading import find_indexes
+from server.metrics import Metrics
+from server.parity import Watch
+from server.policies import PolicyError
+from server.upstream import Upstream
+from server.verbatim import documents, index_name, known, write_index
+from tests.server.fakes import FakeUpstream, make_guard, policy, upstream
+from tests.server.test_guard import artifact
+
+FACT = ForgetItem("Who?", "Ozren Dalmatin.", "")
+PAGES = (ForgetItem("", "", "It was a bright"), ForgetItem("", "", " cold day in April."))
+
+
+def with_items(*items: ForgetItem) -> Any:
+    return dataclasses.replace(artifact(), items=items)
+
+
+def test_documents_are_kept_and_facts_are_not() -> None:
+    assert documents(with_items(FACT, *PAGES, ForgetItem("", "", " — "))) == [page.text for page in PAGES]
+    assert index_name(with_items(FACT)) is None
+
+
+def test_the_index_in_the_artifacts_folder_has_the_name_that_requests_will_use(tmp_path: Path) -> None:
+    made = with_items(FACT, *PAGES)
+    path = write_index(made, tmp_path)
+    assert path is not None and indexes.load(path).name == index_name(made)
+    assert write_index(with_items(FACT), tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_policies_name_the_texts_they_keep() -> None:
+    artifacts = {"a": with_items(*PAGES), "b": with_items(FACT)}
+    name = index_name(artifacts["a"])
+    for kept in (
+        policy(action="penalize"),
+        policy(action="corrupt"),
+        policy(action="refuse", penalize={"always": True}),
+    ):
+        assert find_indexes([kept], artifacts) == {"a": name}
+    for other in (
+        policy(action="refuse"),
+        policy(action="penalize", penalize={"verbatim": False}),
+        policy(action="corrupt", on_unsupported="refuse"),
+        policy(action="penalize", artifact="b"),
+    ):
+        assert find_indexes([other], artifacts) == {}
+    with pytest.raises(PolicyError, match="penalize.always = true: artifact 'b' has no documents"):
+        find_indexes([policy(artifact="b", penalize={"always": True})], artifacts)
+
+
+def server_with(*names: str, checks: bool = True) -> Any:
+    """A vLLM that has these indexes; `checks` says whether the plugin is at work."""
+
+    async def answer(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/models":
+            return web.json_response({"data": [{"id": "m"}]})
+        asked = from_argument(json.loads(fake.bodies[-1])["vllm_xargs"][ARGUMENT]).verbatim
+        return web.json_response({}, status=200 if not checks or set(asked) <= set(names) else 400)
+
+    return answer
+
+
+async def ask(handler: Any, *names: str) -> frozenset[str]:
+    async with upstream(handler) as fake:
+        connection = Upstream(fake.url, connect_timeout_s=1, read_timeout_s=1)
+        try:
+            return await known(connection, "m", names)
+        finally:
+            await connection.close()
+
+
+async def test_vllm_has_the_indexes_that_it_takes() -> None:
+    one, other = "1" * 32, "2" * 32
+    assert await ask(server_with(one), one, other) == {one}
+    assert await ask(server_with(one)) == frozenset()
+
+
+async def test_a_vllm_that_takes_any_name_has_none() -> None:
+    assert await ask(server_with(checks=False), "1" * 32) == frozenset()
+
+
+async def test_the_watch_learns_what_vllm_has_and_forgets_it_when_vllm_goes() -> None:
+    name = "1" * 32
+    guard = make_guard(indexes={"a": name})
+    async with upstream(server_with(name)) as fake:
+        connection = Upstream(fake.url, connect_timeout_s=1, read_timeout_s=1)
+        watch = Watch(connection, guard, Metrics(), interval_s=1)
+        assert not watch.settled
+        await watch.check()
+        assert watch.settled and guard.indexes_there == {name}
+        asked = len(fake.bodies)
+        await watch.check()
+        assert len(fake.bodies) == asked
+    await watch.check()
+    assert not watch.settled and guard.indexes_there == frozenset()
+    await connection.close()
+
+
+async def test_an_index_that_comes_later_is_found_at_the_next_check() -> None:
+    name = "1" * 32
+    guard = make_guard(indexes={"a": name})
+    there: list[str] = []
+
+    async def answer(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        return await server_with(*there)(fake, request)
+
+    async with upstream(answer) as fake:
+        connection = Upstream(fake.url, connect_timeout_s=1, read_timeout_s=1)
+        watch = Watch(connection, guard, Metrics(), interval_s=1)
+        await watch.check()
+        assert watch.settled and guard.indexes_there == frozenset()
+        there.append(name)
+        await watch.check()
+        assert guard.indexes_there == {name}
+        await connection.close()
