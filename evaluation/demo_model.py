@@ -18,6 +18,7 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +167,35 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def train(facts: list[tofu.Fact], *, epochs: int, lr: float, tokens: int, seed: int) -> tuple[Any, Any]:
     """Train from scratch; returns (model, tokenizer). Deterministic for one machine and seed."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     tokenizer = train_tokenizer()
-    model = build_model(tokenizer).to(device).train()
+    model = build_model(tokenizer)
+    return teach(model, tokenizer, lambda rng: facts, epochs=epochs, lr=lr, tokens=tokens, seed=seed), tokenizer
+
+
+def teach(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    lessons: Callable[[random.Random], list[tofu.Fact]],
+    *,
+    epochs: int,
+    lr: float,
+    tokens: int,
+    seed: int,
+) -> Any:
+    """Train `model` on what `lessons` gives for each epoch; returns it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rng = random.Random(seed)
+    model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    per_epoch = len(batches(facts, tokenizer, tokens, random.Random(seed)))
+    first = lessons(random.Random(seed))
+    per_epoch = len(batches(first, tokenizer, tokens, random.Random(seed)))
     total, warmup = per_epoch * epochs, 100
     step, started = 0, time.monotonic()
     # Updated in steps of at least 5 s and without colours, so that a log file stays readable.
-    with tqdm(total=total, desc=f"{len(facts)} facts", unit="step", mininterval=5, file=sys.stderr) as bar:
+    with tqdm(total=total, desc=f"{len(first)} facts", unit="step", mininterval=5, file=sys.stderr) as bar:
         for epoch in range(epochs):
-            for ids, weights in batches(facts, tokenizer, tokens, rng):
+            for ids, weights in batches(lessons(rng), tokenizer, tokens, rng):
                 progress = min(step / total, 1.0)
                 scale = min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))
                 for group in optimizer.param_groups:
@@ -198,7 +215,7 @@ def train(facts: list[tofu.Fact], *, epochs: int, lr: float, tokens: int, seed: 
                 bar.update()
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.4f}")
     print(f"trained {step} steps in {time.monotonic() - started:.0f} s", file=sys.stderr)
-    return model, tokenizer
+    return model
 
 
 @torch.inference_mode()
