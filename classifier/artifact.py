@@ -6,13 +6,17 @@ SHA-256 of the others. Nothing in it is executable.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,13 @@ from safetensors import numpy as tensors
 
 from classifier.ngrams import BUCKETS
 
-FORMAT = 1
-COMPONENTS = ("word", "character", "head", "cosine")
+FORMAT = 2
+COMPONENTS = ("word", "character", "head", "match")
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 _FILES = ("arrays.safetensors", "items.jsonl", "words.txt")
 
-# Name: (dtype, shape); N components, D width, R index rows, W words; other letters are free.
+# Name: (dtype, shape); N components, D width, R index rows, A added index rows, W words; "X+1" is one more than
+# X; other letters are free. The rows of `targets_*` and `added_*` are classifier/matching.py's.
 _ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "word_weights": ("float16", (BUCKETS,)),
     "character_weights": ("float16", (BUCKETS,)),
@@ -39,6 +45,20 @@ _ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "intercept": ("float64", (1,)),
     "calibration_forget": ("float64", ("P",)),
     "calibration_other": ("float64", ("Q",)),
+    "targets_ordinary": ("float64", ("R",)),
+    "targets_starts": ("int64", ("R+1",)),
+    "targets_buckets": ("int32", ("n",)),
+    "targets_shares": ("float32", ("n",)),
+    "counter": ("float16", ("Q'", "D")),
+    "documents": ("uint16", (BUCKETS,)),
+    "levels": ("float64", (2, "K")),
+    "added_index": ("int16", ("A", "D")),
+    "added_items": ("int32", ("A",)),
+    "added_ordinary": ("float64", ("A",)),
+    "added_starts": ("int64", ("A+1",)),
+    "added_buckets": ("int32", ("m",)),
+    "added_shares": ("float32", ("m",)),
+    "removed_items": ("int32", ("T",)),
     "word_vectors": ("float16", ("W", "D")),
     "word_counts": ("int32", ("W",)),
 }
@@ -46,11 +66,18 @@ _ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
 
 @dataclass(frozen=True)
 class ForgetItem:
-    """One forget row: `prompt` and `answer` of a fact, or a document's `text`; the other fields are ""."""
+    """One forget row: `prompt` and `answer` of a fact, or a document's `text`; the other fields are "".
+
+    All three are "" where an item was taken out: the numbers of the others stay.
+    """
 
     prompt: str
     answer: str
     text: str
+
+    @property
+    def removed(self) -> bool:
+        return not (self.prompt or self.text)
 
 
 @dataclass(frozen=True)
@@ -65,6 +92,10 @@ class Manifest:
     counts: dict[str, int]
     calibration: str
     measured: dict[str, float]
+    # Items that came or went after the fit, in order: {"change": "add" | "remove" | "restore", "items": numbers}.
+    changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    # What was tuned against the served model, one entry a run. Nothing here reads it.
+    tuned: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def summary(self) -> str:
@@ -84,6 +115,11 @@ class Artifact:
     words: tuple[str, ...]
 
     @property
+    def live(self) -> tuple[int, ...]:
+        """The numbers of the items that are to be forgotten now."""
+        return tuple(i for i, item in enumerate(self.items) if not item.removed)
+
+    @property
     def word_vectors(self) -> NDArray[np.float16]:
         """(W, D) unit rows, one for each of `words`."""
         return self.arrays["word_vectors"]
@@ -97,7 +133,8 @@ class Artifact:
 def save(artifact: Artifact, folder: str | Path) -> None:
     """Write the artifact's folder: all of it, or nothing. An artifact that stood there is replaced.
 
-    Raises ValueError when something that isn't an artifact stands there.
+    At every moment, a crash included, either the old or the new one stands there whole. Raises ValueError when
+    something that isn't an artifact stands there.
     """
     target = Path(folder)
     if target.exists() and not (target / "manifest.json").is_file():
@@ -108,14 +145,28 @@ def save(artifact: Artifact, folder: str | Path) -> None:
         _write(artifact, partial)
         partial.chmod(0o755)
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            target.replace(old / "old")
-            os.replace(partial, target)
-            shutil.rmtree(old)
+            _exchange(partial, target)
         else:
-            os.replace(partial, target)
+            os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def editing(folder: str | Path) -> Iterator[Artifact]:
+    """The artifact in `folder`, for a change that nobody else makes at the same time.
+
+    A second editor of any artifact beside it waits. What is changed has to be saved inside the block.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        raise ValueError(f"artifact {place}: there is no such folder")
+    handle = os.open(place.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield load(place)
+    finally:
+        os.close(handle)
 
 
 def load(folder: str | Path) -> Artifact:
@@ -140,6 +191,20 @@ def load(folder: str | Path) -> Artifact:
     return artifact
 
 
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change places in one step (Linux)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), str(other))
+        # A file system that can't: for a moment nothing stands there, and both are beside it, whole.
+        aside = one.with_name(f"{one.name}.old")
+        os.rename(other, aside)
+        os.rename(one, other)
+        os.rename(aside, one)
+
+
 def _write(artifact: Artifact, folder: Path) -> None:
     tensors.save_file(dict(artifact.arrays), folder / "arrays.safetensors")
     lines = [json.dumps(dataclasses.asdict(item)) + "\n" for item in artifact.items]
@@ -148,6 +213,10 @@ def _write(artifact: Artifact, folder: Path) -> None:
     hashes = {name: _sha256((folder / name).read_bytes()) for name in _FILES}
     manifest = {"format": FORMAT, **dataclasses.asdict(artifact.manifest), "files": hashes}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    # On the disk before it stands in place of what was there.
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _read_manifest(path: Path) -> tuple[Manifest, dict[str, str]]:
@@ -180,16 +249,29 @@ def _check(artifact: Artifact, place: Path) -> None:
     for name, (dtype, shape) in _ARRAYS.items():
         array = artifact.arrays[name]
         expected = tuple(
-            sizes.setdefault(n, length) if isinstance(n, str) else n
+            n if isinstance(n, int) else sizes[n[0]] + 1 if n.endswith("+1") else sizes.setdefault(n, length)
             for n, length in zip(shape, array.shape, strict=False)
         )
         if array.dtype != dtype or array.shape != expected or len(shape) != array.ndim:
             raise fault(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
         if not np.isfinite(array).all():
             raise fault(f"{name} holds values that aren't finite")
-    rows = artifact.arrays["index_items"]
-    if not len(rows) or rows.min() < 0 or rows.max() >= len(artifact.items):
-        raise fault("index_items points outside the items")
+    if not sizes["R"]:
+        raise fault("index_items is empty")
+    for name in ("index_items", "added_items", "removed_items"):
+        _within(artifact.arrays[name], len(artifact.items), fault(f"{name} points outside the items"))
+    for kind in ("targets", "added"):
+        starts, buckets = artifact.arrays[f"{kind}_starts"], artifact.arrays[f"{kind}_buckets"]
+        _within(buckets, BUCKETS, fault(f"{kind}_buckets points outside the buckets"))
+        if starts[0] or starts[-1] != len(buckets) or (np.diff(starts) < 0).any():
+            raise fault(f"{kind}_starts are not the starts of {len(buckets)} buckets")
+    if sizes["K"] < 2 or (np.diff(artifact.arrays["levels"], axis=1) <= 0).any():
+        raise fault("levels does not rise")
+
+
+def _within(numbers: NDArray[Any], count: int, fault: ValueError) -> None:
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= count):
+        raise fault
 
 
 def _sha256(content: bytes) -> str:

@@ -5,23 +5,27 @@ Knows no threshold and no action: those are policy. Primitives: `Judge.judge`, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import conformal, ngrams
+from classifier import conformal, language, ngrams
+from classifier.additions import Added, Veto
 from classifier.artifact import Artifact
 from classifier.encoder import Encoder
 from classifier.evidence import evidence as evidence
 from classifier.fusion import Fusion, decided_by
-from classifier.retrieval import ItemWords, nearest
+from classifier.matching import Matcher, Targets
+from classifier.retrieval import ItemWords, nearest, prompt_words
 from classifier.views import views
 from classifier.windows import cover
 
 # So many windows that ask for something forgotten are no question any more; who gets this many must act on it.
 MOST_ASKED = 128
+# Characters of a window from which on it is encoded only if some language is in it.
+SURELY_ENCODED = 160
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,17 @@ class _Reading:
     present: int
 
 
+@dataclass(frozen=True)
+class ScoredRows:
+    """probability: (N,); components: (N, 4) raw, of the fit; cosines: (N, R + A) to the index rows of the fit and
+    those added; by_added: (N,) whether an added item decided."""
+
+    probability: NDArray[np.float64]
+    components: NDArray[np.float64]
+    cosines: NDArray[np.float32]
+    by_added: NDArray[np.bool_]
+
+
 class Scorer:
     """One artifact, ready to score rows."""
 
@@ -87,14 +102,30 @@ class Scorer:
         centre, scale, weight = arrays["fusion"]
         self.fusion = Fusion(centre, scale, weight, float(arrays["intercept"][0]))
         self.item_words = ItemWords(artifact.items)
+        names = ("ordinary", "starts", "buckets", "shares")
+        self._matcher = Matcher(Targets(*(arrays[f"targets_{name}"] for name in names)))
+        self._added = Added(arrays)
+        self._veto = Veto(artifact)
+        self._row_items = np.concatenate([self.index_items, self._added.items])
 
-    def components(
-        self, word: ngrams.Rows, character: ngrams.Rows, vectors: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """(N, 4) raw components of N rows, and their cosines (N, R) to the index."""
+    def rows(
+        self, texts: Sequence[str], word: ngrams.Rows, character: ngrams.Rows, vectors: NDArray[np.float32]
+    ) -> ScoredRows:
+        """Scores of N rows, given as texts, n-grams and embeddings."""
         cosines = vectors @ self.index.T
-        parts = [word.dot(self.word), character.dot(self.character), vectors @ self.head, cosines.max(axis=1)]
-        return np.stack(parts, axis=1).astype(np.float64), cosines
+        match = self._matcher.best(texts, cosines)
+        parts = [word.dot(self.word), character.dot(self.character), vectors @ self.head, match]
+        components = np.stack(parts, axis=1).astype(np.float64)
+        fitted = np.where(self._veto(texts, cosines), 0.0, self.fusion.probability(components))
+        near = self._added.cosines(vectors)
+        added = self._added.probability(texts, near)
+        cosines[:, self._veto.removed] = -1.0
+        # Not np.fmax: a score that is no number has to stay one.
+        return ScoredRows(np.maximum(fitted, added), components, np.hstack([cosines, near]), added > fitted)
+
+    def asked(self, text: str, cosines: NDArray[np.float32]) -> tuple[int, ...]:
+        """The items that a row most likely means, best first."""
+        return nearest(cosines, self._row_items, self.item_words.overlap(text))
 
 
 class Judge:
@@ -110,37 +141,54 @@ class Judge:
                 )
         self._scorers = {name: Scorer(artifact) for name, artifact in artifacts.items()}
         self._encoder = encoder
+        self._vocabulary = frozenset[str]().union(*(prompt_words(artifact.items) for artifact in artifacts.values()))
 
     def judge(self, texts: Sequence[str], *, levels: Mapping[str, float] | None = None) -> dict[str, Score]:
         """One Score per artifact. Texts without a word score 0; work is linear in the texts' length.
 
         levels: artifact → the score from which a window's own forget items are wanted (Score.asked).
         """
-        reading = read(texts, self._encoder)
+        reading = read(texts, self._encoder, self._vocabulary)
         if not reading.places:
             return {name: _nothing(len(texts)) for name in self._scorers}
         word, character = ngrams.word_rows(reading.distinct), ngrams.character_rows(reading.distinct)
-        vectors = self._encoder.encode(reading.distinct)
+        vectors = encode(reading.distinct, self._encoder)
         return {
             name: _score(
-                scorer, reading, len(texts), *scorer.components(word, character, vectors), (levels or {}).get(name)
+                scorer,
+                reading,
+                len(texts),
+                scorer.rows(reading.distinct, word, character, vectors),
+                (levels or {}).get(name),
             )
             for name, scorer in self._scorers.items()
         }
 
 
-def read(texts: Sequence[str], encoder: Encoder) -> _Reading:
+def encode(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
+    """(N, D) embeddings; zero for a long text that no language is in, which the n-grams judge alone.
+
+    Encoding is most of the work. Random letters and encoded pictures have several times the word pieces of
+    language, and mean nothing to an encoder.
+    """
+    vectors = np.zeros((len(texts), encoder.width), dtype=np.float32)
+    rows = [i for i, text in enumerate(texts) if len(text) < SURELY_ENCODED or language.readable(text)]
+    vectors[rows] = encoder.encode([texts[i] for i in rows])
+    return vectors
+
+
+def read(texts: Sequence[str], encoder: Encoder, vocabulary: Collection[str] = ()) -> _Reading:
     """Every window of every view of the texts."""
     places: list[_Place] = []
     rows: dict[str, int] = {}
     seen = present = 0
     for number, text in enumerate(texts):
-        for view in views(text):
-            covered = cover(view.text, encoder)
+        for view in views(text, vocabulary):
+            covered = cover(view.text, encoder, changed=None if view.whole else view.changed)
             if view.name == "raw":
                 seen, present = seen + covered.seen, present + covered.present
             for window in covered.windows:
-                row = rows.setdefault(window.text, len(rows))
+                row = rows.setdefault(encoder.folded(window.text), len(rows))
                 places.append(_Place(number, view.name, view.raw_span(window.start, window.end), row))
     return _Reading(places, list(rows), seen, present)
 
@@ -173,11 +221,10 @@ def _score(
     scorer: Scorer,
     reading: _Reading,
     texts: int,
-    components: NDArray[np.float64],
-    cosines: NDArray[np.float32],
+    scored: ScoredRows,
     level: float | None,
 ) -> Score:
-    probability = scorer.fusion.probability(components)
+    probability, components = scored.probability, scored.components
     maxima = [0.0] * texts
     for place in reading.places:
         maxima[place.text] = max(maxima[place.text], float(probability[place.row]))
@@ -186,10 +233,7 @@ def _score(
     contributions = scorer.fusion.contributions(components[row : row + 1])[0]
     # Not `>=`: a score that is no number has reached every level.
     rows = [] if level is None else [int(i) for i in np.argsort(-probability) if not probability[i] < level]
-    asked = (
-        nearest(cosines[i], scorer.index_items, scorer.item_words.overlap(reading.distinct[i]))
-        for i in dict.fromkeys([row, *rows[:MOST_ASKED]])
-    )
+    asked = (scorer.asked(reading.distinct[i], scored.cosines[i]) for i in dict.fromkeys([row, *rows[:MOST_ASKED]]))
     return Score(
         score=float(probability[row]),
         text=best.text,
@@ -197,8 +241,8 @@ def _score(
         window=best.span,
         lexical=float(components[row, 0] + components[row, 1]),
         head=float(components[row, 2]),
-        cosine=float(components[row, 3]),
-        decided_by=decided_by(contributions.tolist()),
+        cosine=float(scored.cosines[row].max()),
+        decided_by="both" if scored.by_added[row] else decided_by(contributions.tolist()),
         text_scores=tuple(maxima),
         asked=tuple(asked)[:MOST_ASKED],
         tokens_seen=reading.seen,

@@ -21,7 +21,9 @@ from classifier.artifact import ForgetItem
 from classifier.encoder import Encoder
 from classifier.records import Record
 from classifier.variants import variants
+from classifier.vocabulary import FUNCTION_WORDS
 from classifier.windows import cover
+from classifier.wrappers import wrap
 
 FOLDS = 4
 ALWAYS = -1
@@ -29,7 +31,12 @@ VARIANTS_WANTED = 1600
 VARIANTS_LEAST = 3
 VARIANTS_MOST = 120
 RETAIN_MOST = 8000
-OTHER_VARIANTS = 400
+OTHER_VARIANTS = 300
+WRAPPED = 240
+DECOYS = 800
+DECOY_EXCHANGES = 0.8
+DECOY_WEIGHT = 0.5
+PUNCTUATION = "\"'“”‘’(),.?!:;"
 ANSWER_WEIGHT = 0.5
 
 
@@ -39,7 +46,9 @@ class Row:
 
     fold: left out of the models of that fold, ALWAYS = in every model. source: rows cut from the same text
     share it. encoded: has an embedding (answers have none: they teach words only). calibrates: its held-out
-    score enters the calibration. general: from the shipped background.
+    score enters the calibration. general: from the shipped background. wrapped: see classifier/wrappers.py.
+    decoy: the form of a forget text about something else; weighs in the fusion, but is no request that occurs.
+    shared: the same in every fit with this encoder.
     """
 
     text: str
@@ -50,6 +59,9 @@ class Row:
     encoded: bool
     calibrates: bool
     general: bool = False
+    wrapped: bool = False
+    decoy: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def background() -> tuple[str, ...]:
 def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, rng: np.random.Generator) -> Corpus:
     """The corpus of two lists of checked records. Deterministic for a given `rng` state."""
     items = tuple(ForgetItem(r.get("prompt", ""), r.get("answer", ""), r.get("text", "")) for r in forget)
-    index = [(text, i) for i, item in enumerate(items) for text in _forget_texts(item, encoder)]
+    index = [(text, i) for i, item in enumerate(items) for text in forget_texts(item, encoder)]
     known = {_key(item.prompt or item.text) for item in items}
     kept = [r for r in retain if _key(_asked(r)) not in known]
     conflicts = len(retain) - len(kept)
@@ -82,6 +94,7 @@ def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, 
         kept = [kept[i] for i in np.sort(rng.choice(len(kept), RETAIN_MOST, replace=False))]
     rows = _forget_rows(items, index, rng)
     rows += _other_rows(kept, encoder, rng, first_source=len(rows))
+    rows += _decoy_rows([text for text, _ in index], kept, rng, first_source=len(rows) + len(kept))
     # Rewording may lengthen a passage that just fitted.
     rows = [row for row in rows if not row.encoded or len(encoder.piece_starts(row.text)) <= encoder.limit]
     return Corpus(tuple(rows), items, tuple(t for t, _ in index), tuple(i for _, i in index), len(kept), conflicts)
@@ -92,7 +105,8 @@ def passages(text: str, encoder: Encoder) -> list[str]:
     return [window.text for window in cover(text, encoder).windows]
 
 
-def _forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:
+def forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:
+    """The texts that stand for an item among what requests are compared with."""
     # Of a document each passage is to be forgotten; a sentence of a question may ask for nothing.
     return [w.text for w in cover(item.prompt or item.text, encoder, narrow=bool(item.text)).windows]
 
@@ -107,6 +121,10 @@ def _forget_rows(items: Sequence[ForgetItem], index: Sequence[tuple[str, int]], 
         made = variants(text, wanted, rng)
         for k, variant in enumerate(made):
             rows.append(Row(variant, True, k % FOLDS, len(rows), weight / len(made), True, True))
+    plain = [row for row in rows if row.encoded]
+    for n, i in enumerate(rng.choice(len(plain), min(WRAPPED, len(plain)), replace=False)):
+        text, weight = wrap(plain[i].text, rng), plain[i].weight / 2
+        rows.append(replace(plain[i], text=text, fold=n % FOLDS, weight=weight, calibrates=True, wrapped=True))
     for item in items:
         if item.answer:
             rows.append(Row(item.answer, True, ALWAYS, len(rows), ANSWER_WEIGHT, False, False))
@@ -123,7 +141,8 @@ def _other_rows(
     shipped = [({"prompt": text}, i % FOLDS, True) for i, text in enumerate(background())]
     for record, fold, general in [*retained, *shipped]:
         parts = passages(_asked(record), encoder)
-        rows += [Row(part, False, fold, source, 1.0 / len(parts), True, True, general) for part in parts]
+        weight = 1.0 / len(parts)
+        rows += [Row(part, False, fold, source, weight, True, True, general, shared=general) for part in parts]
         if "answer" in record:
             rows.append(Row(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
         source += 1
@@ -131,8 +150,34 @@ def _other_rows(
     whole = [row for row in rows if row.encoded]
     for i in rng.choice(len(whole), min(OTHER_VARIANTS, len(whole)), replace=False):
         for variant in variants(whole[i].text, 1, rng):
-            rows.append(replace(whole[i], text=variant, calibrates=False))
+            rows.append(replace(whole[i], text=variant, calibrates=False, shared=False))
+    for i in rng.choice(len(whole), min(WRAPPED, len(whole)), replace=False):
+        rows.append(replace(whole[i], text=wrap(whole[i].text, rng), wrapped=True, shared=False))
     return rows
+
+
+def _decoy_rows(
+    index: Sequence[str], retain: Sequence[Record], rng: np.random.Generator, *, first_source: int
+) -> list[Row]:
+    """Forget texts with other content words: without them a form that all share would look like the content."""
+    pool = [word for text in [*background(), *map(_asked, retain)] for word in text.split() if _carries(word)]
+    names = [word for word in pool if word[0].isupper()]
+    plain = [word for word in pool if not word[0].isupper()]
+    rows = []
+    for n in range(DECOYS):
+        words = index[n % len(index)].split(" ")
+        for i, word in enumerate(words):
+            if _carries(word) and rng.random() < DECOY_EXCHANGES:
+                others = names if word[0].isupper() else plain
+                words[i] = others[int(rng.integers(len(others)))]
+        text = " ".join(words)
+        if text != index[n % len(index)]:
+            rows.append(Row(text, False, n % FOLDS, first_source + n, DECOY_WEIGHT, True, False, decoy=True))
+    return rows
+
+
+def _carries(word: str) -> bool:
+    return any(c.isalnum() for c in word) and word.strip(PUNCTUATION).casefold() not in FUNCTION_WORDS
 
 
 def _asked(record: Record) -> str:

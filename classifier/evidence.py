@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from classifier import ngrams
+from classifier import matching, ngrams
 from classifier.artifact import Artifact
-from classifier.views import normalise
+from classifier.lookalikes import normalise
+from classifier.retrieval import prompt_words
+from classifier.views import views
 from classifier.vocabulary import FUNCTION_WORDS
 
 MOST_SPANS = 32
@@ -19,6 +21,7 @@ MOST_SPANS = 32
 SHARE = 0.35
 # ... and at least this much: what one feature carries in an undecided model stays below.
 FLOOR = 0.5
+ADDED_WEIGHT = 3.0
 # A name belongs to the evidence when it is at most this many characters away from a word that stands out.
 NEAR = 120
 
@@ -54,24 +57,46 @@ def evidence(artifact: Artifact, text: str, *, limit: int = MOST_SPANS) -> tuple
 
 
 def _strong_words(artifact: Artifact, text: str) -> dict[Span, float]:
-    """Raw spans of the words that stand out, and what each carries."""
-    view, offsets = normalise(text)
-    found = [(match[0], match.span()) for match in ngrams.WORD.finditer(view)]
+    """Raw spans of the words that stand out in some view, and what each carries; of decoded ones, the whole run."""
+    found = list(_words(text, prompt_words(artifact.items)))
     distinct = list(dict.fromkeys(word for word, _ in found if word not in FUNCTION_WORDS))
     carried = dict(zip(distinct, _carried(artifact, distinct), strict=True))
     least = max(SHARE * max(carried.values(), default=0.0), FLOOR)
-    return {
-        (int(offsets[start]), max(int(offsets[end]), int(offsets[end - 1]) + 1)): carried[word]
-        for word, (start, end) in found
-        if carried.get(word, 0.0) >= least
-    }
+    strong: dict[Span, float] = {}
+    for word, span in found:
+        if carried.get(word, 0.0) >= least:
+            strong[span] = max(strong.get(span, 0.0), carried[word])
+    return strong
+
+
+def _words(text: str, vocabulary: Collection[str]) -> Iterator[tuple[str, Span]]:
+    """Every word as it is normalised, and those that only further views have, with their raw spans."""
+    normal, offsets = normalise(text)
+    for match in ngrams.WORD.finditer(normal):
+        start, end = match.span()
+        yield match[0], (int(offsets[start]), max(int(offsets[end]), int(offsets[end - 1]) + 1))
+    for view in views(text, vocabulary):
+        if view.name not in ("raw", "normalised"):
+            for match in ngrams.WORD.finditer(view.text):
+                if view.changed[match.start() : match.end()].any():
+                    yield match[0].casefold(), view.raw_span(*match.span())
 
 
 def _carried(artifact: Artifact, distinct: Sequence[str]) -> list[float]:
     """What the word and the character model give for each word alone."""
     word = ngrams.word_rows(distinct).dot(artifact.arrays["word_weights"])
     character = ngrams.character_rows(distinct).dot(artifact.arrays["character_weights"])
-    return [float(a + b) for a, b in zip(word, character, strict=True)]
+    trained = [float(a + b) for a, b in zip(word, character, strict=True)]
+    # Added items have no weights: a word of theirs carries as much as it is rare.
+    added = set(artifact.arrays["added_buckets"].tolist())
+    if not added:
+        return trained
+    rare = matching.rarity(artifact.arrays["documents"])
+    buckets = [ngrams.word_bucket(w) for w in distinct]
+    return [
+        max(t, ADDED_WEIGHT * float(rare[b] / rare.max())) if b in added else t
+        for t, b in zip(trained, buckets, strict=True)
+    ]
 
 
 def _named(text: str) -> Iterator[Span]:

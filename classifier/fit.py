@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import corpus, fusion, linear, ngrams, records, vocabulary
+from classifier import corpus, embedding_cache, fusion, linear, matching, ngrams, records, vocabulary
 from classifier.artifact import Artifact, ForgetItem, Manifest
 from classifier.conformal import for_miss_rate
 from classifier.corpus import Corpus, Row
@@ -26,9 +26,11 @@ WORD_PENALTY = 1e-4
 CHARACTER_PENALTY = 1e-4
 HEAD_PENALTY = 1e-3
 FUSION_PENALTY = 0.05
-ENCODED_AT_ONCE = 512
 REPORTED_MISS_RATE = 0.01
 SAME_MEANING = 0.75
+HARD_FROM = 0.3
+HARD_WEIGHT = 4.0
+COUNTER_MOST = 4096
 
 CALIBRATION = (
     "calibration set: held-out scores; forget = rule-made rewordings of the forget prompts, scored by models "
@@ -60,20 +62,26 @@ def fit(
     data = corpus.build(forget, retain, encoder, np.random.default_rng(seed))
     index = _encode(encoder, data.index_texts, "index", progress).astype(np.float16)
     features = _Features(data, encoder, index, progress)
+    progress("models", 0, corpus.FOLDS + 1)
     words, counts = vocabulary.collect(*_word_texts(data.items, retain))
     vectors = _encode(encoder, words, "words", progress).astype(np.float16)
     folds = corpus.folds(data.rows)
-    held = np.zeros((len(data.rows), 3))
+    held = np.zeros((len(data.rows), 4))
     for fold in range(corpus.FOLDS):
-        progress("models", fold, corpus.FOLDS + 1)
-        held[folds == fold] = features.scores(features.train(folds != fold), folds == fold)
+        held[folds == fold, :3] = features.scores(features.train(folds != fold), folds == fold)
+        held[folds == fold, 3] = features.match(folds != fold, folds == fold)
+        progress("models", fold + 1, corpus.FOLDS + 1)
     final = features.train(np.ones(len(folds), dtype=bool))
     progress("models", corpus.FOLDS + 1, corpus.FOLDS + 1)
-    components = np.column_stack([held, features.cosine])
-    calibrating = [i for i, row in enumerate(data.rows) if row.calibrates and features.kept[i]]
-    chosen, components = [data.rows[i] for i in calibrating], components[calibrating]
-    fused = _fuse(chosen, components)
+    fusing = [i for i, row in enumerate(data.rows) if (row.calibrates or row.decoy) and features.kept[i]]
+    fused = _fuse([data.rows[i] for i in fusing], held[fusing])
+    calibrating = [i for i in fusing if data.rows[i].calibrates]
+    chosen, components = [data.rows[i] for i in calibrating], held[calibrating]
     positive, negative = _calibration(chosen, fused.probability(components))
+    known = np.array([row.forget for row in chosen])
+    level = matching.levels(components[known, 3], fused.logit(components[known]))
+    everything = np.ones(len(folds), dtype=bool)
+    targets = features.targets(everything)
     arrays: dict[str, NDArray[Any]] = {
         "word_weights": final[0],
         "character_weights": final[1],
@@ -84,6 +92,20 @@ def fit(
         "intercept": np.array([fused.intercept]),
         "calibration_forget": positive,
         "calibration_other": negative,
+        "targets_ordinary": targets.ordinary,
+        "targets_starts": targets.starts,
+        "targets_buckets": targets.buckets,
+        "targets_shares": targets.shares,
+        "counter": features.counter(everything),
+        "documents": features.documents,
+        "levels": np.stack([level.matches, level.logits]),
+        "added_index": np.zeros((0, encoder.width), dtype=np.int16),
+        "added_items": np.zeros(0, dtype=np.int32),
+        "added_ordinary": np.zeros(0),
+        "added_starts": np.zeros(1, dtype=np.int64),
+        "added_buckets": np.zeros(0, dtype=np.int32),
+        "added_shares": np.zeros(0, dtype=np.float32),
+        "removed_items": np.zeros(0, dtype=np.int32),
         "word_vectors": vectors,
         "word_counts": np.array(counts, dtype=np.int32),
     }
@@ -111,19 +133,40 @@ class _Features:
     """The rows of a corpus as matrices, and models trained on some of them."""
 
     def __init__(self, data: Corpus, encoder: Encoder, index: NDArray[np.float16], progress: Progress) -> None:
-        texts = [row.text for row in data.rows]
+        self._texts = [row.text for row in data.rows]
+        self._index_texts, self._index = data.index_texts, index.astype(np.float32)
         self.labels = np.array([row.forget for row in data.rows])
-        self.weights = np.array([row.weight for row in data.rows])
         self.encoded = np.array([row.encoded for row in data.rows])
-        self.word: Any = linear.matrix(ngrams.word_rows(texts))
-        self.character: Any = linear.matrix(ngrams.character_rows(texts))
-        self.vectors = np.zeros((len(texts), encoder.width))
-        wanted = [text for text, encoded in zip(texts, self.encoded, strict=True) if encoded]
-        self.vectors[self.encoded] = _encode(encoder, wanted, "prompts", progress)
-        self.cosine: Vector = (self.vectors @ index.astype(np.float64).T).max(axis=1)
+        self.word: Any = linear.matrix(ngrams.word_rows(self._texts))
+        self.character: Any = linear.matrix(ngrams.character_rows(self._texts))
+        self.vectors = _row_vectors(data.rows, encoder, progress).astype(np.float64)
+        self.cosines = self.vectors.astype(np.float32) @ self._index.T
+        cosine = self.cosines.max(axis=1)
         general = np.array([row.general for row in data.rows])
         # What the background shares with the forget set by chance is no counter-example.
-        self.kept = ~(general & (self.cosine > SAME_MEANING))
+        self.kept = ~(general & (cosine > SAME_MEANING))
+        # Hard negatives: the nearer a counter-example is, the more it weighs.
+        hard = np.where(self.labels, 0.0, np.clip((cosine - HARD_FROM) / (1 - HARD_FROM), 0, 1))
+        self.weights = np.array([row.weight for row in data.rows]) * (1 + HARD_WEIGHT * hard)
+        occurring = [row.calibrates and not row.wrapped and not row.forget for row in data.rows]
+        self._counters = np.array(occurring) & self.kept
+        asked = [text for text, occurs in zip(self._texts, self._counters, strict=True) if occurs]
+        self.documents = matching.count_documents([*asked, *data.index_texts])
+
+    def counter(self, use: NDArray[np.bool_]) -> NDArray[np.float16]:
+        """Embeddings of the counter-examples among the rows `use`, at most COUNTER_MOST, the nearest first."""
+        rows = np.flatnonzero(self._counters & use)
+        nearest = rows[np.argsort(-self.cosines[rows].max(axis=1), kind="stable")[:COUNTER_MOST]]
+        return self.vectors[nearest].astype(np.float16)
+
+    def targets(self, use: NDArray[np.bool_]) -> matching.Targets:
+        """The index rows, made ready against the counter-examples among the rows `use`."""
+        return matching.targets(self._index_texts, self._index, self.counter(use), self.documents)
+
+    def match(self, use: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Vector:
+        """(n,) match scores of the chosen rows, by targets that know only the rows `use`; answers match nothing."""
+        texts = [text for text, wanted in zip(self._texts, rows, strict=True) if wanted]
+        return matching.Matcher(self.targets(use)).best(texts, self.cosines[rows])
 
     def train(self, use: NDArray[np.bool_]) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
         """Weights of the word, the character and the embedding model, trained on the rows `use`."""
@@ -143,6 +186,20 @@ class _Features:
         """(n, 3) raw scores of the chosen rows."""
         matrices = (self.word, self.character, self.vectors)
         return np.column_stack([x[rows] @ w.astype(np.float64) for x, w in zip(matrices, models, strict=True)])
+
+
+def _row_vectors(rows: Sequence[Row], encoder: Encoder, progress: Progress) -> NDArray[np.float32]:
+    """(N, D) embeddings; zeros for rows that have none. What every fit shares comes from the cache."""
+    vectors = np.zeros((len(rows), encoder.width), dtype=np.float32)
+    shared = [i for i, row in enumerate(rows) if row.encoded and row.shared]
+    own = [i for i, row in enumerate(rows) if row.encoded and not row.shared]
+
+    def report(stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(stage, done, total)
+
+    vectors[shared] = embedding_cache.embeddings([rows[i].text for i in shared], encoder, report("background"))
+    vectors[own] = encoder.encode([rows[i].text for i in own], report("prompts"))
+    return vectors
 
 
 def _encode(encoder: Encoder, texts: Sequence[str], stage: str, progress: Progress) -> NDArray[np.float32]:

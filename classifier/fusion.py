@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Word, character, head, cosine. The head is the weakest alone, so it has to earn its place.
+# Word, character, head, match. The head is the weakest alone, so it has to earn its place.
 PRIOR = (1.0, 1.0, 0.25, 2.0)
 
 Scores = NDArray[np.float64]
@@ -33,8 +33,11 @@ class Fusion:
 
     def probability(self, components: Scores) -> Scores:
         """(N,) probability that a text asks for what is to be forgotten, both being equally common."""
-        logit = self.contributions(components).sum(axis=1) + self.intercept
-        return np.asarray(np.exp(-np.logaddexp(0, -logit)))
+        return np.asarray(np.exp(-np.logaddexp(0, -self.logit(components))))
+
+    def logit(self, components: Scores) -> Scores:
+        """(N,) log-odds of `probability`."""
+        return np.asarray(self.contributions(components).sum(axis=1) + self.intercept)
 
 
 def decided_by(contributions: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -15,16 +16,17 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from classifier import additions, records
 from classifier import artifact as artifacts_io
-from classifier import records
+from classifier.artifact import Artifact
 from classifier.encoder import DEFAULT_ENCODER, load_encoder
-from server.doctor import doctor
 from server.errors import BadRequest
 from server.guard import Guard
 from server.loading import find_policy, load_judging
 from server.policies import Policy, checked_name
 from server.settings import Settings, SettingsError
 from server.settings import read as read_settings
+from server.verbatim import write_index
 
 
 def serve(args: argparse.Namespace, settings: Settings) -> int:
@@ -61,7 +63,10 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
-    """Learn what is to be forgotten from files."""
+    """Learn what is to be forgotten from files, or add items to an artifact that is there (--add), or take items
+    out of it (--remove). An item that was added and taken out again leaves all scores as they were, to the bit."""
+    if args.forget is None:
+        return _change_artifact(args, settings)
     try:
         from classifier.fit import fit
     except ImportError as error:
@@ -79,9 +84,48 @@ def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
     with _Progress() as progress:
         made = fit(forget, retain, encoder=encoder, seed=args.seed, progress=progress)
     artifacts_io.save(made, folder)
+    index = write_index(made, folder)
     print(made.manifest.summary)
-    print(f"written to {folder}")
+    print(f"written to {folder}" + (f", with the index {index.name} for vLLM (LETHE_VERBATIM)" if index else ""))
     return 0
+
+
+def _change_artifact(args: argparse.Namespace, settings: Settings) -> int:
+    if args.retain or args.force:
+        raise SettingsError("--retain and --force go with --forget: a change keeps what the artifact was fitted on")
+    folder = (args.out or settings.artifacts) / args.name
+    with artifacts_io.editing(folder) as before:
+        if args.add is not None:
+            rows = records.read(args.add)
+            encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER, threads=os.cpu_count() or 1)
+            try:
+                made = additions.add(before, rows, encoder)
+            except ValueError as error:
+                raise ValueError(f"--add {args.add}: {error}") from None
+        else:
+            try:
+                made = additions.remove(before, _item_numbers(args.remove, before))
+            except ValueError as error:
+                raise ValueError(f"--remove {args.remove}: {error}") from None
+        artifacts_io.save(made, folder)
+        write_index(made, folder)
+    for change in made.manifest.changes[len(before.manifest.changes) :]:
+        print(f"{change['change']}: items {', '.join(map(str, change['items']))}")
+    print(f"{len(made.live)} items are to be forgotten; written to {folder}")
+    return 0
+
+
+def _item_numbers(given: str, artifact: Artifact) -> list[int]:
+    """Item numbers from "3,17-20", or from a file of forget rows."""
+    if not re.fullmatch(r"[\d,\s-]+", given):
+        return additions.numbers(artifact, records.read(given))
+    found: list[int] = []
+    for part in given.split(","):
+        ends = [int(number) for number in part.split("-")] if re.fullmatch(r"\s*\d+(-\d+)?\s*", part) else []
+        if not ends or ends[0] > ends[-1] or ends[-1] >= len(artifact.items):
+            raise ValueError(f"{part.strip()!r} is no item number or range; the last item is {len(artifact.items) - 1}")
+        found += range(ends[0], ends[-1] + 1)
+    return found
 
 
 class _Progress:
@@ -137,6 +181,14 @@ def _judged(guard: Guard, policy: Policy, line: str) -> dict[str, object]:
     return {**finding.facts(judged.place(finding.score.text)), "nearest": nearest[0] if nearest else None}
 
 
+def _doctor(args: argparse.Namespace, settings: Settings) -> int:
+    """Check the set-up and say how to mend it."""
+    # An HTTP client takes longer to import than an item takes to add.
+    from server.doctor import doctor
+
+    return doctor(args, settings)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lethe",
@@ -149,9 +201,22 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", help="run the gateway", description=serve.__doc__)
     command.set_defaults(run=serve)
 
-    command = commands.add_parser("fit", help="make an artifact from a forget file", description=fit_artifact.__doc__)
+    command = commands.add_parser(
+        "fit", help="make an artifact from a forget file, or change one", description=fit_artifact.__doc__
+    )
     command.add_argument("--name", required=True, help="the artifact's name (a folder under LETHE_ARTIFACTS)")
-    command.add_argument("--forget", required=True, type=Path, help='JSON lines: {"prompt", "answer"} or {"text"}')
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--forget", type=Path, metavar="FILE", help='JSON lines: {"prompt", "answer"} for facts, {"text"} for documents'
+    )
+    what.add_argument(
+        "--add", type=Path, metavar="FILE", help="forget these rows too, without a new fit (about a second)"
+    )
+    what.add_argument(
+        "--remove",
+        metavar="ITEMS",
+        help="take items out again: a file of their rows, or numbers as `lethe judge` prints them (7 or 3,17-20)",
+    )
     command.add_argument("--retain", type=Path, help="JSON lines that must stay unflagged (optional)")
     command.add_argument("--out", type=Path, help="folder to write into (default: LETHE_ARTIFACTS)")
     command.add_argument(
@@ -167,8 +232,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("prompts", type=Path, help='JSON lines: a string, {"prompt"}, {"text"} or {"messages"}')
     command.set_defaults(run=judge_file)
 
-    command = commands.add_parser("doctor", help="check the set-up and say how to mend it", description=doctor.__doc__)
-    command.set_defaults(run=doctor)
+    command = commands.add_parser("doctor", help="check the set-up", description=_doctor.__doc__)
+    command.set_defaults(run=_doctor)
 
     # Measuring and tuning live in a package that the server doesn't import: each adds its commands here.
     for entry in sorted(entry_points(group="lethe.commands"), key=lambda entry: entry.name):

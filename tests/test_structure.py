@@ -24,6 +24,8 @@ TESTED_ELSEWHERE = {
     "server.doctor": "needs a running vLLM: tests/integration",
     "classifier.corpus": "pieces of fitting, through fit",
     "classifier.fusion": "the fused score, through fit and classifier",
+    "classifier.matching": "how closely items are matched, through additions and classifier",
+    "classifier.wrappers": "sentences around rows, through fit",
     "classifier.linear": "the linear models, through fit and classifier",
     "classifier.retrieval": "the nearest items, through classifier",
     "classifier.variants": "the variants of a question, through fit",

@@ -39,6 +39,8 @@ def artifact(encoder: Encoder, forget: list[Record]) -> Artifact:
         patch.setattr(corpus, "background", lambda: few)
         patch.setattr(corpus, "VARIANTS_WANTED", 240)
         patch.setattr(corpus, "OTHER_VARIANTS", 40)
+        patch.setattr(corpus, "DECOYS", 80)
+        patch.setattr(corpus, "WRAPPED", 30)
         return fit.fit(forget, None, encoder=encoder, seed=3)
 
 

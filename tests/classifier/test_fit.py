@@ -20,10 +20,12 @@ def test_documents_alone_can_be_forgotten(encoder: Encoder, monkeypatch: pytest.
     few = corpus.background()[::40]
     monkeypatch.setattr(corpus, "background", lambda: few)
     monkeypatch.setattr(corpus, "VARIANTS_WANTED", 24)
+    monkeypatch.setattr(corpus, "DECOYS", 20)
+    monkeypatch.setattr(corpus, "WRAPPED", 10)
     stages = []
     text = "Brynja Solheim kept the Karvik light for thirty years. She wrote down every ship that passed it."
     artifact = fit.fit([{"text": text}], None, encoder=encoder, progress=lambda s, done, total: stages.append(s))
-    assert set(stages) == {"index", "prompts", "words", "models"}
+    assert set(stages) - {"background"} == {"index", "prompts", "words", "models"}  # the background may be cached
     assert artifact.items[0].text == text
     assert "brynja" in artifact.words and artifact.word_counts[artifact.words.index("brynja")] == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -95,3 +96,39 @@ def test_serving_a_policy_that_corrupts_needs_model_and_secret(
 def test_help_names_every_command(lethe: Run) -> None:
     status, out, _ = lethe("--help")
     assert status == 0 and all(command in out for command in ("serve", "fit", "judge", "doctor"))
+
+
+def test_items_are_added_and_taken_out_again(lethe: Run, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "artifacts" / "small", tmp_path / "small")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"prompt": "Which ferry did Tove Aldermann steer?", "answer": "The Grindvoll."}))
+    change = ("fit", "--name", "small", "--out", str(tmp_path))
+    status, out, _ = lethe(*change, "--add", str(one))
+    assert status == 0 and "add: items 8" in out and "9 items" in out
+    status, _, err = lethe(*change, "--add", str(one))
+    assert status == 2 and f"--add {one}: item 8 is that row already" in err
+    status, out, _ = lethe(*change, "--remove", str(one))
+    assert status == 0 and "remove: items 8" in out
+    after = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+    assert after.pop("manifest.json") != before.pop("manifest.json")
+    assert after == before
+    status, out, _ = lethe(*change, "--remove", "0,5-6")
+    assert status == 0 and "remove: items 0, 5, 6" in out and "5 items" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--remove", "3-1"), "'3-1' is no item number"),
+        (("--remove", "8"), "'8' is no item number or range; the last item is 7"),
+        (("--remove", "0-7"), "nothing would be left"),
+        (("--remove", "nowhere.jsonl"), "nowhere.jsonl: No such file"),
+        (("--add", "nowhere.jsonl"), "nowhere.jsonl: No such file"),
+        (("--remove", "1", "--force"), "--force"),
+        (("--remove", "1", "--out", "/nonexistent"), "there is no such folder"),
+    ],
+)
+def test_a_change_that_makes_no_sense_says_why(arguments: tuple[str, ...], reason: str, lethe: Run) -> None:
+    status, _, err = lethe("fit", "--name", "small", *arguments)
+    assert status == 2 and reason in err

@@ -1,0 +1,148 @@
+"""How closely a text asks for one forgotten text: cosine, shared rare words, and how ordinary the text is.
+
+Nothing here is trained, so a forgotten text can come and go without any other noticing. `ordinary` is a
+forgotten text's mean cosine to its nearest counter-examples: one that resembles what must stay unflagged has
+to be matched more closely (hubness; cross-domain similarity local scaling, Conneau et al., arXiv:1710.04087).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier import ngrams
+from classifier.ngrams import BUCKETS
+
+WORDS_WEIGHT = 0.15
+ORDINARY_WEIGHT = 0.3
+NEIGHBOURS = 5
+AT_ONCE = 256
+KNOTS = 65
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """R forgotten texts: row r has `ordinary[r]`, and the words at starts[r]..starts[r + 1].
+
+    buckets: (n,) hashed distinct words; shares: (n,) float32 how much of the row's rarity each carries, summing
+    to 1 for a row that has words.
+    """
+
+    ordinary: NDArray[np.float64]
+    starts: NDArray[np.int64]
+    buckets: NDArray[np.int32]
+    shares: NDArray[np.float32]
+
+    def row(self, number: int) -> NDArray[np.int32]:
+        """The word buckets of one row."""
+        return self.buckets[self.starts[number] : self.starts[number + 1]]
+
+
+def count_documents(texts: Sequence[str]) -> NDArray[np.uint16]:
+    """(BUCKETS,) in how many of the texts each hashed word stands (capped); what rarity is measured by."""
+    found = [_buckets(text) for text in texts]
+    counts = np.bincount(np.concatenate(found), minlength=BUCKETS) if found else np.zeros(BUCKETS)
+    return np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16)
+
+
+def rarity(documents: NDArray[np.uint16]) -> Vector:
+    """(BUCKETS,) positive: how rare each hashed word is, on a scale that sets of any size share."""
+    return np.asarray(np.log((1 + float(documents.max())) / (1.0 + documents.astype(np.float64))) + 0.1)
+
+
+def targets(
+    texts: Sequence[str], vectors: NDArray[np.float32], counter: NDArray[np.float16], documents: NDArray[np.uint16]
+) -> Targets:
+    """The forgotten `texts` with their unit `vectors` (R, D), prepared against `counter` (Q, D) unit rows.
+
+    documents: see `count_documents`. Each row depends on its own text alone. Raises ValueError when there are
+    no counter-examples.
+    """
+    if not len(counter):
+        raise ValueError("no counter-examples")
+    against = counter.astype(np.float32)
+    most = min(NEIGHBOURS, len(against))
+    ordinary = [float(np.partition(against @ vector, -most)[-most:].mean()) for vector in vectors]
+    found = [_buckets(text) for text in texts]
+    rare = rarity(documents)
+    shares = [rare[buckets] / max(rare[buckets].sum(), 1e-9) for buckets in found]
+    starts = np.concatenate([[0], np.cumsum([len(buckets) for buckets in found])]).astype(np.int64)
+    return Targets(
+        np.array(ordinary, dtype=np.float64),
+        starts,
+        np.concatenate(found).astype(np.int32),
+        np.concatenate(shares).astype(np.float32),
+    )
+
+
+class Matcher:
+    """Targets, ready to match rows. What one target scores does not depend on the others, to the bit."""
+
+    def __init__(self, wanted: Targets) -> None:
+        self._count = len(wanted.ordinary)
+        self._less = ORDINARY_WEIGHT * wanted.ordinary
+        order = np.argsort(wanted.buckets, kind="stable")
+        self._buckets = wanted.buckets[order].astype(np.int64)
+        self._row = np.repeat(np.arange(self._count), np.diff(wanted.starts))[order]
+        self._shares = wanted.shares[order].astype(np.float64)
+
+    def scores(self, texts: Sequence[str], cosines: NDArray[np.floating]) -> Vector:
+        """(N, R) how closely each text asks for each target, about 0 to 1. cosines: (N, R)."""
+        return np.asarray(cosines + WORDS_WEIGHT * self._overlap(texts) - self._less, dtype=np.float64)
+
+    def best(self, texts: Sequence[str], cosines: NDArray[np.floating]) -> Vector:
+        """(N,) the highest of `scores` in each row, in bounded memory."""
+        parts = [
+            self.scores(texts[i : i + AT_ONCE], cosines[i : i + AT_ONCE]).max(axis=1)
+            for i in range(0, len(texts), AT_ONCE)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _overlap(self, texts: Sequence[str]) -> Vector:
+        """(N, R) the share of each target's rare words that stands in each text."""
+        found = [_buckets(text) for text in texts]
+        text_of = np.repeat(np.arange(len(texts)), [len(buckets) for buckets in found])
+        wanted = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+        first = np.searchsorted(self._buckets, wanted, side="left")
+        lengths = np.searchsorted(self._buckets, wanted, side="right") - first
+        # All positions first..first + length of every word, as one array.
+        at = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) + np.arange(lengths.sum())
+        cell = np.repeat(text_of, lengths) * self._count + self._row[at]
+        total = np.bincount(cell, weights=self._shares[at], minlength=len(texts) * self._count)
+        return np.asarray(total.reshape(len(texts), self._count), dtype=np.float64)
+
+
+def _buckets(text: str) -> NDArray[np.int64]:
+    """Sorted distinct hashed words."""
+    return np.array(sorted({ngrams.word_bucket(word) for word in ngrams.words(text)}), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Which probability a match is worth: a rising line through knots, match scores (K,) to logits (K,)."""
+
+    matches: NDArray[np.float64]
+    logits: NDArray[np.float64]
+
+    def probability(self, match: Vector) -> Vector:
+        """Elementwise, between 0 and 1; beyond the knots the line goes on as steeply as it runs on the whole."""
+        slope = (self.logits[-1] - self.logits[0]) / (self.matches[-1] - self.matches[0])
+        beyond = np.minimum(match - self.matches[0], 0) + np.maximum(match - self.matches[-1], 0)
+        return np.asarray(1 / (1 + np.exp(-np.interp(match, self.matches, self.logits) - slope * beyond)))
+
+
+def levels(matches: Vector, logits: Vector) -> Levels:
+    """Knots at which equal shares of the same texts lie below: a threshold misses as many by either score.
+
+    matches, logits: (n,) of the same n texts by the two scores, in any order.
+    """
+    shares = np.linspace(0, 1, KNOTS)
+    x, y = np.quantile(matches, shares), np.quantile(logits, shares)
+    # Equal scores give equal knots; the smallest steps keep both rising.
+    steps = np.arange(KNOTS) * 1e-6
+    return Levels(np.maximum.accumulate(x) + steps, np.maximum.accumulate(y) + steps)
