@@ -187,12 +187,16 @@ class Bench:
         model: Model,
         *,
         corruptor: Corruptor | None = None,
+        indexes: Mapping[str, str] | None = None,
         twin: Model | None = None,
         max_prompt_chars: int = 400_000,
         surrogate: str = "dont-know",
         seed: int = 0,
     ) -> None:
-        """corruptor: parity must have been shown. surrogate: without a twin, one of SURROGATES. seed: of its lots."""
+        """corruptor: parity must have been shown. indexes: as Guard has them, and vLLM too.
+
+        surrogate: without a twin, one of SURROGATES. seed: of its lots.
+        """
         self._threshold = threshold
         self._artifact = artifact
         self.encode = encoder.encode
@@ -200,6 +204,7 @@ class Bench:
         self._model = model
         self._twin = twin
         self._corruptor = corruptor
+        self._indexes = dict(indexes or {})
         self._max_prompt_chars = max_prompt_chars
         self._surrogate = surrogate
         self._seed = seed
@@ -217,8 +222,10 @@ class Bench:
             Metrics(),
             max_prompt_chars=self._max_prompt_chars,
             corruptor=self._corruptor,
+            indexes=self._indexes,
         )
         guard.parity = self._corruptor is not None
+        guard.indexes_there = frozenset(self._indexes.values())
         return guard
 
     def flags(self, item: Item) -> bool:

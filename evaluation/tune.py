@@ -39,12 +39,13 @@ from evaluation.objective import DEFINITION, SIMILARITIES, Answers, Target, resa
 from evaluation.plots import metric_curve
 from evaluation.trial import SURROGATES, TIMEOUT_S, Bench, Half, Model, TuneError
 from server.errors import GuardError
-from server.loading import find_policy, find_threshold, load_artifact, load_corruptor
+from server.loading import find_indexes, find_policy, find_threshold, load_artifact, load_corruptor
 from server.parity import probe
 from server.policies import Policy
 from server.settings import Settings
 from server.tuned import PARAMETERS, fingerprint, settings_of, wanted, with_values
 from server.upstream import Upstream
+from server.verbatim import known, write_index
 
 BUDGET = 20
 LEAST_PROMPTS = 8
@@ -327,6 +328,11 @@ async def _prepared(args: argparse.Namespace, settings: Settings, stack: context
         raise TuneError(f"{upstream.url} does not serve {name!r} (there: {', '.join(served)}); give --model")
     if corruptor is not None and not (parity := await probe(upstream, corruptor)).holds:
         raise TuneError(f"{upstream.url}: clean embeddings don't answer as text does: {parity.reason}")
+    indexes = find_indexes([policy], {policy.artifact: artifact})
+    if missing := set(indexes.values()) - await known(upstream, name, indexes.values()):
+        raise TuneError(
+            f"{upstream.url} does not have the verbatim index {', '.join(sorted(missing))}; see lethe doctor"
+        )
     twin = None
     if args.retain_model_url:
         other, there = await _connected(args.retain_model_url.rstrip("/"), settings, stack)
@@ -338,6 +344,7 @@ async def _prepared(args: argparse.Namespace, settings: Settings, stack: context
         load_encoder(settings.encoder or DEFAULT_ENCODER),
         Model(upstream, name, max_tokens=args.max_tokens),
         corruptor=corruptor,
+        indexes=indexes,
         twin=twin,
         max_prompt_chars=settings.max_prompt_chars,
         surrogate=args.surrogate,
@@ -446,20 +453,20 @@ async def _grid(run: Run, points: int, values: Values) -> dict[str, Any]:
 
 def _save(run: Run, evidence: dict[str, Any], trails: Mapping[str, Trail]) -> None:
     """The entry into the artifact, in place of an older one for the same policy and parameters; plots beside it."""
-    now = artifacts_io.load(run.folder)
-    if now.manifest.data_hash != run.artifact.manifest.data_hash:
-        raise TuneError(f"{run.folder} was fitted again meanwhile; nothing was written, run the command again")
-    kept = [
-        entry
-        for entry in now.manifest.tuned
-        if (entry.get("policy"), entry.get("models"), set(entry.get("values", ())))
-        != (evidence["policy"], evidence["models"], set(evidence["values"]))
-    ]
-    manifest = dataclasses.replace(now.manifest, tuned=[*kept, evidence])
-    artifacts_io.save(dataclasses.replace(now, manifest=manifest), run.folder)
+    with artifacts_io.editing(run.folder) as now:
+        if now.manifest.data_hash != run.artifact.manifest.data_hash:
+            raise TuneError(f"{run.folder} was fitted again meanwhile; nothing was written, run the command again")
+        kept = [entry for entry in now.manifest.tuned if _about(entry) != _about(evidence)]
+        manifest = dataclasses.replace(now.manifest, tuned=[*kept, evidence])
+        artifacts_io.save(dataclasses.replace(now, manifest=manifest), run.folder)
+        write_index(now, run.folder)
     for name, trail in trails.items():
         drawn = metric_curve(evidence["curves"][name], parameter=name, chosen=trail.found.x, target=evidence["target"])
         run.folder.with_name(f"{run.folder.name}.tune-{name}.svg").write_text(drawn, encoding="utf-8")
+
+
+def _about(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry.get("policy"), entry.get("models"), sorted(entry.get("values", ()))
 
 
 def _show(run: Run, evidence: dict[str, Any], trails: Mapping[str, Trail]) -> None:

@@ -95,6 +95,11 @@ def resolve(policy: Policy, tuned: Sequence[Mapping[str, Any]], model_dir: Path 
     raise _error(policy, keys, f"artifact {policy.artifact!r} holds no tuned value; run `lethe tune {policy.name}`")
 
 
+def found_for(resolved: Policy, policy: Policy) -> dict[str, float]:
+    """What stands in place of each `tuned` of a policy: key → value."""
+    return {f"{PARAMETERS[name]}.{name}": getattr(getattr(resolved, PARAMETERS[name]), name) for name in wanted(policy)}
+
+
 def settings_of(policy: Policy, part: Part) -> dict[str, Any]:
     """A part's settings as an entry keeps them."""
     whole = getattr(policy, part)
