@@ -49,7 +49,9 @@ LEAST_SCALE = 0.05
 RESAMPLES = 64
 
 _CHOICE = re.compile(r"^\s*\(?([A-J])[).:]\s+(\S.*?)\s*$", re.MULTILINE)
-_LETTER = re.compile(r"(?:^|\b(?:answer|option|choice)(?: is)?:?\s*)\W{0,3}([A-J])(?=\s*(?:$|[^\w\s'’]))", re.IGNORECASE)
+_LETTER = re.compile(
+    r"(?:^|\b(?:answer|option|choice)(?: is)?:?\s*)\W{0,3}([A-J])(?=\s*(?:$|[^\w\s'’]))", re.IGNORECASE
+)
 
 
 def dont_know() -> list[str]:

@@ -167,8 +167,9 @@ def load_guard(settings: Settings, metrics: Metrics) -> Guard:
         metrics.policies.labels(policy.mode).inc()
         at = f" from score {thresholds[policy.name][1]:.4f}" if policy.name in thresholds else ""
         log.info("policy %s (%s): %s %s%s", policy.name, policy.hash, policy.mode, policy.action, at)
-        for key, value in found_for(thresholds[policy.name][0], policy).items() if policy.name in thresholds else ():
-            log.info("policy %s: %s = %g, tuned", policy.name, key, value)
+        if policy.name in thresholds:
+            for key, value in found_for(thresholds[policy.name][0], policy).items():
+                log.info("policy %s: %s = %g, tuned", policy.name, key, value)
     corruptor = load_corruptor(settings, policies)
     return Guard(
         thresholds,
