@@ -18,6 +18,7 @@ from server.errors import GuardError
 from server.loading import find_indexes, find_threshold, load_artifact, load_corruptor, load_decode
 from server.policies import Policy, PolicyError, read_all
 from server.settings import Settings, SettingsError
+from server.tuned import resolve
 from server.upstream import Upstream
 from server.verbatim import known
 
@@ -89,8 +90,13 @@ def _policies(policies: tuple[Policy, ...], settings: Settings) -> Iterator[Find
         try:
             artifact = load_artifact(settings, policy)
             at = find_threshold(policy, artifact)
+            resolve(policy, artifact.manifest.tuned, settings.model_dir)
         except PolicyError as error:
-            yield Finding(False, str(error), "make the artifact with `lethe fit`, or correct the policy")
+            yield Finding(
+                False,
+                str(error),
+                "make the artifact with `lethe fit`, tune it with `lethe tune`, or correct the policy",
+            )
         else:
             items = f"{len(artifact.items)} forget items"
             text = f"policy {policy.name}: {policy.mode} {policy.action}, {items}, threshold {at:.4f}"
