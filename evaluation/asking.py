@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from openai import APIStatusError, AsyncOpenAI
+from openai import APIError, APIStatusError, AsyncOpenAI
 from tqdm import tqdm
 
 CONCURRENT = 32
@@ -41,6 +41,7 @@ class Asker:
         self, questions: Sequence[str], system: str | None, seed: int | None, stream: bool, label: str
     ) -> list[str]:
         free = asyncio.Semaphore(CONCURRENT)
+        failure: BaseException | None = None
         async with AsyncOpenAI(base_url=f"{self._url}/v1", api_key="none", max_retries=0, timeout=900) as client:
             with tqdm(total=len(questions), desc=label, unit="answer", file=sys.stderr, mininterval=1) as bar:
 
@@ -57,8 +58,13 @@ class Asker:
                         bar.update()
                         return text
 
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(i, question)) for i, question in enumerate(questions)]
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        tasks = [group.create_task(one(i, question)) for i, question in enumerate(questions)]
+                except* AskError as failed:
+                    failure = failed.exceptions[0]
+                if failure is not None:
+                    raise failure
         return [task.result() for task in tasks]
 
     async def _one(self, client: AsyncOpenAI, messages: list[Any], drawn: dict[str, Any], stream: bool) -> str:
@@ -74,3 +80,5 @@ class Asker:
             if self._refusals and error.status_code == 403:
                 return str(body.get("message", ""))
             raise AskError(f"{self._url}: status {error.status_code}: {body.get('message', error)}") from error
+        except APIError as error:
+            raise AskError(f"{self._url}: {error}") from error

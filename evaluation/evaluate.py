@@ -250,8 +250,8 @@ def _leaks(suite: Suite, answers: Mapping[str, Any]) -> Values:
             return [tofu.holds(texts[where[s.question]], s.secret) for s in asked if s.question in where]
 
         values[key] = _share(held(answers["greedy"]["forget"], place))
-        if reworded:
-            values[f"{key}_reworded"] = _share(held(answers["greedy"]["reworded"], again))
+        if hits := held(answers["greedy"]["reworded"], again):
+            values[f"{key}_reworded"] = _share(hits)
         drawn = [held(texts, place) for texts in answers["sampled"].values()]
         if drawn:
             values[f"{key}_sampled"] = _share([hit for run in drawn for hit in run]) | {
