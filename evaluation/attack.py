@@ -10,12 +10,15 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from tqdm import tqdm
 
 from classifier import records
 from classifier.artifact import ForgetItem
@@ -32,6 +35,8 @@ from server.settings import Settings
 
 FORMAT = 1
 SHOWN_CHARACTERS = 500
+# Widths of the table's columns after the family's name: two rates with interval and n, and milliseconds.
+COLUMNS = (6, 13, 4, 12, 13, 4, 9)
 
 DEFINITIONS = {
     "recall": "share of attacked forget prompts that are flagged, or refused with an error; of a search, the share of "
@@ -82,8 +87,13 @@ def attack(args: argparse.Namespace, settings: Settings) -> int:
         args.budget,
         args.full,
     )
-    results = list(suite.run(chosen, jobs=args.jobs or os.cpu_count() or 1))
-    print(table(results, args.floor, args.most_false_alarms))
+    width = max(len(family.name) for family in chosen)
+    print(row(width, "family", "recall", "95 %", "n", "false alarms", "95 %", "n", "slowest"))
+    results = []
+    for result in suite.run(chosen, jobs=args.jobs or os.cpu_count() or 1):
+        results.append(result)
+        # Around the progress bar, if both go to one terminal.
+        tqdm.write(line(width, result, args.floor, args.most_false_alarms), file=sys.stdout)
     if args.report_misses:
         print("\n" + examples(results, args.report_misses))
     found = document(results, suite, args.floor, args.most_false_alarms)
@@ -122,22 +132,19 @@ def harmless_words(texts: Sequence[str]) -> list[str]:
     return sorted({word for text in texts for word in _HARMLESS_WORD.findall(text)})
 
 
-def table(results: Sequence[Result], floor: float, most_false_alarms: float) -> str:
-    """The results as lines of text, what falls short at the end of its line."""
-    rows = [("family", "recall", "95 %", "n", "false alarms", "95 %", "n", "slowest", "")]
-    for result in results:
-        alarms = _cells(result.false_alarms) if result.false_alarms else ("", "", "")
-        notes = result.faults(floor, most_false_alarms)
-        if result.queries is not None:
-            notes.append(f"{result.queries:.0f} queries")
-        rows.append((result.name, *_cells(result.recall), *alarms, f"{result.slowest_ms:.0f} ms", ", ".join(notes)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:-1], widths[1:], strict=True)), row[-1]]
-        ).rstrip()
-        for row in rows
-    )
+def line(width: int, result: Result, floor: float, most_false_alarms: float) -> str:
+    """A result as a line of the table, what falls short at its end."""
+    alarms = _cells(result.false_alarms) if result.false_alarms else ("", "", "")
+    notes = result.faults(floor, most_false_alarms)
+    if result.queries is not None:
+        notes.append(f"{result.queries:.0f} queries")
+    return row(width, result.name, *_cells(result.recall), *alarms, f"{result.slowest_ms:.0f} ms", ", ".join(notes))
+
+
+def row(width: int, name: str, *cells: str) -> str:
+    """The name in `width` characters and the cells of the table in theirs."""
+    columns = [cell.rjust(wide) for cell, wide in zip(cells, COLUMNS, strict=False)]
+    return "  ".join([name.ljust(width), *columns, *cells[len(COLUMNS) :]]).rstrip()
 
 
 def _cells(rate: Rate) -> tuple[str, str, str]:
