@@ -261,7 +261,8 @@ def _metrics(got: Answers, target: Target) -> tuple[float, float]:
 
 
 def _interval(value: float, draws: Sequence[float], n: int) -> dict[str, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
+    # The basic bootstrap: a resample is further from any target than the sample is, and that is taken off again.
+    low, high = np.maximum(0.0, 2 * value - np.quantile(draws, [0.975, 0.025]))
     return {"value": round(value, 6), "low": round(min(value, low), 6), "high": round(max(value, high), 6), "n": n}
 
 
