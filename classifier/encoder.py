@@ -86,6 +86,10 @@ class Encoder:
                 progress(done, len(texts))
         return out
 
+    def folded(self, text: str) -> str:
+        """What of a text makes a difference to the encoder: without capitals, if it reads none."""
+        return text.lower() if self._lower else text
+
     def _clean(self, text: str) -> str:
         # A lone surrogate can't cross into the tokenizer; one character stays one, so offsets hold.
         text = _SURROGATE.sub("\ufffd", text)

@@ -1,100 +1,139 @@
-"""The readings of a text that are judged. Knows nothing of windows, encoders or scores.
+"""The readings of a text that are judged. Knows no window, encoder or score.
 
-Two views: `raw`, the text as it came, and `normalised`, where characters that only look different are made
-the same and those that nobody sees are gone. A further view is one more row in `VIEWS`.
+Always two: `raw`, the text as it came, and `normalised`, where characters that only look different are made the
+same and those that nobody sees are gone. Each further one is made only where a text calls for it, by a list of
+edits (`lookalikes`, `joining`, `encodings`, `ciphers`), and from the one before it, so that what was encoded
+twice, or encoded and then spaced out, is read too. Its name says which edits made it: "base64", "url+leet".
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-# A base character with its combining marks (or Hangul vowels and finals) is normalised as one; more than
-# thirty marks are never text, and sorting a long run of them takes quadratic time.
-_CLUSTER = re.compile(
-    r"[^\u0300-\u036f\u1160-\u11ff\u20d0-\u20f0\u3099\u309a][\u0300-\u036f\u1160-\u11ff\u20d0-\u20f0\u3099\u309a]{1,30}|.",
-    re.S,
-)
-# Letters and marks by category that nevertheless show nothing: fillers, joiners, variation selectors.
-_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-_PLAIN = re.compile(r"[\x20-\x7e\t\n\r]*")
+from classifier import ciphers, joining, lookalikes
+from classifier.encodings import ENCODINGS
+from classifier.lookalikes import Edit, normalise
+
+# How often all readings are tried on what came out of them: encodings inside encodings.
+ROUNDS = 4
+# All further readings of a text together have at most this many times its characters, and a few.
+MOST_CHARACTERS = 8
+FEW_CHARACTERS = 4096
+
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Reading = Callable[[str], list[Edit]]
+
+# What loses nothing is read on from, round after round.
+READINGS: dict[str, Reading] = {
+    "hidden": lookalikes.hidden,
+    **ENCODINGS,
+    "skeleton": lookalikes.skeleton,
+    "unmarked": joining.unmarked,
+    "spaced": joining.spaced,
+    "bridged": joining.bridged,
+    "mirrored": ciphers.mirrored,
+    "reversed": ciphers.reversed_,
+    "shifted": ciphers.shifted,
+}
+# Another reading of the same characters, so nothing follows from it.
+ASIDE = frozenset({"mirrored"})
 
 
 @dataclass(frozen=True)
 class View:
-    """One reading: `text`, and `offsets` (len(text) + 1): where in the raw text each character begins.
+    """One reading: `text`, and for each of its characters the raw ones that it stands for, starts..ends.
 
-    offsets[-1] is the raw end of the last character.
+    changed: which characters the view before it didn't have so; a window without any was judged there.
     """
 
     name: str
     text: str
-    offsets: NDArray[np.int64]
+    starts: Integers
+    ends: Integers
+    changed: Flags
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is judged from beginning to end."""
+        return bool(self.changed.all())
 
     def raw_span(self, start: int, end: int) -> tuple[int, int]:
-        """The raw characters that the view's characters start..end stand for."""
-        return int(self.offsets[start]), int(self.offsets[end])
+        """The raw characters that the view's characters start..end stand for; of what was decoded, all."""
+        if start >= end:
+            return (int(self.starts[start]),) * 2 if start < len(self.text) else (0, 0)
+        return int(self.starts[start]), int(self.ends[end - 1])
+
+    def edited(self, name: str, edits: Sequence[Edit]) -> View:
+        """This view with some edits made; `edits` in order, disjoint, inside the text."""
+        before = np.array([0, *(end for _, end, _ in edits)])
+        at = np.array([*(start for start, _, _ in edits), len(self.text)])
+        sizes = np.array([*(len(plain) for _, _, plain in edits), 0])
+        # Kept and new characters take turns; new ones all stand where the edit was.
+        lengths = np.stack([at - before, sizes], axis=1).ravel()
+        last = np.array([*(end - 1 for _, end, _ in edits), 0])
+        first = np.minimum(at, max(len(self.text) - 1, 0))
+        new = np.repeat(np.tile([False, True], len(at)), lengths)
+        inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        start = np.repeat(np.stack([before, first], axis=1).ravel(), lengths) + np.where(new, 0, inside)
+        end = np.where(new, np.repeat(np.stack([before, np.maximum(last, first)], axis=1).ravel(), lengths), start)
+        pieces = [piece for a, (b, _, plain) in zip(before, edits, strict=False) for piece in (self.text[a:b], plain)]
+        text = "".join([*pieces, self.text[before[-1] :]])
+        # Where something is gone, its neighbours are what changed.
+        gone = np.cumsum(lengths)[::2][:-1][sizes[:-1] == 0]
+        changed = new.copy()
+        if len(changed):
+            changed[np.minimum(gone, len(changed) - 1)] = True
+            changed[np.maximum(gone - 1, 0)] = True
+        base = "" if self.name == "raw" else self.name
+        named = "+".join(dict.fromkeys([*filter(None, base.split("+")), name]))
+        return View(named, text, self.starts[start], self.ends[end], changed)
 
 
-def views(text: str) -> list[View]:
-    """The distinct readings of a text, the raw one first; one that equals an earlier one is left out."""
-    found: list[View] = []
-    for name, read in VIEWS.items():
-        view = View(name, *read(text))
-        if all(view.text != earlier.text for earlier in found):
-            found.append(view)
-    return found
+def views(text: str, vocabulary: Collection[str] = ()) -> list[View]:
+    """The distinct readings of a text, the raw one first; one that equals an earlier one is left out.
 
-
-def normalise(text: str) -> tuple[str, NDArray[np.int64]]:
-    """NFKC, case-folded, without invisible characters, runs of white space as one blank; with offsets.
-
-    Removed: control, format (zero width, bidi, tags), surrogate and variation-selector characters.
+    vocabulary: words to look for where gaps between words are gone, in small letters. The views' characters
+    together are bounded by the text's, whatever it holds.
     """
-    pieces: list[str] = []
-    starts: list[int] = []
-    end = 0
-    blank = True
-    for position, length, folded in _clusters(text):
-        if not folded:
-            continue
-        if folded.isspace():
-            if blank:
-                continue
-            folded = " "
-        blank = folded == " "
-        pieces.append(folded)
-        starts.extend([position] * len(folded))
-        end = end if blank else position + length
-    if blank and pieces:
-        pieces.pop()
-        starts.pop()
-    return "".join(pieces), np.array([*starts, end], dtype=np.int64)
+    places = np.arange(len(text), dtype=np.int64)
+    raw = View("raw", text, places, places + 1, np.ones(len(text), dtype=bool))
+    found = [raw]
+    normal, offsets = normalise(text)
+    if normal != text:
+        ends = np.maximum(offsets[1:], offsets[:-1])
+        found.append(View("normalised", normal, offsets[:-1], ends, np.ones(len(normal), dtype=bool)))
+    left = MOST_CHARACTERS * len(text) + FEW_CHARACTERS
+    known = {view.text for view in found}
 
+    def read(view: View, name: str, reading: Reading) -> View | None:
+        nonlocal left
+        edits = reading(view.text)
+        if not edits:
+            return None
+        made = view.edited(name, edits)
+        if made.text in known or len(made.text) > left:
+            return None
+        left -= len(made.text)
+        known.add(made.text)
+        found.append(made)
+        return made
 
-def _clusters(text: str) -> list[tuple[int, int, str]]:
-    if _PLAIN.fullmatch(text):
-        return [(i, 1, character) for i, character in enumerate(text.lower())]
-    return [(m.start(), m.end() - m.start(), _fold(m[0])) for m in _CLUSTER.finditer(text)]
-
-
-@lru_cache(maxsize=65536)
-def _fold(cluster: str) -> str:
-    if cluster.isspace() or cluster == "\u2800":
-        return " "
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", cluster).casefold())
-    shown = (c for c in _INVISIBLE.sub("", folded) if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
-    return " ".join("".join(shown).split())
-
-
-def _raw(text: str) -> tuple[str, NDArray[np.int64]]:
-    return text, np.arange(len(text) + 1, dtype=np.int64)
-
-
-VIEWS: dict[str, Callable[[str], tuple[str, NDArray[np.int64]]]] = {"raw": _raw, "normalised": normalise}
+    last = raw
+    for _ in range(ROUNDS):
+        begun = last
+        for name, reading in READINGS.items():
+            made = read(last, name, reading)
+            if made and name not in ASIDE:
+                last = made
+        if last is begun:
+            break
+    # Guesses, which could spoil what an encoding needs: at the end, each on what the one before it gave.
+    last = read(last, "leet", lookalikes.leet) or last
+    read(last, "segmented", partial(joining.segmented, vocabulary=vocabulary))
+    return found

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from classifier.encoder import Encoder
 
 NARROW_UNITS = 40
 SHORTEST_UNITS = 6
+SHORTEST_STRETCH = 3
 # A run without blanks is read in parts of this length: tokenizers replace longer words by "unknown".
 UNIT_CHARACTERS = 64
 # Pieces kept free, since a text cut out of another may be split a little differently.
@@ -45,8 +47,12 @@ class Cover:
     present: int
 
 
-def cover(text: str, encoder: Encoder, *, narrow: bool = True) -> Cover:
-    """Windows over `text`, wide and (if asked) narrow; none for white space. Work is linear in its length."""
+def cover(text: str, encoder: Encoder, *, narrow: bool = True, changed: NDArray[np.bool_] | None = None) -> Cover:
+    """Windows over `text`, wide and (if asked) narrow; none for white space. Work is linear in its length.
+
+    changed: (len(text),) which characters matter. Only windows that hold some are made, and a run of words
+    that matter has windows of its own.
+    """
     spans = [match.span() for match in _UNIT.finditer(text)]
     if not spans:
         return Cover((), 0, 0)
@@ -57,11 +63,25 @@ def cover(text: str, encoder: Encoder, *, narrow: bool = True) -> Cover:
     if narrow and len(spans) > SHORTEST_UNITS:
         for first, last in _sentences(text, spans):
             ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
+    if changed is not None:
+        matters = np.concatenate([[0], np.cumsum(changed)])
+        within = np.array([matters[b] > matters[a] for a, b in spans])
+        for first, last in _stretches(within):
+            ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
+        counted = np.concatenate([[0], np.cumsum(within)])
+        ranges = [(a, b) for a, b in ranges if counted[b] > counted[a]]
     windows = tuple(_window(text, spans, a, b) for a, b in dict.fromkeys(ranges))
     inside = np.zeros(len(spans), dtype=bool)
     for a, b in ranges:
         inside[a:b] = True
     return Cover(windows, int(pieces[inside].sum()), int(pieces.sum()))
+
+
+def _stretches(within: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Ranges of units that matter, where a few lie together; short gaps don't part them."""
+    at = np.flatnonzero(within)
+    groups = np.split(at, np.flatnonzero(np.diff(at) > 2) + 1) if len(at) else []
+    return [(int(group[0]), int(group[-1]) + 1) for group in groups if len(group) >= SHORTEST_STRETCH]
 
 
 def _pieces(

@@ -8,8 +8,10 @@ policy.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 from server.errors import BadRequest
@@ -39,6 +41,12 @@ Target = tuple[int, int | None]
 # Each text costs at least one pass of the encoder, however short it is.
 MAX_TEXTS: Final = 4096
 
+# Characters at either end of a piece: more than a window of the encoder has, and as much as tells of a split word.
+WINDOW: Final = 2000
+SEAM: Final = 240
+# What stands at a seam where a word was cut in two: a letter, then one that begins no sentence.
+_SPLIT_WORD = re.compile(r"\w[^\W_]")
+
 
 @dataclass(frozen=True)
 class Text:
@@ -48,6 +56,7 @@ class Text:
     text: str
     target: Target | None = None  # the message part it is, when its embeddings can be replaced
     message: bool = False  # shown to the model with the conversation, so it counts in the joined text
+    role: str = ""  # of the message that it belongs to, if that has one of the known roles
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -143,7 +152,10 @@ def _messages(value: Any) -> Iterator[Text]:
         yield from _field("messages", value, message=True)
         return
     for index, message in enumerate(value):
-        yield from _message(message, index)
+        role = message.get("role") if isinstance(message, dict) else None
+        known = role if isinstance(role, str) and role in ROLES else ""
+        for text in _message(message, index):
+            yield replace(text, role=known)
 
 
 def _prompt(value: Any, decode: Callable[[list[int]], str] | None) -> Iterator[Text]:
@@ -238,6 +250,28 @@ def _seamless(texts: Iterable[Text]) -> list[str]:
 
 
 def joined(texts: list[Text]) -> str | None:
-    """The conversation as one text, so that a split question counts; None if it is one piece."""
-    pieces = [text.text for text in texts if text.message]
-    return "\n".join([*pieces, *_seamless(texts)]) if len(pieces) > 1 else None
+    """The conversation as one text, so that a split question counts; None if it is one piece.
+
+    Of long pieces only both ends: each piece is judged by itself, here counts what stands across them. The
+    pieces of all roles, then those of the user alone (an answer between them parts nothing); then, where a word
+    may be split over pieces, both again with nothing between.
+    """
+    pieces = [text for text in texts if text.message and text.text.strip()]
+    if len(pieces) < 2:
+        return None
+    spoken = [text for text in pieces if text.target is not None]
+    everyone = [text.text for text in spoken]
+    user = [text.text for text in spoken if text.role == "user"]
+    readings = ["\n".join(_ends(text.text, WINDOW) for text in pieces), *_seamless(texts)]
+    if 1 < len(user) < len(pieces):
+        readings.append("\n".join(_ends(text, WINDOW) for text in user))
+    for said in (everyone, user):
+        stripped = [text.strip() for text in said]
+        if any(_SPLIT_WORD.search(f"{a[-1:]}{b[:1]}") for a, b in pairwise(stripped)):
+            readings.append("".join(_ends(text, SEAM) for text in stripped))
+    return "\n".join(dict.fromkeys(filter(None, readings)))
+
+
+def _ends(text: str, size: int) -> str:
+    """A text, or both ends of a long one."""
+    return text if len(text) <= 2 * size else f"{text[:size]}\n{text[-size:]}"

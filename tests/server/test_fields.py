@@ -206,7 +206,7 @@ def test_an_ordinary_request_is_judged_by_its_prompt_alone(endpoint: Endpoint) -
     found = extract(endpoint, {**body, **prompt})
     target = (0, None)
     place = "messages[0].content" if endpoint == "chat" else "prompt"
-    assert found == [Text(place, "hello", target, message=True)]
+    assert found == [Text(place, "hello", target, message=True, role="user" if endpoint == "chat" else "")]
     assert joined(found) is None
 
 
@@ -437,7 +437,22 @@ def test_nesting_as_deep_as_a_body_may_be_is_read() -> None:
 
 def test_a_question_split_over_messages_is_whole_in_the_joined_text() -> None:
     body = {"messages": [{"role": "user", "content": "Who wrote"}, {"role": "user", "content": "the book?"}]}
-    assert joined(extract("chat", body)) == "Who wrote\nthe book?"
+    assert joined(extract("chat", body)) == "Who wrote\nthe book?\nWho wrotethe book?"
+
+
+def test_an_answer_in_between_parts_no_question_and_no_word() -> None:
+    said = [("user", "Who wrote about Zan"), ("assistant", "Go on."), ("user", "zibar?")]
+    body = {"messages": [{"role": role, "content": text} for role, text in said]}
+    found = joined(extract("chat", body))
+    assert found is not None
+    assert found.split("\n")[3:5] == ["Who wrote about Zan", "zibar?"] and "about Zanzibar?" in found
+
+
+def test_of_long_messages_the_ends_count_once_more() -> None:
+    long = "Thank you for that. " * 1000
+    body = {"messages": [{"role": role, "content": f"{long} {role}"} for role in ("user", "assistant", "user")]}
+    found = joined(extract("chat", body))
+    assert found is not None and len(found) < 6 * 2 * fields.WINDOW and found.count("assistant") == 1
 
 
 def test_a_word_split_over_parts_is_whole_in_the_joined_text() -> None:

@@ -1,0 +1,148 @@
+"""Letters exchanged for others by a fixed rule, or in the wrong order: found by what language looks like.
+
+Knows no view; gives edits. Every word is tried under every shift of the alphabet (rot13 is one of them), the
+mirrored alphabet, and each of them backwards; a run of words keeps one rule, since a change of rule costs.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier import language
+from classifier.language import EDGE, LETTERS
+from classifier.lookalikes import Edit
+
+# What a change of rule costs, in nats: as much as a few letters tell.
+CHANGE = 14.0
+# A run of words must gain so many nats by its rule, to be read by it.
+GAIN = 18.0
+# And so much of its letters must stand in known words then.
+KNOWN_SHARE = 0.3
+# Text is looked at only around stretches of this many characters that cost more a letter than language does.
+STRETCH = 24
+STRANGE = 3.0
+AROUND = 60
+LONGEST = 32
+
+_LETTERS = re.compile(rf"[A-Za-z]{{1,{LONGEST}}}")
+
+
+@cache
+def _alphabets() -> NDArray[np.int64]:
+    """(27, 27) what each letter stands for under each rule: 26 shifts, and the mirrored alphabet; EDGE stays."""
+    letters = np.arange(LETTERS)
+    rules = [(letters + shift) % LETTERS for shift in range(LETTERS)] + [letters[::-1]]
+    return np.column_stack([np.stack(rules), np.full(len(rules), EDGE)])
+
+
+@cache
+def _tables() -> NDArray[np.float32]:
+    """(54, 27 * 27) nats of each pair of letters as written: under each rule, then each rule backwards."""
+    forward = [language.pairs()[np.ix_(rule, rule)] for rule in _alphabets()]
+    return np.stack([table.ravel() for table in [*forward, *(t.T for t in forward)]]).astype(np.float32)
+
+
+@lru_cache(maxsize=2)  # the three readings ask for the same text, one after another
+def deciphered(text: str) -> list[tuple[int, int, int]]:
+    """(start, end, rule) of each run of words that reads as language by a rule other than 0, as it stands."""
+    found: list[tuple[int, int, int]] = []
+    for start, end in _strange(text):
+        found += [(start + a, start + b, rule) for a, b, rule in _runs(text[start:end])]
+    return found
+
+
+def shifted(text: str) -> list[Edit]:
+    """Runs under a shifted or mirrored alphabet, in plain letters."""
+    backwards = len(_alphabets())
+    return [(a, b, _plain(text[a:b], rule)) for a, b, rule in deciphered(text) if rule < backwards]
+
+
+def reversed_(text: str) -> list[Edit]:
+    """Runs that were written backwards, forwards; letters as their rule says."""
+    backwards = len(_alphabets())
+    return [(a, b, _plain(text[a:b], rule - backwards)[::-1]) for a, b, rule in deciphered(text) if rule >= backwards]
+
+
+def mirrored(text: str) -> list[Edit]:
+    """Runs whose words were written backwards, each by itself."""
+    backwards = len(_alphabets())
+    edits: list[Edit] = []
+    for start, end, rule in deciphered(text):
+        if rule >= backwards:
+            plain = _plain(text[start:end], rule - backwards)
+            edits += [(start + m.start(), start + m.end(), m[0][::-1]) for m in re.finditer(r"\S+", plain)]
+    return edits
+
+
+def _plain(text: str, rule: int) -> str:
+    letters = _alphabets()[rule][:LETTERS]
+    small = "".join(chr(ord("a") + code) for code in letters)
+    plain = "abcdefghijklmnopqrstuvwxyz"
+    return text.translate(str.maketrans(plain + plain.upper(), small + small.upper()))
+
+
+def _strange(text: str) -> list[tuple[int, int]]:
+    """Stretches that cost more than language does, with what is around them."""
+    costs = np.diff(language.nats(text))
+    at = np.flatnonzero(costs)
+    size = min(STRETCH, len(at))
+    if not size:
+        return []
+    total = np.concatenate([[0.0], np.cumsum(costs[at])])
+    spans: list[tuple[int, int]] = []
+    for first in np.flatnonzero((total[size:] - total[:-size]) / size > STRANGE):
+        start, end = max(int(at[first]) - AROUND, 0), min(int(at[first + size - 1]) + AROUND, len(text))
+        if spans and start <= spans[-1][1]:
+            spans[-1] = spans[-1][0], end
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _runs(text: str) -> list[tuple[int, int, int]]:
+    """The likeliest rule for each word (Viterbi), as runs of words of one rule other than "as it stands"."""
+    words = [match.span() for match in _LETTERS.finditer(text)]
+    if not words:
+        return []
+    costs = _word_costs(text, words)
+    best = costs[0].copy()
+    cheapest = np.zeros(len(words), dtype=np.int64)
+    stays = np.zeros(costs.shape, dtype=bool)
+    for i in range(1, len(words)):
+        cheapest[i] = best.argmin()
+        change = best[cheapest[i]] + CHANGE
+        stays[i] = best <= change
+        best = np.minimum(best, change) + costs[i]
+    rules = np.zeros(len(words), dtype=np.int64)
+    rules[-1] = best.argmin()
+    for i in range(len(words) - 1, 0, -1):
+        rules[i - 1] = rules[i] if stays[i, rules[i]] else cheapest[i]
+    found = []
+    cuts = [0, *(np.flatnonzero(np.diff(rules)) + 1).tolist(), len(words)]
+    for first, last in zip(cuts, cuts[1:], strict=False):
+        rule = int(rules[first])
+        if rule and (costs[first:last, 0] - costs[first:last, rule]).sum() >= GAIN:
+            start, end = words[first][0], words[last - 1][1]
+            backwards = rule >= len(_alphabets())
+            plain = _plain(text[start:end], rule % len(_alphabets()))
+            if language.known_share(_LETTERS.findall(plain[::-1] if backwards else plain)) >= KNOWN_SHARE:
+                found.append((start, end, rule))
+    return found
+
+
+def _word_costs(text: str, words: list[tuple[int, int]]) -> NDArray[np.float32]:
+    """(words, rules) nats of each word under each rule."""
+    codes = language.codes(f" {text} ")
+    pairs = codes[:-1] * (LETTERS + 1) + codes[1:]
+    starts = np.array([start for start, _ in words])
+    ends = np.array([end for _, end in words]) + 1
+    tables = _tables()
+    out = np.empty((len(words), len(tables)), dtype=np.float32)
+    for rule, table in enumerate(tables):
+        total = np.concatenate([[0.0], np.cumsum(table[pairs], dtype=np.float64)])
+        out[:, rule] = total[ends] - total[starts]
+    return out

@@ -1,0 +1,153 @@
+"""Words that were taken apart, put together again. Knows no view; gives edits.
+
+Letters with blanks or signs between, words with marks or tags inside, and text whose word gaps are gone or in
+the wrong places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from classifier import language
+from classifier.lookalikes import Edit
+
+SINGLES = 4
+# A run of letters that is as long as this is rarely one word.
+GAPLESS = 22
+# So many tokens are looked at together to tell whether their gaps are in the wrong places.
+FRAGMENTS = 8
+FRAGMENT_LENGTH = 4.5
+KNOWN_SHARE = 0.5
+STRANGE_SHARE = 0.35
+LONGEST_PART = 11
+GAPLESS_WORDS = 4
+GAPLESS_SHARE = 0.5
+# Fragments become at most this many words each.
+FEWER = 0.75
+# So many strange compounds so near to each other are no coincidence.
+NEAR_CHAINS, NEAR = 3, 240
+
+_SINGLES = re.compile(rf"(?<![^\W_])[^\W_](?:[\W_]{{1,6}}[^\W_](?![^\W_])){{{SINGLES - 1},}}")
+_GAP = re.compile(r"[\W_]+")
+_TAG = re.compile(r"(?<=[^\W_])(?:<{1,2}[^<>\s][^<>]{0,199}>{1,2}|\[/?[A-Za-z]{1,8}\]){1,8}(?=[^\W_])")
+_CHAIN = re.compile(r"(?<![^\W_])[^\W_]++(?:(?!['’](?:s|t|d|m|ll|re|ve)\b)(?:[^\w\s]|_){1,6}[^\W_]++)+")
+# Signs that join no words in ordinary text.
+_ODD_GAP = re.compile(r"[^\w\s\-–'’.,/&+:@]|_")
+_PIECE = re.compile(r"[^\W_]+")
+_LONG_RUN = re.compile(rf"[A-Za-z]{{{GAPLESS}}}")
+_RUN = re.compile(r"[A-Za-z]{8,}")
+_CAPITAL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
+def unmarked(text: str) -> list[Edit]:
+    """Tags and special tokens inside words, gone."""
+    return [(*match.span(), "") for match in _TAG.finditer(text)]
+
+
+def spaced(text: str) -> list[Edit]:
+    """Single letters with the same sign or blank between, as words; a wider gap parts words."""
+    edits: list[Edit] = []
+    for match in _SINGLES.finditer(text):
+        run, start = match[0], match.start()
+        letters = sum(map(str.isalpha, run))
+        if letters < max(SINGLES, 0.6 * len(_GAP.sub("", run))):
+            continue
+        edits += [(start + a, start + b, _GAP.sub("", run[a:b])) for a, b in _spelt(run) if b - a > 1]
+    return edits
+
+
+def _spelt(run: str) -> Iterator[tuple[int, int]]:
+    gaps = list(_GAP.finditer(run))
+    usual = Counter(gap[0] for gap in gaps).most_common(1)[0][0]
+    start = 0
+    for gap in gaps:
+        if len(gap[0]) > len(usual) or (any(map(str.isspace, gap[0])) and not any(map(str.isspace, usual))):
+            yield start, gap.start()
+            start = gap.end()
+    yield start, len(run)
+
+
+def bridged(text: str) -> list[Edit]:
+    """Words with signs inside, without them: where half of the pieces are no words by themselves.
+
+    One such word counts if it has three pieces or signs that join no words; of others there must be a few.
+    """
+    chains = [(match, sure) for match in _CHAIN.finditer(text) if (sure := _taken_apart(match[0])) is not None]
+    starts = np.array([match.start() for match, _ in chains])
+    edits: list[Edit] = []
+    for match, sure in chains:
+        if sure or (np.abs(starts - match.start()) <= NEAR).sum() >= NEAR_CHAINS:
+            edits += [(match.start() + gap.start(), match.start() + gap.end(), "") for gap in _GAP.finditer(match[0])]
+    return edits
+
+
+def _taken_apart(chain: str) -> bool | None:
+    """Whether a chain of pieces is a word that was taken apart for sure (True), perhaps, or not (None)."""
+    known = language.words()
+    pieces = [piece for piece in _PIECE.findall(chain) if piece.isalpha()]
+    single = sum(len(piece) == 1 for piece in pieces)
+    # A capitalised part is that of a double name.
+    strange = sum(len(p) > 1 and not p.istitle() and p.casefold() not in known for p in pieces[1:])
+    strange += bool(pieces) and len(pieces[0]) > 1 and pieces[0].casefold() not in known
+    # One letter by itself is an initial, or the e of e-mail.
+    strange += single if single > 1 else 0
+    if not strange or 2 * strange < len(pieces) or sum(map(len, pieces)) < SINGLES:
+        return None
+    if len(pieces) == 2 and pieces[1].istitle() and not single:
+        return None
+    return len(pieces) > 2 or bool(_ODD_GAP.search(chain))
+
+
+def segmented(text: str, vocabulary: Collection[str] = ()) -> list[Edit]:
+    """Runs of letters without gaps, and runs of fragments, cut into words where known words come out.
+
+    vocabulary: words that are known besides those of ordinary prompts, in small letters.
+    """
+    edits = [(start, end, " ".join(cut)) for start, end, cut in _gapless(text, vocabulary)]
+    taken = [(start, end) for start, end, _ in edits]
+    for start, end in _fragments(text):
+        letters = "".join(c for c in text[start:end] if c.isalnum())
+        cut = language.segmented(letters.lower(), vocabulary)
+        fewer = len(cut) <= FEWER * len(text[start:end].split())
+        known = language.known_share(cut, vocabulary) >= KNOWN_SHARE
+        if fewer and known and all(b <= start or end <= a for a, b in taken):
+            edits.append((start, end, " ".join(cut)))
+    return sorted(edits)
+
+
+def _gapless(text: str, vocabulary: Collection[str]) -> list[tuple[int, int, list[str]]]:
+    """Runs of letters, with the words that they become. Where there is a long one, shorter ones count too."""
+    found: list[tuple[int, int, list[str]]] = []
+    if not _LONG_RUN.search(text):
+        return found
+    for match in _RUN.finditer(text):
+        cut: list[str] = []
+        # Capitals inside begin words.
+        for part in _CAPITAL.findall(match[0]):
+            cut += language.segmented(part.lower(), vocabulary) if len(part) > LONGEST_PART else [part]
+        if len(cut) > 1 and language.known_share(cut, vocabulary) >= GAPLESS_SHARE:
+            found.append((*match.span(), cut))
+    long = any(end - start >= GAPLESS and len(cut) >= GAPLESS_WORDS for start, end, cut in found)
+    return found if long else []
+
+
+def _fragments(text: str) -> list[tuple[int, int]]:
+    """Where tokens are short and mostly no words: their gaps may be in the wrong places."""
+    spans = [match.span() for match in re.finditer(r"[^\W\d_]+", text)]
+    if len(spans) < FRAGMENTS:
+        return []
+    known = language.words()
+    sizes = np.array([end - start for start, end in spans])
+    strange = np.array([text[start:end].casefold() not in known for start, end in spans]) * sizes
+    total, unknown = (np.concatenate([[0], np.cumsum(a)]) for a in (sizes, strange))
+    width = total[FRAGMENTS:] - total[:-FRAGMENTS]
+    share = (unknown[FRAGMENTS:] - unknown[:-FRAGMENTS]) / width
+    inside = np.zeros(len(spans), dtype=bool)
+    for at in np.flatnonzero((share > STRANGE_SHARE) & (width <= FRAGMENT_LENGTH * FRAGMENTS)):
+        inside[at : at + FRAGMENTS] = True
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8)))
+    return [(spans[a][0], spans[b - 1][1]) for a, b in edges.reshape(-1, 2)]
