@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 from openai import OpenAI
@@ -17,6 +18,8 @@ from tqdm import tqdm
 from evaluation.book_model import Passage
 
 MAX_TOKENS = 160
+# Tokens without letters that count between two with letters.
+BLANKS = 3
 # vLLM answers several at little more than the time of one.
 AT_ONCE = 9
 
@@ -24,8 +27,8 @@ AT_ONCE = 9
 def longest_run(answer: str, text: str, tokenizer: Any) -> int:
     """The most tokens in a row of `answer` whose letters and digits, case folded, stand so in `text`.
 
-    Counted from a token with letters to one with letters; those without between them count. tokenizer: a
-    `tokenizers.Tokenizer`.
+    Counted from a token with letters to one with letters; those without between them count up to three in a row,
+    so that a row of asterisks is no copied text. tokenizer: a `tokenizers.Tokenizer`.
     """
     whole, encoded = _letters(text), tokenizer.encode(answer, add_special_tokens=False)
     spelled = [_letters(answer[begin:end]) for begin, end in encoded.offsets]
@@ -33,9 +36,14 @@ def longest_run(answer: str, text: str, tokenizer: Any) -> int:
     for end in range(1, len(spelled) + 1):
         while "".join(spelled[begin:end]) not in whole:
             begin += 1
-        told = [at for at in range(begin, end) if spelled[at]]
-        longest = max(longest, told[-1] - told[0] + 1 if told else 0)
+        longest = max(longest, _length(spelled[begin:end]))
     return longest
+
+
+def _length(spelled: Sequence[str]) -> int:
+    told = [at for at, letters in enumerate(spelled) if letters]
+    gaps = sum(min(after - before - 1, BLANKS) for before, after in pairwise(told))
+    return len(told) + gaps
 
 
 def _letters(text: str) -> str:

@@ -32,6 +32,7 @@ def tokenizer() -> Tokenizer:
         ("Ｉ ｓｈａｌｌ be", 3),
         ("!!! ?? ...", 0),
         ("dearoh dearI", 2),
+        ("shall * * * * * * be late", 6),
     ],
 )
 def test_runs_are_counted_in_tokens_of_the_folded_text(answer: str, run: int, tokenizer: Tokenizer) -> None:
