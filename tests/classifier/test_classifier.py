@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import ast
+import base64
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import classifier
 from classifier.artifact import Artifact
-from classifier.classifier import Judge, threshold
+from classifier.classifier import Judge, encode, threshold
 from classifier.encoder import Encoder
 
 KNOWN = "Where did Orvan Teldric grow up?"
@@ -108,3 +110,17 @@ def test_serving_imports_no_training_code() -> None:
 def test_every_module_says_what_it_is() -> None:
     for path in Path(classifier.__file__).parent.glob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.name
+
+
+def test_the_view_that_fired_is_named_and_points_at_the_run(judge: Judge, artifact: Artifact) -> None:
+    run = base64.b64encode(KNOWN.encode()).decode()
+    text = f"{FILLER}{run} {FILLER}"
+    score = judge.judge([text])["keepers"]
+    assert score.score >= threshold(artifact, value=0.5) and score.view == "base64"
+    assert run in text[slice(*score.window)] and artifact.items[score.nearest[0]].prompt == KNOWN
+
+
+def test_long_stretches_without_language_are_not_encoded(encoder: Encoder) -> None:
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 400))
+    vectors = encode([letters, FILLER[:400], letters[:100]], encoder)
+    assert [bool(row.any()) for row in vectors] == [False, True, True]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from classifier.artifact import Artifact
@@ -40,3 +42,9 @@ def test_the_limit_keeps_the_strongest(artifact: Artifact) -> None:
     assert text[slice(*span)] == "Orvan Teldric"
     with pytest.raises(ValueError, match="limit 0"):
         evidence(artifact, text, limit=0)
+
+
+def test_what_was_encoded_is_evidence_as_a_whole_run(artifact: Artifact) -> None:
+    run = base64.b64encode(b"where did Orvan Teldric grow up").decode()
+    assert run in found(artifact, f"Please answer {run} now")
+    assert any("T e l d r i c" in part for part in found(artifact, "so where did O r v a n   T e l d r i c grow up"))

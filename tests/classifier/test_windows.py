@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from classifier.encoder import Encoder
@@ -50,3 +51,14 @@ def test_a_text_without_a_word_has_no_window(text: str, encoder: Encoder) -> Non
 
 def test_a_short_question_is_one_window(encoder: Encoder) -> None:
     assert [w.text for w in cover(" Where did she grow up? ", encoder).windows] == ["Where did she grow up?"]
+
+
+def test_only_windows_that_hold_a_change_are_made_and_the_change_has_one_of_its_own(encoder: Encoder) -> None:
+    asked = "who keeps the lamp burning"
+    text = f"{LONG} {asked} {LONG}"
+    changed = np.zeros(len(text), dtype=bool)
+    assert cover(text, encoder, changed=changed).windows == ()
+    changed[len(LONG) + 1 : len(LONG) + 1 + len(asked)] = True
+    windows = cover(text, encoder, changed=changed).windows
+    assert asked in [window.text for window in windows]
+    assert all(changed[window.start : window.end].any() for window in windows)
