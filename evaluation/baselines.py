@@ -79,6 +79,15 @@ def variant(policy: Policy, way: Way) -> dict[str, Any]:
     return {**file, **way.changes, "mode": "enforce"}
 
 
+def same(policy: Policy, one: Way, other: Way) -> bool:
+    """Whether two guarded ways make the same policy, whatever their files leave to the defaults."""
+    made = [Policy.model_validate(variant(policy, way)) for way in (one, other)]
+    fields = {"name", "artifact", "action", "threshold"}
+    fields |= {"corrupt"} if made[0].action in ("corrupt", "both") else set()
+    fields |= {"penalize"} if made[0].action in ("penalize", "both") else set()
+    return all(getattr(made[0], name) == getattr(made[1], name) for name in fields)
+
+
 def write(policy: Policy, way: Way, folder: Path) -> Path:
     """A policies folder that holds this way's policy and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)

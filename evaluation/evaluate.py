@@ -25,7 +25,7 @@ from classifier import records
 from classifier.artifact import Artifact
 from classifier.encoder import DEFAULT_ENCODER, load_encoder
 from evaluation import metrics, suites, tofu
-from evaluation.baselines import WAYS, Way
+from evaluation.baselines import WAYS, Way, same
 from evaluation.gather import Gatherer, Plan, Work
 from evaluation.intervals import CONFIDENCE, RESAMPLES, bootstrap, share
 from evaluation.suites import Suite
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         artifact, kind=args.suite, retain=args.retain, perturbed=args.perturbed, count=counted.count
     ).thinned(args.thin or (QUICK if args.quick else 1))
     model = args.model or served_model(settings.upstream)
-    ways = chosen_ways(args.ways, settings, args.retain_model)
+    ways = chosen_ways(args.ways, settings, args.retain_model, policy)
     seeds = tuple(args.seeds)
     plan = Plan(seeds, tuple(range(args.samples)) if args.samples else seeds, args.rewordings)
     made_of = (settings.artifacts / policy.artifact / "manifest.json").read_text(encoding="utf-8")
@@ -96,8 +96,11 @@ def served_model(upstream: str) -> str:
         raise ValueError(f"{upstream}/v1/models names no model: {error} (--upstream)") from None
 
 
-def chosen_ways(given: str | None, settings: Settings, twin: Path | None) -> list[Way]:
-    """The ways asked for, or all that this set-up allows. Raises ValueError for one that it doesn't."""
+def chosen_ways(given: str | None, settings: Settings, twin: Path | None, policy: Policy) -> list[Way]:
+    """The ways asked for, or all that this set-up allows. Raises ValueError for one that it doesn't.
+
+    Unasked, the policy as it stands is left out where another way is the same.
+    """
     names = given.split(",") if given else list(WAYS)
     if unknown := [name for name in names if name not in WAYS]:
         raise ValueError(f"--ways: there is no {unknown[0]!r}; there are {', '.join(WAYS)}")
@@ -111,6 +114,8 @@ def chosen_ways(given: str | None, settings: Settings, twin: Path | None) -> lis
         if lacks and given:
             raise ValueError(f"--ways: {way.key} needs {lacks}")
         found += [] if lacks else [way]
+    if not given and any(way.kind == "gateway" and same(policy, way, WAYS["policy"]) for way in found[:-1]):
+        found = found[:-1]
     # What the others are compared with comes first.
     return sorted(found, key=lambda way: list(WAYS).index(way.key))
 

@@ -117,7 +117,7 @@ class Gatherer:
 
     def answers(self, way: Way) -> dict[str, Any]:
         """{"greedy": set → answers, "sampled": seed → answers to the forget questions}."""
-        made_of = [self.stamp, way.key, dict(way.changes), self.sets, self.plan.max_tokens]
+        made_of = [self._made_of(way), self.sets, self.plan.max_tokens]
         greedy: dict[str, list[str]] = {}
         sampled: dict[str, list[str]] = {}
         with contextlib.ExitStack() as stack:
@@ -213,7 +213,7 @@ class Gatherer:
         if scorer is None or way.kind == "refusal" or self._action(way) in ("refuse", "route"):
             return None
         rows = {"forget": self.suite.forget, **self.suite.others}
-        made_of = [self.stamp, way.key, dict(way.changes), self._fixed]
+        made_of = [self._made_of(way), self._fixed]
         sets = {name: part for name, part in rows.items() if part}
 
         def make(name: str, label: str, *, answers: bool = False) -> Any:
@@ -233,6 +233,13 @@ class Gatherer:
         texts = [(r.question, r.answer, r.paraphrase, r.wrong) for r in self.suite.forget]
         texts += [(r.question, r.answer, r.paraphrase, r.wrong) for rows in self.suite.others.values() for r in rows]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+    def _made_of(self, way: Way) -> Any:
+        """What a way's pieces depend on: of those that no policy has a part in, the models only."""
+        if way.kind in ("direct", "prompt", "twin"):
+            model = str(self.twin_dir if way.kind == "twin" else self.settings.model_dir)
+            return [way.key, self.model, model, self.suite.subjects if way.kind == "prompt" else ()]
+        return [way.key, dict(way.changes), self.stamp]
 
     def _action(self, way: Way) -> str | None:
         """What the way's gateway does to a flagged request; None where there is no gateway."""
@@ -286,7 +293,7 @@ class Gatherer:
         return {
             run: self.work.piece(
                 f"{way.key}/likelihood-{run}",
-                [self.stamp, str(self.twin_dir), made],
+                [str(self.twin_dir or self.settings.model_dir), made],
                 partial(self._likely, judge, made, f"{way.key}: {run}"),
             )
             for run, made in texts.items()

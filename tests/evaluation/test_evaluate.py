@@ -13,6 +13,7 @@ import pytest
 from evaluation import evaluate
 from evaluation.baselines import WAYS
 from evaluation.suites import Row, Secret, Suite
+from server.policies import Policy
 from server.settings import Settings
 
 SUITE = Suite(
@@ -128,14 +129,32 @@ def test_the_report_holds_every_way_and_reads_as_json() -> None:
 
 def test_ways_that_the_set_up_lacks_are_left_out_or_an_error(tmp_path: Path) -> None:
     bare, full = Settings(), Settings(model_dir=tmp_path)
-    assert [way.key for way in evaluate.chosen_ways(None, bare, None)] == [
+    policy = Policy.model_validate({"name": "p", "artifact": "a", "action": "refuse"})
+    assert [way.key for way in evaluate.chosen_ways(None, bare, None, policy)] == [
         "unguarded", "refusal", "prompt", "penalize", "policy",
     ]  # fmt: skip
-    assert len(evaluate.chosen_ways(None, full, tmp_path)) == len(WAYS)
-    assert [way.key for way in evaluate.chosen_ways("penalize,unguarded", bare, None)] == ["unguarded", "penalize"]
+    assert len(evaluate.chosen_ways(None, full, tmp_path, policy)) == len(WAYS)
+    chosen = evaluate.chosen_ways("penalize,unguarded", bare, None, policy)
+    assert [way.key for way in chosen] == ["unguarded", "penalize"]
     for given, message in (("both", "LETHE_MODEL_DIR"), ("twin", "--retain-model"), ("bth", "there is no 'bth'")):
         with pytest.raises(ValueError, match=message):
-            evaluate.chosen_ways(given, bare, None)
+            evaluate.chosen_ways(given, bare, None, policy)
+
+
+@pytest.mark.parametrize(
+    ("more", "left_out"),
+    [
+        ({"action": "penalize", "penalize": {"soft": 9.0}}, True),
+        ({"action": "corrupt", "corrupt": {"tokens": "content"}}, True),
+        ({"action": "corrupt", "corrupt": {"tokens": "content", "strength": 0.5}}, False),
+        ({"action": "both"}, False),
+    ],
+)
+def test_the_policy_itself_is_no_second_row_of_the_same(tmp_path: Path, more: dict[str, Any], left_out: bool) -> None:
+    policy = Policy.model_validate({"name": "p", "artifact": "a", **more})
+    keys = [way.key for way in evaluate.chosen_ways(None, Settings(model_dir=tmp_path), None, policy)]
+    assert ("policy" not in keys) == left_out
+    assert "policy" in [way.key for way in evaluate.chosen_ways("policy", Settings(model_dir=tmp_path), None, policy)]
 
 
 def test_an_upstream_that_is_not_there_is_named() -> None:

@@ -1,0 +1,107 @@
+"""`lethe evaluate` end to end, and its offline scores against what the real vLLM samples with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+
+from evaluation import baselines, demo, tofu
+from evaluation.demo_model import FOLDERS
+from evaluation.gather import Play
+from evaluation.scoring import Job, Scorer
+from evaluation.serving import clean_env
+from server.loading import load_guard
+from server.metrics import Metrics
+from server.policies import read
+from server.settings import Settings
+
+POLICY = demo.ROOT / "policies" / "demo" / "penalize.yaml"
+QUESTIONS = [tofu.forget_facts()[i].question for i in (5, 112, 303)]
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> Path:
+    demo.fit_artifact()
+    return demo.ARTIFACTS
+
+
+def play(key: str, artifacts: Path, folder: Path) -> Play:
+    way = baselines.WAYS[key]
+    if way.kind != "gateway":
+        return Play(None, None)
+    policies = baselines.write(read(POLICY), way, folder / key)
+    settings = Settings.model_validate(
+        {"policies": policies, "artifacts": artifacts, "model_dir": FOLDERS["full"], "secret": demo.DEMO_SECRET}
+    )
+    guard = load_guard(settings, Metrics())
+    guard.parity = True
+    return Play(guard, None)
+
+
+@pytest.mark.parametrize("key", ["unguarded", "corrupt-decoy-identifying", "penalize", "both"])
+def test_offline_scores_are_those_that_vllm_samples_with(
+    key: str, artifacts: Path, tmp_path: Path, vllm_url: str
+) -> None:
+    """A greedy answer of the very body that the gateway would send: each token is the likeliest offline too.
+
+    vLLM computes in bfloat16 and reports log-probabilities from before a penalty, so those are compared without one.
+    """
+    scorer, guarded = Scorer(FOLDERS["full"], verbatim=artifacts), play(key, artifacts, tmp_path)
+    for question in QUESTIONS:
+        body = guarded.body(question)
+        asked: dict[str, Any] = {
+            **body, "model": "demo", "temperature": 0, "max_tokens": 24, "logprobs": True,
+            "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+        headers = {"content-type": "application/json"}
+        got = httpx.post(f"{vllm_url}/v1/chat/completions", content=orjson.dumps(asked), headers=headers, timeout=120)
+        tokens = got.raise_for_status().json()["choices"][0]["logprobs"]["content"]
+        ids = tuple(int(token["token"].removeprefix("token_id:")) for token in tokens)
+        reported = np.array([token["logprob"] for token in tokens])
+        prompt = scorer.prompt(body)
+        (scores,) = scorer.score([Job(prompt, ids)])
+        # Where two tokens are all but equally likely, rounding may choose the other one.
+        assert scores.hits.mean() > 0.9, question
+        assert np.isfinite(scores.log_probs).all(), "vLLM said what is banned offline"
+        (raw,) = scorer.score([Job(type(prompt)(prompt.rows, None), ids)])
+        assert np.abs(raw.log_probs - reported).max() < 0.35, question
+
+
+def test_a_small_evaluation_end_to_end(artifacts: Path, tmp_path: Path, vllm_url: str) -> None:
+    """Three ways over a handful of questions; run again, nothing is asked twice."""
+    out = tmp_path / "report.json"
+    command = [sys.executable, "-m", "server.cli", "evaluate", str(POLICY), "--upstream", vllm_url, "--thin", "66"]
+    command += ["--ways", "unguarded,corrupt-decoy-identifying,penalize", "--seeds", "0", "--samples", "1"]
+    command += ["--rewordings", "1", "--json", str(out), "--work", str(tmp_path / "work")]
+    env = {
+        **clean_env(), "LETHE_ARTIFACTS": str(artifacts), "LETHE_MODEL_DIR": str(FOLDERS["full"]),
+        "LETHE_SECRET": demo.DEMO_SECRET, "NO_PROXY": "127.0.0.1,localhost",
+    }  # fmt: skip
+    done = subprocess.run(command, cwd=demo.ROOT, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(out.read_text())
+    unguarded, corrupt, penalize = (way["values"] for way in report["ways"])
+    # The demo model knows it all by heart, and no guarded way says it.
+    assert unguarded["forget_rouge"]["value"] > 0.9 > 0.7 > corrupt["forget_rouge"]["value"]
+    assert penalize["forget_rouge"]["value"] < unguarded["forget_rouge"]["value"]
+    assert unguarded["forget_probability"]["value"] > 0.9 > penalize["forget_probability"]["value"]
+    assert report["detection"]["sets"]["forget"]["flagged"]["value"] >= 0.8
+    assert "ROUGE-L recall" in done.stdout
+    again = subprocess.run(
+        [*command, "--work", str(tmp_path / "work")],
+        cwd=demo.ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert again.returncode == 0 and "gateway: ready" not in again.stderr
+    assert json.loads(out.read_text())["ways"] == report["ways"]
