@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from classifier import conformal, language, ngrams
 from classifier.additions import Added, Veto
 from classifier.artifact import Artifact
+from classifier.conformal import Threshold
 from classifier.encoder import Encoder
 from classifier.evidence import evidence as evidence
 from classifier.fusion import Fusion, decided_by
@@ -37,7 +38,8 @@ class Score:
     lexical and head are logits. decided_by: "lexical", "semantic" or "both". text_scores: each text's own
     maximum. asked: for the best window, and for every other that reached the level asked about, the numbers of
     the forget items most likely meant, best first; the best window first, at most MOST_ASKED. tokens_seen of
-    the tokens_present word pieces were judged, in this many `windows`.
+    the tokens_present word pieces were judged, in this many `windows`. group: of the deciding text, see
+    `conformal.GROUPS`.
     """
 
     score: float
@@ -53,6 +55,7 @@ class Score:
     tokens_seen: int
     tokens_present: int
     windows: int
+    group: str = "short"
 
     @property
     def nearest(self) -> tuple[int, ...]:
@@ -199,7 +202,7 @@ def threshold(
     miss_rate: float | None = None,
     false_alarm_rate: float | None = None,
     value: float | None = None,
-) -> float:
+) -> Threshold:
     """The score from which a prompt counts as flagged; exactly one of the three must be given.
 
     miss_rate, false_alarm_rate: conformal, from the artifact's calibration scores. value: itself, if in
@@ -208,13 +211,15 @@ def threshold(
     if [miss_rate, false_alarm_rate, value].count(None) != 2:
         raise ValueError("a threshold needs exactly one of miss_rate, false_alarm_rate and value")
     if miss_rate is not None:
-        return conformal.for_miss_rate(artifact.arrays["calibration_forget"], miss_rate)
+        scores, groups = artifact.arrays["calibration_forget"], artifact.arrays["calibration_forget_groups"]
+        return conformal.by_group(conformal.for_miss_rate, scores, groups, miss_rate)
     if false_alarm_rate is not None:
-        return conformal.for_false_alarm_rate(artifact.arrays["calibration_other"], false_alarm_rate)
+        scores, groups = artifact.arrays["calibration_other"], artifact.arrays["calibration_other_groups"]
+        return conformal.by_group(conformal.for_false_alarm_rate, scores, groups, false_alarm_rate)
     assert value is not None
     if not 0 <= value <= 1:
         raise ValueError(f"threshold {value} is not in [0, 1]")
-    return value
+    return Threshold(value)
 
 
 def _score(
@@ -248,7 +253,16 @@ def _score(
         tokens_seen=reading.seen,
         tokens_present=reading.present,
         windows=len(reading.places),
+        group=_group(reading, best),
     )
+
+
+def _group(reading: _Reading, best: _Place) -> str:
+    """The group (`conformal.GROUPS`) of the text that decided."""
+    if best.view != "raw":
+        return "disguised"
+    windows = sum(place.text == best.text and place.view == "raw" for place in reading.places)
+    return "short" if windows == 1 else "long"
 
 
 def _nothing(texts: int) -> Score:

@@ -3,11 +3,20 @@
 A new score that is exchangeable with the n calibration scores lies below their k-th smallest with
 probability at most k / (n + 1). Source: Vovk et al., Algorithmic Learning in a Random World, 2005; used for
 prompt detection in ECO (arXiv:2406.07933).
+
+What the promise is about. The items are fixed: a request to be caught rewords one of *these* items, and every
+item gave as many calibration rewordings. A new rewording of a random item is then one more draw of the same
+kind, and n counts rewordings. Nothing is promised about items that the fit never met, about rewordings of
+another kind, or about one single item; of several rewordings of few items the promise is on the average.
+
+Group-conditional (Mondrian) thresholds keep the promise in each group by itself, where the groups' scores
+differ. Source: Vovk, Conditional validity of inductive conformal predictors, arXiv:1209.2673.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +40,74 @@ def for_false_alarm_rate(other_scores: NDArray[np.float64], rate: float) -> floa
     rank = _rank(len(other_scores), rate, "false alarm rate", "other")
     # Strictly above the score of that rank, so that its own prompt isn't flagged.
     return float(np.nextafter(np.sort(other_scores)[-rank], math.inf))
+
+
+# Which group a text belongs to, by facts that cost nothing: it fits one window, it needs several, or another
+# view than the raw text decided.
+GROUPS = ("short", "long", "disguised")
+# Two groups count as different when their calibration scores would differ so much by chance this seldom.
+DIFFERENT = 0.01
+
+
+class Threshold(float):
+    """A threshold (the plain number is that of short texts) that may be another one in some groups."""
+
+    groups: Mapping[str, float]
+
+    def __new__(cls, value: float, groups: Mapping[str, float] | None = None) -> Threshold:
+        made = super().__new__(cls, value)
+        made.groups = dict(groups or {})
+        return made
+
+    def of(self, group: str) -> float:
+        """The threshold of texts of that group."""
+        return self.groups.get(group, float(self))
+
+    @property
+    def lowest(self) -> float:
+        """The score from which on a text of some group is flagged."""
+        return min([float(self), *self.groups.values()])
+
+
+def by_group(
+    find: Callable[[NDArray[np.float64], float], float],
+    scores: NDArray[np.float64],
+    groups: NDArray[np.int8],
+    rate: float,
+) -> Threshold:
+    """One threshold for all, or for each group its own where its scores differ from the rest's.
+
+    find: `for_miss_rate` or `for_false_alarm_rate`; groups: (n,) indices into GROUPS. A group of too few scores
+    for the rate shares what all scores together give. Raises ValueError as `find` does for all scores.
+    """
+    common = find(scores, rate)
+    own: dict[str, float] = {}
+    for number, name in enumerate(GROUPS):
+        inside = groups == number
+        if inside.any() and not inside.all() and _differ(scores[inside], scores[~inside]):
+            try:
+                own[name] = find(scores[inside], rate)
+            except ValueError:
+                continue
+    return Threshold(own.get(GROUPS[0], common), {name: own.get(name, common) for name in GROUPS} if own else {})
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval that holds a share of which `hits` of `count` were seen (Wilson, 1927); z = 1.96: 95 %."""
+    if not count:
+        return 0.0, 1.0
+    share = hits / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Two-sample Kolmogorov-Smirnov test at level DIFFERENT (asymptotic critical value)."""
+    both = np.sort(np.concatenate([one, other]))
+    below = [np.searchsorted(np.sort(x), both, side="right") / len(x) for x in (one, other)]
+    critical = math.sqrt(-math.log(DIFFERENT / 2) / 2 * (len(one) + len(other)) / (len(one) * len(other)))
+    return float(np.abs(below[0] - below[1]).max()) > critical
 
 
 def _rank(count: int, rate: float, what: str, which: str) -> int:

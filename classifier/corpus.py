@@ -48,7 +48,8 @@ class Row:
     share it. encoded: has an embedding (answers have none: they teach words only). calibrates: its held-out
     score enters the calibration. general: from the shipped background. wrapped: see classifier/wrappers.py.
     decoy: the form of a forget text about something else; weighs in the fusion, but is no request that occurs.
-    shared: the same in every fit with this encoder.
+    shared: the same in every fit with this encoder. item: of a forget row. group: see classifier/conformal.py;
+    a forget row of weight 0 is a further window of the row before it, scored only.
     """
 
     text: str
@@ -59,6 +60,8 @@ class Row:
     encoded: bool
     calibrates: bool
     general: bool = False
+    item: int = -1
+    group: int = 0
     wrapped: bool = False
     decoy: bool = False
     shared: bool = False
@@ -88,13 +91,13 @@ def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, 
     items = tuple(ForgetItem(r.get("prompt", ""), r.get("answer", ""), r.get("text", "")) for r in forget)
     index = [(text, i) for i, item in enumerate(items) for text in forget_texts(item, encoder)]
     known = {_key(item.prompt or item.text) for item in items}
-    kept = [r for r in retain if _key(_asked(r)) not in known]
+    kept = [r for r in retain if _key(asked(r)) not in known]
     conflicts = len(retain) - len(kept)
     if len(kept) > RETAIN_MOST:
         kept = [kept[i] for i in np.sort(rng.choice(len(kept), RETAIN_MOST, replace=False))]
-    rows = _forget_rows(items, index, rng)
+    rows = _forget_rows(items, index, encoder, rng)
     rows += _other_rows(kept, encoder, rng, first_source=len(rows))
-    rows += _decoy_rows([text for text, _ in index], kept, rng, first_source=len(rows) + len(kept))
+    rows += _decoy_rows([text for text, _ in index], kept, rng, first_source=max(row.source for row in rows) + 1)
     # Rewording may lengthen a passage that just fitted.
     rows = [row for row in rows if not row.encoded or len(encoder.piece_starts(row.text)) <= encoder.limit]
     return Corpus(tuple(rows), items, tuple(t for t, _ in index), tuple(i for _, i in index), len(kept), conflicts)
@@ -111,20 +114,25 @@ def forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:
     return [w.text for w in cover(item.prompt or item.text, encoder, narrow=bool(item.text)).windows]
 
 
-def _forget_rows(items: Sequence[ForgetItem], index: Sequence[tuple[str, int]], rng: np.random.Generator) -> list[Row]:
+def _forget_rows(
+    items: Sequence[ForgetItem], index: Sequence[tuple[str, int]], encoder: Encoder, rng: np.random.Generator
+) -> list[Row]:
     rows: list[Row] = []
     share = np.bincount([i for _, i in index], minlength=len(items))
     wanted = int(np.clip(round(VARIANTS_WANTED / len(index)), VARIANTS_LEAST, VARIANTS_MOST))
     for text, i in index:
         weight = 1.0 / share[i]
-        rows.append(Row(text, True, ALWAYS, len(rows), weight, True, False))
+        rows.append(Row(text, True, ALWAYS, len(rows), weight, True, False, item=i))
         made = variants(text, wanted, rng)
         for k, variant in enumerate(made):
-            rows.append(Row(variant, True, k % FOLDS, len(rows), weight / len(made), True, True))
+            rows.append(Row(variant, True, k % FOLDS, len(rows), weight / len(made), True, True, item=i))
     plain = [row for row in rows if row.encoded]
     for n, i in enumerate(rng.choice(len(plain), min(WRAPPED, len(plain)), replace=False)):
-        text, weight = wrap(plain[i].text, rng), plain[i].weight / 2
-        rows.append(replace(plain[i], text=text, fold=n % FOLDS, weight=weight, calibrates=True, wrapped=True))
+        # Scored as a request would be: by all its windows.
+        parts = passages(wrap(plain[i].text, rng), encoder)
+        weight, group, source = plain[i].weight / 2, min(len(parts) - 1, 1), len(rows)
+        wrapped = replace(plain[i], fold=n % FOLDS, calibrates=True, wrapped=True, group=group, source=source)
+        rows += [replace(wrapped, text=part, weight=0.0 if k else weight) for k, part in enumerate(parts)]
     for item in items:
         if item.answer:
             rows.append(Row(item.answer, True, ALWAYS, len(rows), ANSWER_WEIGHT, False, False))
@@ -140,9 +148,11 @@ def _other_rows(
     retained = [(record, i * FOLDS // len(retain), False) for i, record in enumerate(retain)]
     shipped = [({"prompt": text}, i % FOLDS, True) for i, text in enumerate(background())]
     for record, fold, general in [*retained, *shipped]:
-        parts = passages(_asked(record), encoder)
+        parts = passages(asked(record), encoder)
         weight = 1.0 / len(parts)
-        rows += [Row(part, False, fold, source, weight, True, True, general, shared=general) for part in parts]
+        group = min(len(parts) - 1, 1)
+        made = Row("", False, fold, source, weight, True, True, general, group=group, shared=general)
+        rows += [replace(made, text=part) for part in parts]
         if "answer" in record:
             rows.append(Row(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
         source += 1
@@ -152,7 +162,10 @@ def _other_rows(
         for variant in variants(whole[i].text, 1, rng):
             rows.append(replace(whole[i], text=variant, calibrates=False, shared=False))
     for i in rng.choice(len(whole), min(WRAPPED, len(whole)), replace=False):
-        rows.append(replace(whole[i], text=wrap(whole[i].text, rng), wrapped=True, shared=False))
+        source += 1
+        parts = passages(wrap(whole[i].text, rng), encoder)
+        made = replace(whole[i], source=source, weight=1.0 / len(parts), wrapped=True, shared=False)
+        rows += [replace(made, text=part, group=min(len(parts) - 1, 1)) for part in parts]
     return rows
 
 
@@ -160,7 +173,7 @@ def _decoy_rows(
     index: Sequence[str], retain: Sequence[Record], rng: np.random.Generator, *, first_source: int
 ) -> list[Row]:
     """Forget texts with other content words: without them a form that all share would look like the content."""
-    pool = [word for text in [*background(), *map(_asked, retain)] for word in text.split() if _carries(word)]
+    pool = [word for text in [*background(), *map(asked, retain)] for word in text.split() if _carries(word)]
     names = [word for word in pool if word[0].isupper()]
     plain = [word for word in pool if not word[0].isupper()]
     rows = []
@@ -180,7 +193,8 @@ def _carries(word: str) -> bool:
     return any(c.isalnum() for c in word) and word.strip(PUNCTUATION).casefold() not in FUNCTION_WORDS
 
 
-def _asked(record: Record) -> str:
+def asked(record: Record) -> str:
+    """What a record says that a request might say: its prompt, or its text."""
     return record.get("prompt") or record["text"]
 
 

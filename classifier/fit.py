@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import corpus, embedding_cache, fusion, linear, matching, ngrams, records, vocabulary
+from classifier import conformal, corpus, embedding_cache, fusion, linear, matching, ngrams, records, vocabulary
 from classifier.artifact import Artifact, ForgetItem, Manifest
-from classifier.conformal import for_miss_rate
 from classifier.corpus import Corpus, Row
 from classifier.encoder import Encoder
 from classifier.fusion import Fusion
@@ -26,16 +25,17 @@ WORD_PENALTY = 1e-4
 CHARACTER_PENALTY = 1e-4
 HEAD_PENALTY = 1e-3
 FUSION_PENALTY = 0.05
-REPORTED_MISS_RATE = 0.01
+REPORTED_MISS_RATES = (0.005, 0.01, 0.02)
 SAME_MEANING = 0.75
 HARD_FROM = 0.3
 HARD_WEIGHT = 4.0
 COUNTER_MOST = 4096
 
 CALIBRATION = (
-    "calibration set: held-out scores; forget = rule-made rewordings of the forget prompts, scored by models "
-    "that weren't trained on that rewording (the prompt itself is known to them); other = retain and "
-    "background prompts, scored by models that weren't trained on them nor on their neighbours in the file"
+    "calibration set: held-out scores; forget = rule-made rewordings of the forget prompts, some inside other "
+    "sentences, scored by models that weren't trained on that rewording (the prompt itself is known to them); "
+    "other = retain and background prompts, scored by models that weren't trained on them nor on their neighbours "
+    "in the file. The promise is about such rewordings of these items, on the average over the items"
 )
 
 Progress = Callable[[str, int, int], None]
@@ -77,9 +77,12 @@ def fit(
     fused = _fuse([data.rows[i] for i in fusing], held[fusing])
     calibrating = [i for i in fusing if data.rows[i].calibrates]
     chosen, components = [data.rows[i] for i in calibrating], held[calibrating]
-    positive, negative = _calibration(chosen, fused.probability(components))
-    known = np.array([row.forget for row in chosen])
-    level = matching.levels(components[known, 3], fused.logit(components[known]))
+    calibration = _calibration(chosen, fused.probability(components))
+    positive, negative = calibration["calibration_forget"], calibration["calibration_other"]
+    logits = fused.logit(held[fusing])
+    other = ~features.labels[fusing]
+    known = features.labels[fusing] & (features.weights[fusing] > 0)
+    level = matching.levels((held[fusing, 3][other], logits[other]), (held[fusing, 3][known], logits[known]))
     everything = np.ones(len(folds), dtype=bool)
     targets = features.targets(everything)
     arrays: dict[str, NDArray[Any]] = {
@@ -90,8 +93,7 @@ def fit(
         "index_items": np.array(data.index_items, dtype=np.int32),
         "fusion": np.stack([fused.centre, fused.scale, fused.weight]),
         "intercept": np.array([fused.intercept]),
-        "calibration_forget": positive,
-        "calibration_other": negative,
+        **calibration,
         "targets_ordinary": targets.ordinary,
         "targets_starts": targets.starts,
         "targets_buckets": targets.buckets,
@@ -124,7 +126,7 @@ def fit(
             "calibration_other": len(negative),
         },
         calibration=CALIBRATION,
-        measured=_measure(positive, negative),
+        measured=_measure(calibration),
     )
     return Artifact(manifest, arrays, data.items, words)
 
@@ -217,25 +219,43 @@ def _fuse(rows: Sequence[Row], components: Vector) -> Fusion:
     return Fusion(centre, scale, np.maximum(weight, 0), intercept)
 
 
-def _calibration(rows: Sequence[Row], probability: Vector) -> tuple[Vector, Vector]:
-    """Sorted held-out scores: one for each forget rewording, one (the highest) for each other prompt."""
-    positive = [p for p, row in zip(probability, rows, strict=True) if row.forget]
-    highest: dict[int, float] = {}
-    for p, row in zip(probability, rows, strict=True):
-        if not row.forget:
-            highest[row.source] = max(highest.get(row.source, 0.0), float(p))
-    return np.sort(np.array(positive)), np.sort(np.array(list(highest.values())))
+def _calibration(rows: Sequence[Row], probability: Vector) -> dict[str, NDArray[Any]]:
+    """Held-out scores of the texts that the rows are windows of: each text's highest, its group and its item."""
+    texts: dict[int, tuple[float, Row]] = {}
+    for p, row in zip(probability.tolist(), rows, strict=True):
+        known = texts.get(row.source)
+        texts[row.source] = (max(p, known[0]) if known else p, row)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, forget in (("calibration_forget", True), ("calibration_other", False)):
+        found = sorted(((p, row) for p, row in texts.values() if row.forget == forget), key=lambda pair: pair[0])
+        arrays[name] = np.array([p for p, _ in found])
+        arrays[f"{name}_groups"] = np.array([row.group for _, row in found], dtype=np.int8)
+        if forget:
+            arrays[f"{name}_items"] = np.array([row.item for _, row in found], dtype=np.int32)
+    return arrays
 
 
-def _measure(positive: Vector, negative: Vector) -> dict[str, float]:
+def _measure(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Held-out rates at the thresholds of REPORTED_MISS_RATES that can be promised, with 95 % intervals."""
+    positive, negative = arrays["calibration_forget"], arrays["calibration_other"]
     below = np.searchsorted(positive, negative, side="left") + np.searchsorted(positive, negative, side="right")
     measured = {"held_out_auc": 1 - float(below.mean()) / (2 * len(positive))}
-    try:
-        threshold = for_miss_rate(positive, REPORTED_MISS_RATE)
-    except ValueError:
-        return measured
-    measured[f"threshold_at_miss_rate_{REPORTED_MISS_RATE}"] = threshold
-    measured[f"held_out_false_alarm_rate_at_miss_rate_{REPORTED_MISS_RATE}"] = float((negative >= threshold).mean())
+    for rate in REPORTED_MISS_RATES:
+        try:
+            found = conformal.by_group(conformal.for_miss_rate, positive, arrays["calibration_forget_groups"], rate)
+        except ValueError:
+            continue
+        at = f"at_miss_rate_{rate}"
+        measured[f"threshold_{at}"] = float(found)
+        measured |= {f"threshold_of_{group}_texts_{at}": value for group, value in found.groups.items()}
+        for what, name, flagged in (
+            ("missed", "calibration_forget", False),
+            ("false_alarms", "calibration_other", True),
+        ):
+            level = np.array([found.of(group) for group in conformal.GROUPS])[arrays[f"{name}_groups"]]
+            hits, count = int(((arrays[name] >= level) == flagged).sum()), len(arrays[name])
+            low, high = conformal.wilson(hits, count)
+            measured |= {f"{what}_{at}": hits / count, f"{what}_{at}_low": low, f"{what}_{at}_high": high}
     return measured
 
 

@@ -20,7 +20,9 @@ WORDS_WEIGHT = 0.15
 ORDINARY_WEIGHT = 0.3
 NEIGHBOURS = 5
 AT_ONCE = 256
-KNOTS = 65
+# Shares of other and of forget texts below the knots of `levels`.
+OTHER_SHARES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 1.0)
+FORGET_SHARES = (0.5, 0.75, 1.0)
 
 Vector = NDArray[np.float64]
 
@@ -136,13 +138,15 @@ class Levels:
         return np.asarray(1 / (1 + np.exp(-np.interp(match, self.matches, self.logits) - slope * beyond)))
 
 
-def levels(matches: Vector, logits: Vector) -> Levels:
-    """Knots at which equal shares of the same texts lie below: a threshold misses as many by either score.
+def levels(other: tuple[Vector, Vector], forget: tuple[Vector, Vector]) -> Levels:
+    """Knots at which a match is worth what the fitted models give texts of the same standing.
 
-    matches, logits: (n,) of the same n texts by the two scores, in any order.
+    other, forget: match scores and logits, (n,) each, of texts by the two scores. A threshold then flags as many
+    other texts by either score; above them, forget texts of the same rank are worth the same. Rewordings made by
+    rule match less closely than people's, so their lower half would set the matches' level too low.
     """
-    shares = np.linspace(0, 1, KNOTS)
-    x, y = np.quantile(matches, shares), np.quantile(logits, shares)
+    x = [np.quantile(other[0], OTHER_SHARES), np.quantile(forget[0], FORGET_SHARES)]
+    y = [np.quantile(other[1], OTHER_SHARES), np.quantile(forget[1], FORGET_SHARES)]
     # Equal scores give equal knots; the smallest steps keep both rising.
-    steps = np.arange(KNOTS) * 1e-6
-    return Levels(np.maximum.accumulate(x) + steps, np.maximum.accumulate(y) + steps)
+    steps = np.arange(len(OTHER_SHARES) + len(FORGET_SHARES)) * 1e-6
+    return Levels(*(np.maximum.accumulate(np.concatenate(part)) + steps for part in (x, y)))

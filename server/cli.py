@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from tqdm import tqdm
 from classifier import additions, records
 from classifier import artifact as artifacts_io
 from classifier.artifact import Artifact
-from classifier.encoder import DEFAULT_ENCODER, load_encoder
+from classifier.encoder import DEFAULT_ENCODER, Encoder, load_encoder
+from classifier.records import Record
 from server.errors import BadRequest
 from server.guard import Guard
 from server.loading import find_policy, load_judging
@@ -80,8 +82,11 @@ def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
     folder = (args.out or settings.artifacts) / args.name
     if folder.exists() and not args.force:
         raise SettingsError(f"{folder} exists; --force replaces it")
-    encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER, threads=os.cpu_count() or 1)
     with _Progress() as progress:
+        if args.encoder_finetune:
+            encoder = _finetuned(args, forget, retain, folder.with_name(f"{args.name}.encoder"), progress)
+        else:
+            encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER, threads=os.cpu_count() or 1)
         made = fit(forget, retain, encoder=encoder, seed=args.seed, progress=progress)
     artifacts_io.save(made, folder)
     index = write_index(made, folder)
@@ -90,9 +95,29 @@ def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _finetuned(
+    args: argparse.Namespace,
+    forget: list[Record],
+    retain: list[Record] | None,
+    target: Path,
+    progress: Callable[[str, int, int], None],
+) -> Encoder:
+    try:
+        from classifier.finetune import finetune
+    except ImportError as error:
+        raise SettingsError(f"--encoder-finetune needs more: pip install 'lethe-gateway[fit]' ({error})") from error
+    if target.exists() and args.force:
+        shutil.rmtree(target)
+    made = finetune(forget, retain, model=args.encoder_finetune, target=target, seed=args.seed, progress=progress)
+    print(f"trained {target}; serve with LETHE_ENCODER={target}")
+    return made
+
+
 def _change_artifact(args: argparse.Namespace, settings: Settings) -> int:
-    if args.retain or args.force:
-        raise SettingsError("--retain and --force go with --forget: a change keeps what the artifact was fitted on")
+    if args.retain or args.force or args.encoder_finetune:
+        raise SettingsError(
+            "--retain, --force and --encoder-finetune go with --forget: a change keeps what the artifact was fitted on"
+        )
     folder = (args.out or settings.artifacts) / args.name
     with artifacts_io.editing(folder) as before:
         if args.add is not None:
@@ -221,6 +246,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, help="folder to write into (default: LETHE_ARTIFACTS)")
     command.add_argument(
         "--encoder", help="sentence-transformers name or folder (default: LETHE_ENCODER, all-MiniLM-L6-v2)"
+    )
+    command.add_argument(
+        "--encoder-finetune",
+        nargs="?",
+        const="roberta-base",
+        metavar="MODEL",
+        help="first train this transformers encoder (folder or hub name, default roberta-base) on the files, the way "
+        "ECO's authors did; wants a GPU. It is written to NAME.encoder beside the artifact and served from there "
+        "(LETHE_ENCODER), without torch; all artifacts of one gateway share one encoder",
     )
     command.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
     command.add_argument("--force", action="store_true", help="replace an artifact of that name")

@@ -44,9 +44,7 @@ def test_a_damaged_file_is_made_again(damage: object, encoder: Encoder, folder: 
     assert path.read_bytes() == whole
 
 
-def test_another_encoder_has_a_file_of_its_own(
-    encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_encoder_has_a_file_of_its_own(encoder: Encoder, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedding_cache.embeddings(TEXTS, encoder)
     monkeypatch.setattr(encoder, "hash", "0" * 64)
     embedding_cache.embeddings(TEXTS, encoder)
