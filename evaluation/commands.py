@@ -99,7 +99,7 @@ def _add_tune(commands: Commands) -> None:
         "--parameter",
         action="append",
         metavar="NAME[,NAME...]",
-        help="what to tune, in this order: sigma, dims, strength, soft, similarity (default: what the policy calls "
+        help="what to tune, one after another: sigma, dims, strength, soft, similarity (default: what the policy calls "
         "tuned, else what its function has)",
     )
     command.add_argument("--budget", type=int, default=20, help="evaluations at most (default and limit 20)")
