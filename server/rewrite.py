@@ -31,6 +31,8 @@ Span = tuple[int, int]
 WORD = re.compile(r"\w+")
 # Each one costs vLLM some microseconds to prepare, and beyond the nearest few the answer only reads worse.
 MOST_SOFT_WORDS = 64
+# A user's message of no more characters may be a piece of a question that was split.
+FRAGMENT = 64
 # So few windows are one request in several readings; when its items hold too many phrases, the most telling do.
 FEW_WINDOWS = 4
 
@@ -99,13 +101,16 @@ def targets(judged: Judged, finding: Finding, artifact: Artifact, spec: CorruptS
     if flagged:
         return Targets({p.target: _evidence(artifact, p.text, spec) for p in flagged if p.target is not None}, beyond)
     # Only the conversation as a whole was flagged: the parts that carry the evidence, or all of them.
-    found = {
-        p.target: list(evidence(artifact, p.text)) for p in judged.pieces if p.target is not None and p.text.strip()
+    pieces = {p.target: p for p in judged.pieces if p.target is not None and p.text.strip()}
+    carrying = {target: spans for target, p in pieces.items() if (spans := list(evidence(artifact, p.text)))}
+    # A name that is cut in two leaves no evidence in either half.
+    fragments: dict[Target, list[Span]] = {
+        t: [] for t, p in pieces.items() if p.role == "user" and len(p.text.strip()) <= FRAGMENT
     }
-    carrying = {target: spans for target, spans in found.items() if spans}
     if carrying and spec.uses_evidence:
-        return Targets(carrying)
-    return Targets({target: [] for target in (carrying or found)}, () if found else ("conversation",))
+        return Targets({**fragments, **carrying})
+    chosen = [*fragments, *carrying] if carrying else pieces
+    return Targets({target: [] for target in chosen}, () if pieces else ("conversation",))
 
 
 def _evidence(artifact: Artifact, text: str, spec: CorruptSpec) -> list[Span]:

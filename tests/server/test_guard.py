@@ -117,9 +117,12 @@ def test_a_conversation_flagged_only_as_a_whole_is_corrupted_where_the_evidence_
     made = make_guard(policy(action="corrupt"), judge=Whole(), artifacts={"a": artifact()}, corruptor=corruptor)  # type: ignore[arg-type]
     made.parity = True
     examine(made, chat("Hello", f"it is {KEYWORD}"))
-    assert list(corruptor.calls[0][0]) == [(1, None)]
+    # What is short enough to be a piece of a split question is corrupted whole.
+    assert corruptor.calls[0][0] == {(0, None): [], (1, None): [(6, 6 + len(KEYWORD))]}
     examine(made, chat("Hello", "there"))
     assert corruptor.calls[1][0] == {(0, None): [], (1, None): []}
+    examine(made, chat("Hello " * 20, f"it is {KEYWORD}"))
+    assert list(corruptor.calls[2][0]) == [(1, None)]
 
 
 @pytest.mark.parametrize(("on_failure", "action"), [("refuse", "refuse"), ("pass", "pass")])
