@@ -27,6 +27,7 @@ HEAD_PENALTY = 1e-3
 FUSION_PENALTY = 0.05
 REPORTED_MISS_RATES = (0.005, 0.01, 0.02)
 SAME_MEANING = 0.75
+SAME_AT_MOST = 0.02
 HARD_FROM = 0.3
 HARD_WEIGHT = 4.0
 COUNTER_MOST = 4096
@@ -146,7 +147,9 @@ class _Features:
         cosine = self.cosines.max(axis=1)
         general = np.array([row.general for row in data.rows])
         # What the background shares with the forget set by chance is no counter-example.
-        self.kept = ~(general & (cosine > SAME_MEANING))
+        # By rank too: to some encoders everything is alike.
+        same = max(SAME_MEANING, float(np.quantile(cosine[general], 1 - SAME_AT_MOST)))
+        self.kept = ~(general & (cosine > same))
         # Hard negatives: the nearer a counter-example is, the more it weighs.
         hard = np.where(self.labels, 0.0, np.clip((cosine - HARD_FROM) / (1 - HARD_FROM), 0, 1))
         self.weights = np.array([row.weight for row in data.rows]) * (1 + HARD_WEIGHT * hard)
