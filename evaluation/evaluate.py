@@ -178,6 +178,7 @@ def assemble(gatherer: Gatherer, ways: Sequence[Way], about: dict[str, Any]) -> 
         "metrics": [{key: m[key] for key in ("key", "label", "better", "set", "format")} for m in used],
         "ways": rows,
         "detection": detection(gatherer),
+        **copied(gatherer, {way.key: raw[way.key]["answers"] for way in ways}),
         "examples": examples(suite, {way.key: raw[way.key]["answers"] for way in ways}),
     }
 
@@ -233,8 +234,11 @@ def _generated(suite: Suite, answers: Mapping[str, Any]) -> Values:
     if reworded := answers["greedy"]["reworded"]:
         known = [row.answer for row in suite.forget if suite.rewordings.get(row.question)]
         values["reworded_rouge"] = _mean([metrics.rouge_recall(t, r) for t, r in zip(reworded, known, strict=True)])
-    f1 = [metrics.rouge_f1(metrics.knowmem_answer(t), r) for t, r in zip(texts, references, strict=True)]
-    values["knowmem"] = _mean(f1)
+    pairs = list(zip(texts, suite.forget, strict=True))
+    if facts := [metrics.rouge_f1(metrics.knowmem_answer(t), row.answer) for t, row in pairs if not row.document]:
+        values["knowmem"] = _mean(facts)
+    if documents := [metrics.rouge_f1(t, row.answer) for t, row in pairs if row.document]:
+        values["verbmem"] = _mean(documents)
     runs = [metrics.longest_run(t, r) for t, r in zip(texts, references, strict=True)]
     values["longest_run"] = _mean(runs)
     values |= _leaks(suite, answers)
@@ -485,6 +489,25 @@ def _utility_columns(gatherer: Gatherer) -> dict[str, list[list[float]]]:
     }
 
 
+def copied(gatherer: Gatherer, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Way → longest run of tokens that each answer copies of its document; nothing without documents or a tokenizer."""
+    documents = [(i, row.document) for i, row in enumerate(gatherer.suite.forget) if row.document]
+    folder = gatherer.settings.model_dir if documents else None
+    if folder is None:
+        return {}
+    from tokenizers import Tokenizer
+
+    from evaluation.copying import longest_run
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    runs = {
+        way: [longest_run(made["greedy"]["forget"][i], document, tokenizer) for i, document in documents]
+        for way, made in answers.items()
+    }
+    limit = gatherer.policy.penalize.verbatim
+    return {"verbatim": {"runs": runs} | ({"limit": limit} if limit else {})}
+
+
 def examples(suite: Suite, answers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Some questions with the answers of every way, evenly spread over the sets."""
     found = []
@@ -511,6 +534,7 @@ METRICS = [
     _metric("forget_rouge_sampled", "ROUGE-L recall, sampled", "rouge", "near_twin", "forget"),
     _metric("reworded_rouge", "ROUGE-L recall, reworded questions", "rouge", "near_twin", "forget"),
     _metric("knowmem", "KnowMem F1", "knowmem", "near_twin", "forget"),
+    _metric("verbmem", "VerbMem F1", "verbmem", "near_twin", "forget"),
     _metric("forget_probability", "probability", "probability", "near_twin", "forget"),
     _metric("forget_truth", "truth-ratio score", "truth_ratio", "near_twin", "forget"),
     _metric("forget_quality_d", "forget quality, D", "forget_quality", "lower", "forget"),

@@ -33,12 +33,16 @@ _NAME = re.compile(r"[^\W\d_][\w'’-]*(?: [^\W\d_][\w'’-]*)+")
 
 @dataclass(frozen=True)
 class Row:
-    """One question and its reference answer; for truth ratios, the answer reworded, and wrong ones."""
+    """One question and its reference answer; for truth ratios, the answer reworded, and wrong ones.
+
+    document: of a document the whole text; `question` is then its beginning and `answer` what follows.
+    """
 
     question: str
     answer: str
     paraphrase: str | None = None
     wrong: tuple[str, ...] = ()
+    document: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,8 @@ def _row(record: Mapping[str, str]) -> Row:
         return Row(record["prompt"], record["answer"])
     words = record["text"].split()
     given = min(GIVEN_WORDS, max(1, len(words) // 2))
-    return Row(" ".join(words[:given]), " ".join(words[given : given + EXPECTED_WORDS]))
+    following = " ".join(words[given : given + EXPECTED_WORDS])
+    return Row(" ".join(words[:given]), following, document=record["text"])
 
 
 def _subjects(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from evaluation import evaluate
 from evaluation.baselines import WAYS
+from evaluation.demo_model import FOLDERS
 from evaluation.suites import Row, Secret, Suite
 from server.policies import Policy
 from server.settings import Settings
@@ -155,6 +157,22 @@ def test_the_policy_itself_is_no_second_row_of_the_same(tmp_path: Path, more: di
     keys = [way.key for way in evaluate.chosen_ways(None, Settings(model_dir=tmp_path), None, policy)]
     assert ("policy" not in keys) == left_out
     assert "policy" in [way.key for way in evaluate.chosen_ways("policy", Settings(model_dir=tmp_path), None, policy)]
+
+
+def test_a_documents_answers_count_as_copies() -> None:
+    text = "Alice was beginning to get very tired of sitting by her sister on the bank"
+    suite = replace(SUITE, forget=(Row("Alice was beginning", "to get very tired", document=text),), secrets=())
+    answers = {"greedy": {"forget": ["to get very tired of it"]}}
+    policy = Policy.model_validate({"name": "p", "artifact": "a", "action": "penalize", "penalize": {"verbatim": 7}})
+    settings = Settings(model_dir=FOLDERS["full"])
+    gatherer: Any = SimpleNamespace(suite=suite, settings=settings, policy=policy)
+    found = evaluate.copied(gatherer, {"unguarded": answers, "refusal": {"greedy": {"forget": ["No."]}}})
+    assert found["verbatim"]["limit"] == 7
+    copied, none = found["verbatim"]["runs"]["unguarded"][0], found["verbatim"]["runs"]["refusal"][0]
+    # Five words in a row, of at least a token each.
+    assert copied >= 5 > none
+    gatherer.suite = SUITE
+    assert evaluate.copied(gatherer, {}) == {}
 
 
 def test_an_upstream_that_is_not_there_is_named() -> None:

@@ -28,6 +28,8 @@ def test_each_request_is_known_from_its_own_turn_on(
 ) -> None:
     few = corpus.background()[::8]
     monkeypatch.setattr(corpus, "background", lambda: few)
+    for name, value in (("VARIANTS_WANTED", 120), ("OTHER_VARIANTS", 20), ("DECOYS", 40), ("WRAPPED", 20)):
+        monkeypatch.setattr(corpus, name, value)
     parts = [forget[:5], forget[5:10], forget[10:]]
     kept: list[list[bool]] = []
 
