@@ -165,7 +165,7 @@ def skeleton(text: str) -> list[Edit]:
     if all(len(token) < FOREIGN_LETTERS and not any(map(_is_latin, token)) for token, _ in found):
         return []
     usual = len(found) < max(MARKED_WORDS * len(tokens), 3)
-    return [edit for token, edits in found for edit in edits if not (usual and _spelt_so(token, edits, text))]
+    return [edit for token, edits in found if not (usual and _spelt_so(token, edits, text)) for edit in edits]
 
 
 def _spelt_so(token: str, edits: list[Edit], text: str) -> bool:
