@@ -6,7 +6,7 @@ Knows no threshold and no action: those are policy. Primitives: `Judge.judge`, `
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,12 @@ from classifier.fusion import Fusion, decided_by
 from classifier.matching import Matcher, Targets
 from classifier.retrieval import ItemWords, nearest, prompt_words
 from classifier.views import views
-from classifier.windows import cover
+from classifier.windows import cover, inner
 
 # So many windows that ask for something forgotten are no question any more; who gets this many must act on it.
 MOST_ASKED = 128
+# Of short windows inside others so many are encoded, those whose words say most.
+MOST_CLOSER = 8
 # Characters of a window from which on it is encoded only if some language is in it.
 SURELY_ENCODED = 160
 
@@ -69,6 +71,7 @@ class _Place:
     view: str
     span: tuple[int, int]
     row: int
+    closer: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,22 @@ class ScoredRows:
     cosines: NDArray[np.float32]
     by_added: NDArray[np.bool_]
 
+    def and_also(self, other: ScoredRows) -> ScoredRows:
+        """The rows of both."""
+        mine, theirs = vars(self), vars(other)
+        return ScoredRows(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
+
+
+class _Grams:
+    """Texts and their n-grams."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self.word, self.character = ngrams.word_rows(texts), ngrams.character_rows(texts)
+
+    def part(self, rows: NDArray[np.int64]) -> _Grams:
+        return _Grams([self.texts[i] for i in rows])
+
 
 class Scorer:
     """One artifact, ready to score rows."""
@@ -111,13 +130,19 @@ class Scorer:
         self._veto = Veto(artifact)
         self._row_items = np.concatenate([self.index_items, self._added.items])
 
-    def rows(
-        self, texts: Sequence[str], word: ngrams.Rows, character: ngrams.Rows, vectors: NDArray[np.float32]
-    ) -> ScoredRows:
-        """Scores of N rows, given as texts, n-grams and embeddings."""
+    def promising(self, grams: _Grams) -> NDArray[np.int64]:
+        """At most MOST_CLOSER rows whose words alone speak for a forget request, the strongest first."""
+        lexical = np.stack([grams.word.dot(self.word), grams.character.dot(self.character)], axis=1)
+        given = self.fusion.contributions(np.pad(lexical, ((0, 0), (0, 2))))[:, :2].sum(axis=1)
+        strongest = np.argsort(-given, kind="stable")[:MOST_CLOSER]
+        return np.asarray(strongest[~(given[strongest] <= 0)], dtype=np.int64)
+
+    def rows(self, grams: _Grams, vectors: NDArray[np.float32]) -> ScoredRows:
+        """Scores of N rows, given as texts with their n-grams, and as embeddings."""
+        texts = grams.texts
         cosines = vectors @ self.index.T
         match = self._matcher.best(texts, cosines)
-        parts = [word.dot(self.word), character.dot(self.character), vectors @ self.head, match]
+        parts = [grams.word.dot(self.word), grams.character.dot(self.character), vectors @ self.head, match]
         components = np.stack(parts, axis=1).astype(np.float64)
         fitted = np.where(self._veto(texts, cosines), 0.0, self.fusion.probability(components))
         near = self._added.cosines(vectors)
@@ -151,21 +176,25 @@ class Judge:
 
         levels: artifact → the score from which a window's own forget items are wanted (Score.asked).
         """
-        reading = read(texts, self._encoder, self._vocabulary)
+        reading, closer = read(texts, self._encoder, self._vocabulary)
         if not reading.places:
             return {name: _nothing(len(texts)) for name in self._scorers}
-        word, character = ngrams.word_rows(reading.distinct), ngrams.character_rows(reading.distinct)
+        grams = _Grams(reading.distinct)
         vectors = encode(reading.distinct, self._encoder)
-        return {
-            name: _score(
-                scorer,
-                reading,
-                len(texts),
-                scorer.rows(reading.distinct, word, character, vectors),
-                (levels or {}).get(name),
-            )
-            for name, scorer in self._scorers.items()
-        }
+        inside = _Grams(closer.distinct) if closer.distinct else None
+        scores = {}
+        for name, scorer in self._scorers.items():
+            level = (levels or {}).get(name)
+            scored, seen = scorer.rows(grams, vectors), reading
+            # Nothing is gained where a score is high already.
+            if inside is not None and not (scored.probability >= (0.5 if level is None else level)).any():
+                chosen = scorer.promising(inside)
+                if len(chosen):
+                    part = inside.part(chosen)
+                    seen = _together(reading, closer, chosen)
+                    scored = scored.and_also(scorer.rows(part, encode(part.texts, self._encoder)))
+            scores[name] = _score(scorer, seen, len(texts), scored, level)
+        return scores
 
 
 def encode(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
@@ -180,10 +209,12 @@ def encode(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
     return vectors
 
 
-def read(texts: Sequence[str], encoder: Encoder, vocabulary: Collection[str] = ()) -> _Reading:
-    """Every window of every view of the texts."""
+def read(texts: Sequence[str], encoder: Encoder, vocabulary: Collection[str] = ()) -> tuple[_Reading, _Reading]:
+    """Every window of every view of the texts; and shorter windows inside those, for a closer look."""
     places: list[_Place] = []
     rows: dict[str, int] = {}
+    inner_places: list[_Place] = []
+    inner_rows: dict[str, int] = {}
     seen = present = 0
     for number, text in enumerate(texts):
         for view in views(text, vocabulary):
@@ -193,7 +224,19 @@ def read(texts: Sequence[str], encoder: Encoder, vocabulary: Collection[str] = (
             for window in covered.windows:
                 row = rows.setdefault(encoder.folded(window.text), len(rows))
                 places.append(_Place(number, view.name, view.raw_span(window.start, window.end), row))
-    return _Reading(places, list(rows), seen, present)
+                for part in inner(view.text, window):
+                    row = inner_rows.setdefault(encoder.folded(part.text), len(inner_rows))
+                    inner_places.append(_Place(number, view.name, view.raw_span(part.start, part.end), row, True))
+    return _Reading(places, list(rows), seen, present), _Reading(inner_places, list(inner_rows), 0, 0)
+
+
+def _together(reading: _Reading, closer: _Reading, chosen: NDArray[np.int64]) -> _Reading:
+    """A reading and the chosen rows of the closer look at it."""
+    first = len(reading.distinct)
+    number = {int(row): first + i for i, row in enumerate(chosen)}
+    places = [replace(place, row=number[place.row]) for place in closer.places if place.row in number]
+    distinct = [closer.distinct[i] for i in chosen]
+    return replace(reading, places=[*reading.places, *places], distinct=[*reading.distinct, *distinct])
 
 
 def threshold(
@@ -261,7 +304,7 @@ def _group(reading: _Reading, best: _Place) -> str:
     """The group (`conformal.GROUPS`) of the text that decided."""
     if best.view != "raw":
         return "disguised"
-    windows = sum(place.text == best.text and place.view == "raw" for place in reading.places)
+    windows = sum(p.text == best.text and p.view == "raw" and not p.closer for p in reading.places)
     return "short" if windows == 1 else "long"
 
 

@@ -20,6 +20,9 @@ from classifier.encoder import Encoder
 NARROW_UNITS = 40
 SHORTEST_UNITS = 6
 SHORTEST_STRETCH = 3
+# A closer look is taken at so many units at a time, every few units.
+INNER_UNITS = 14
+INNER_STEP = 4
 # A run without blanks is read in parts of this length: tokenizers replace longer words by "unknown".
 UNIT_CHARACTERS = 64
 # Pieces kept free, since a text cut out of another may be split a little differently.
@@ -75,6 +78,15 @@ def cover(text: str, encoder: Encoder, *, narrow: bool = True, changed: NDArray[
     for a, b in ranges:
         inside[a:b] = True
     return Cover(windows, int(pieces[inside].sum()), int(pieces.sum()))
+
+
+def inner(text: str, window: Window) -> list[Window]:
+    """Short windows inside a narrow one, where words around a question could outweigh it; none in other windows."""
+    spans = [match.span() for match in _UNIT.finditer(text, window.start, window.end)]
+    if not INNER_UNITS + INNER_STEP <= len(spans) <= NARROW_UNITS:
+        return []
+    starts = [*range(0, len(spans) - INNER_UNITS, INNER_STEP), len(spans) - INNER_UNITS]
+    return [_window(text, spans, a, a + INNER_UNITS) for a in starts]
 
 
 def _stretches(within: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -124,3 +124,17 @@ def test_long_stretches_without_language_are_not_encoded(encoder: Encoder) -> No
     letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 400))
     vectors = encode([letters, FILLER[:400], letters[:100]], encoder)
     assert [bool(row.any()) for row in vectors] == [False, True, True]
+
+
+def test_words_around_a_question_in_its_own_sentence_dont_hide_it(
+    judge: Judge, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = "lantern gentle river copper window orange saddle morning pebble walnut ribbon harvest"
+    text = f"{around} which award did Pello Yrigoyen win {' '.join(reversed(around.split()))}"
+    level = float(threshold(artifact, miss_rate=0.05))
+    found = judge.judge([text], levels={"a": level})["keepers"]
+    assert found.score >= level and "Pello Yrigoyen" in text[slice(*found.window)]
+    assert found.group == "short"
+    assert judge.judge([f"{around} {around} {around}"], levels={"keepers": level})["keepers"].score < level
+    monkeypatch.setattr("classifier.classifier.MOST_CLOSER", 0)
+    assert judge.judge([text], levels={"keepers": level})["keepers"].score < found.score

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from classifier.encoder import Encoder
-from classifier.windows import cover
+from classifier.windows import INNER_UNITS, cover, inner
 
 LONG = "the quick brown fox considers seventeen unimaginable possibilities before breakfast " * 200
 
@@ -62,3 +62,15 @@ def test_only_windows_that_hold_a_change_are_made_and_the_change_has_one_of_its_
     windows = cover(text, encoder, changed=changed).windows
     assert asked in [window.text for window in windows]
     assert all(changed[window.start : window.end].any() for window in windows)
+
+
+def test_a_closer_look_covers_a_long_sentence_and_no_other_window(encoder: Encoder) -> None:
+    sentence = " ".join(f"w{i}" for i in range(30))
+    (window,) = cover(sentence, encoder).windows
+    parts = inner(sentence, window)
+    assert {len(part.text.split()) for part in parts} == {INNER_UNITS}
+    assert all(sentence[part.start : part.end] == part.text for part in parts)
+    assert {word for part in parts for word in part.text.split()} == set(sentence.split())
+    assert inner("What was it called?", cover("What was it called?", encoder).windows[0]) == []
+    wide = cover(" ".join(["word"] * 90), encoder).windows[0]
+    assert inner(" ".join(["word"] * 90), wide) == []
