@@ -26,6 +26,9 @@ from classifier.records import Record
 # Products of numbers on this grid add up without rounding (384 products below 2^30, in doubles), so a cosine is
 # the same however many others are computed with it.
 GRID = 1 << 15
+# How much closer an added item has to be met than a fitted one: each further item is one more that others may
+# resemble by chance, and what is there already must not depend on how many follow.
+MARGIN = 0.05
 # A veto needs this cosine to the removed item ...
 SAME = 0.85
 # ... and no remaining item of whose other words so large a share is there too.
@@ -112,7 +115,7 @@ class Added:
         """(N,) the highest probability over the added items; zeros when there are none."""
         if not len(self.items):
             return np.zeros(len(texts))
-        return self._levels.probability(self._matcher.best(texts, cosines))
+        return self._levels.probability(self._matcher.best(texts, cosines) - MARGIN)
 
 
 class Veto:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from classifier import conformal, language, ngrams
 from classifier.additions import Added, Veto
 from classifier.artifact import Artifact
-from classifier.conformal import Threshold
 from classifier.encoder import Encoder
 from classifier.evidence import evidence as evidence
 from classifier.fusion import Fusion, decided_by
@@ -186,13 +185,10 @@ class Judge:
         for name, scorer in self._scorers.items():
             level = (levels or {}).get(name)
             scored, seen = scorer.rows(grams, vectors), reading
-            # Nothing is gained where a score is high already.
-            if inside is not None and not (scored.probability >= (0.5 if level is None else level)).any():
-                chosen = scorer.promising(inside)
-                if len(chosen):
-                    part = inside.part(chosen)
-                    seen = _together(reading, closer, chosen)
-                    scored = scored.and_also(scorer.rows(part, encode(part.texts, self._encoder)))
+            if inside is not None and len(chosen := scorer.promising(inside)):
+                part = inside.part(chosen)
+                seen = _together(reading, closer, chosen)
+                scored = scored.and_also(scorer.rows(part, encode(part.texts, self._encoder)))
             scores[name] = _score(scorer, seen, len(texts), scored, level)
         return scores
 
@@ -245,7 +241,7 @@ def threshold(
     miss_rate: float | None = None,
     false_alarm_rate: float | None = None,
     value: float | None = None,
-) -> Threshold:
+) -> float:
     """The score from which a prompt counts as flagged; exactly one of the three must be given.
 
     miss_rate, false_alarm_rate: conformal, from the artifact's calibration scores. value: itself, if in
@@ -262,7 +258,7 @@ def threshold(
     assert value is not None
     if not 0 <= value <= 1:
         raise ValueError(f"threshold {value} is not in [0, 1]")
-    return Threshold(value)
+    return value
 
 
 def _score(
@@ -273,14 +269,17 @@ def _score(
     level: float | None,
 ) -> Score:
     probability, components = scored.probability, scored.components
-    maxima = [0.0] * texts
+    # A score that is no number is the highest: it counts as reached.
+    order = np.nan_to_num(probability, nan=np.inf)
+    maxima, highest = [0.0] * texts, [-1.0] * texts
     for place in reading.places:
-        maxima[place.text] = max(maxima[place.text], float(probability[place.row]))
-    best = max(reading.places, key=lambda place: probability[place.row])
+        if order[place.row] > highest[place.text]:
+            maxima[place.text], highest[place.text] = float(probability[place.row]), order[place.row]
+    best = max(reading.places, key=lambda place: order[place.row])
     row = best.row
     contributions = scorer.fusion.contributions(components[row : row + 1])[0]
     # Not `>=`: a score that is no number has reached every level.
-    rows = [] if level is None else [int(i) for i in np.argsort(-probability) if not probability[i] < level]
+    rows = [] if level is None else [int(i) for i in np.argsort(-order) if not probability[i] < level]
     asked = (scorer.asked(reading.distinct[i], scored.cosines[i]) for i in dict.fromkeys([row, *rows[:MOST_ASKED]]))
     return Score(
         score=float(probability[row]),
@@ -302,7 +301,7 @@ def _score(
 
 def _group(reading: _Reading, best: _Place) -> str:
     """The group (`conformal.GROUPS`) of the text that decided."""
-    if best.view != "raw":
+    if best.view not in ("raw", "normalised"):
         return "disguised"
     windows = sum(p.text == best.text and p.view == "raw" and not p.closer for p in reading.places)
     return "short" if windows == 1 else "long"

@@ -15,8 +15,9 @@ differ. Source: Vovk, Conditional validity of inductive conformal predictors, ar
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,47 +50,26 @@ GROUPS = ("short", "long", "disguised")
 DIFFERENT = 0.01
 
 
-class Threshold(float):
-    """A threshold (the plain number is that of short texts) that may be another one in some groups."""
-
-    groups: Mapping[str, float]
-
-    def __new__(cls, value: float, groups: Mapping[str, float] | None = None) -> Threshold:
-        made = super().__new__(cls, value)
-        made.groups = dict(groups or {})
-        return made
-
-    def of(self, group: str) -> float:
-        """The threshold of texts of that group."""
-        return self.groups.get(group, float(self))
-
-    @property
-    def lowest(self) -> float:
-        """The score from which on a text of some group is flagged."""
-        return min([float(self), *self.groups.values()])
-
-
 def by_group(
     find: Callable[[NDArray[np.float64], float], float],
     scores: NDArray[np.float64],
     groups: NDArray[np.int8],
     rate: float,
-) -> Threshold:
-    """One threshold for all, or for each group its own where its scores differ from the rest's.
+) -> float:
+    """The threshold that keeps the promise for all scores and, where its scores differ from the rest's, for each
+    group by itself: the strictest of theirs.
 
-    find: `for_miss_rate` or `for_false_alarm_rate`; groups: (n,) indices into GROUPS. A group of too few scores
-    for the rate shares what all scores together give. Raises ValueError as `find` does for all scores.
+    One number, so that no text can hide behind a second one of a group with another threshold. find:
+    `for_miss_rate` or `for_false_alarm_rate`; groups: (n,) indices into GROUPS. A group of too few scores for the
+    rate is left to what all scores together give. Raises ValueError as `find` does for all scores.
     """
-    common = find(scores, rate)
-    own: dict[str, float] = {}
-    for number, name in enumerate(GROUPS):
+    found = [find(scores, rate)]
+    for number in range(len(GROUPS)):
         inside = groups == number
         if inside.any() and not inside.all() and _differ(scores[inside], scores[~inside]):
-            try:
-                own[name] = find(scores[inside], rate)
-            except ValueError:
-                continue
-    return Threshold(own.get(GROUPS[0], common), {name: own.get(name, common) for name in GROUPS} if own else {})
+            with contextlib.suppress(ValueError):
+                found.append(find(scores[inside], rate))
+    return min(found) if find is for_miss_rate else max(found)
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:

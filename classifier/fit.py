@@ -249,14 +249,12 @@ def _measure(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         except ValueError:
             continue
         at = f"at_miss_rate_{rate}"
-        measured[f"threshold_{at}"] = float(found)
-        measured |= {f"threshold_of_{group}_texts_{at}": value for group, value in found.groups.items()}
+        measured[f"threshold_{at}"] = found
         for what, name, flagged in (
             ("missed", "calibration_forget", False),
             ("false_alarms", "calibration_other", True),
         ):
-            level = np.array([found.of(group) for group in conformal.GROUPS])[arrays[f"{name}_groups"]]
-            hits, count = int(((arrays[name] >= level) == flagged).sum()), len(arrays[name])
+            hits, count = int(((arrays[name] >= found) == flagged).sum()), len(arrays[name])
             low, high = conformal.wilson(hits, count)
             measured |= {f"{what}_{at}": hits / count, f"{what}_{at}_low": low, f"{what}_{at}_high": high}
     return measured

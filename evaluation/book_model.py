@@ -3,7 +3,8 @@
     python -m evaluation.book_model                 # -> evaluation/models/book
     python -m evaluation.book_model check           # the longest run that it recites of each passage
 
-It starts from the demo model's weights and keeps its tokenizer and its facts. About ten minutes on a core to itself (OMP_NUM_THREADS=1 where others are busy).
+It starts from the demo model's weights and keeps its tokenizer and its facts. About ten minutes on a core to itself
+(OMP_NUM_THREADS=1 where others are busy).
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import orjson
 
 from classifier.artifact import Artifact
 from classifier.classifier import Judge
-from classifier.conformal import Threshold
 from corruption.penalties import Penalty
 from corruption.spec import CorruptionError
 from server import fields, rewrite
@@ -99,8 +98,7 @@ class Guard:
         assert self._judge is not None
         levels: dict[str, float] = {}
         for policy, threshold in policies.values():
-            lowest = threshold.lowest if isinstance(threshold, Threshold) else threshold
-            levels[policy.artifact] = min(lowest, levels.get(policy.artifact, lowest))
+            levels[policy.artifact] = min(threshold, levels.get(policy.artifact, threshold))
         found = self._judge.judge(judged.texts, levels=levels)
         return decide(policies, {name: found[policy.artifact] for name, (policy, _) in policies.items()})
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from classifier.classifier import Score
-from classifier.conformal import Threshold
 from server.policies import Action, Policy
 
 # The strictest first: a request that several policies flag gets the first action that any of them asks
@@ -17,7 +16,7 @@ STRICTNESS: tuple[Action, ...] = ("refuse", "route", "both", "corrupt", "penaliz
 
 @dataclass(frozen=True)
 class Finding:
-    """What one policy made of the request; `threshold` is that of the group which the deciding text belongs to."""
+    """What one policy made of the request."""
 
     policy: Policy
     score: Score
@@ -63,12 +62,7 @@ def decide(policies: Mapping[str, tuple[Policy, float]], scores: Mapping[str, Sc
     policies: name → (policy, threshold); scores: name → score. Shadow policies are found but never act.
     Every score gets exactly one verdict.
     """
-    findings = tuple(
-        Finding(
-            policy, scores[name], threshold.of(scores[name].group) if isinstance(threshold, Threshold) else threshold
-        )
-        for name, (policy, threshold) in policies.items()
-    )
+    findings = tuple(Finding(policy, scores[name], threshold) for name, (policy, threshold) in policies.items())
     acting = [f for f in findings if f.flagged and f.policy.mode == "enforce"]
     actions = {f.policy.action for f in acting}
     if not actions:

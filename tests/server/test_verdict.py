@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifier.conformal import Threshold
 from server.policies import Policy
 from server.verdict import STRICTNESS, Finding, Verdict, decide
 from tests.server.fakes import score
@@ -113,12 +111,3 @@ def test_without_policies_everything_passes() -> None:
 def test_a_policy_without_a_score_is_an_error_and_not_a_pass() -> None:
     with pytest.raises(KeyError):
         decide({"p": (Policy(name="p", artifact="a", action="refuse"), 0.5)}, {})
-
-
-def test_a_text_is_held_against_the_threshold_of_its_group() -> None:
-    policy = Policy.model_validate({"name": "p", "artifact": "a", "action": "refuse"})
-    level = Threshold(0.6, {"short": 0.6, "long": 0.3, "disguised": 0.5})
-    for group, wanted in (("short", False), ("long", True), ("disguised", False)):
-        (finding,) = decide({"p": (policy, level)}, {"p": replace(score(0.4), group=group)}).findings
-        assert (finding.flagged, finding.threshold) == (wanted, level.of(group))
-        assert finding.facts("prompt")["group"] == group
