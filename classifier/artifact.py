@@ -164,10 +164,19 @@ def editing(folder: str | Path) -> Iterator[Artifact]:
     place = Path(folder)
     if not place.is_dir():
         raise ValueError(f"artifact {place}: there is no such folder")
-    handle = os.open(place.parent, os.O_RDONLY)
+    with locked(place):
+        yield load(place)
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Nobody else changes the artifact in `folder`, or one beside it, meanwhile: they wait."""
+    parent = Path(folder).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(parent, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield load(place)
+        yield
     finally:
         os.close(handle)
 

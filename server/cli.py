@@ -88,8 +88,10 @@ def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
         else:
             encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER, threads=os.cpu_count() or 1)
         made = fit(forget, retain, encoder=encoder, seed=args.seed, progress=progress)
-    artifacts_io.save(made, folder)
-    index = write_index(made, folder)
+    # A change of the artifact that was there, made at the same time, would write the old one back.
+    with artifacts_io.locked(folder):
+        artifacts_io.save(made, folder)
+        index = write_index(made, folder)
     print(made.manifest.summary)
     print(f"written to {folder}" + (f", with the index {index.name} for vLLM (LETHE_VERBATIM)" if index else ""))
     return 0
