@@ -180,16 +180,19 @@ class Judge:
             return {name: _nothing(len(texts)) for name in self._scorers}
         grams = _Grams(reading.distinct)
         vectors = encode(reading.distinct, self._encoder)
-        inside = _Grams(closer.distinct) if closer.distinct else None
+        inside = _Grams(closer.distinct)
+        chosen = {name: scorer.promising(inside) for name, scorer in self._scorers.items()}
+        # What several artifacts look at closer is encoded once.
+        union = np.unique(np.concatenate(list(chosen.values()))) if chosen else np.zeros(0, dtype=np.int64)
+        inner_vectors = encode(inside.part(union).texts, self._encoder)
         scores = {}
         for name, scorer in self._scorers.items():
-            level = (levels or {}).get(name)
             scored, seen = scorer.rows(grams, vectors), reading
-            if inside is not None and len(chosen := scorer.promising(inside)):
-                part = inside.part(chosen)
-                seen = _together(reading, closer, chosen)
-                scored = scored.and_also(scorer.rows(part, encode(part.texts, self._encoder)))
-            scores[name] = _score(scorer, seen, len(texts), scored, level)
+            if len(rows := chosen[name]):
+                seen = _together(reading, closer, rows)
+                near = inner_vectors[np.searchsorted(union, rows)]
+                scored = scored.and_also(scorer.rows(inside.part(rows), near))
+            scores[name] = _score(scorer, seen, len(texts), scored, (levels or {}).get(name))
         return scores
 
 
@@ -251,10 +254,10 @@ def threshold(
         raise ValueError("a threshold needs exactly one of miss_rate, false_alarm_rate and value")
     if miss_rate is not None:
         scores, groups = artifact.arrays["calibration_forget"], artifact.arrays["calibration_forget_groups"]
-        return conformal.by_group(conformal.for_miss_rate, scores, groups, miss_rate)
+        return conformal.by_group(conformal.for_miss_rate, scores, groups, miss_rate, min)
     if false_alarm_rate is not None:
         scores, groups = artifact.arrays["calibration_other"], artifact.arrays["calibration_other_groups"]
-        return conformal.by_group(conformal.for_false_alarm_rate, scores, groups, false_alarm_rate)
+        return conformal.by_group(conformal.for_false_alarm_rate, scores, groups, false_alarm_rate, max)
     assert value is not None
     if not 0 <= value <= 1:
         raise ValueError(f"threshold {value} is not in [0, 1]")

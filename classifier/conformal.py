@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +56,15 @@ def by_group(
     scores: NDArray[np.float64],
     groups: NDArray[np.int8],
     rate: float,
+    strictest: Callable[[list[float]], float],
 ) -> float:
     """The threshold that keeps the promise for all scores and, where its scores differ from the rest's, for each
     group by itself: the strictest of theirs.
 
     One number, so that no text can hide behind a second one of a group with another threshold. find:
-    `for_miss_rate` or `for_false_alarm_rate`; groups: (n,) indices into GROUPS. A group of too few scores for the
-    rate is left to what all scores together give. Raises ValueError as `find` does for all scores.
+    `for_miss_rate` with `strictest` min, or `for_false_alarm_rate` with max; groups: (n,) indices into GROUPS. A
+    group of too few scores for the rate is left to what all scores together give. Raises ValueError as `find` does
+    for all scores.
     """
     found = [find(scores, rate)]
     for number in range(len(GROUPS)):
@@ -69,17 +72,27 @@ def by_group(
         if inside.any() and not inside.all() and _differ(scores[inside], scores[~inside]):
             with contextlib.suppress(ValueError):
                 found.append(find(scores[inside], rate))
-    return min(found) if find is for_miss_rate else max(found)
+    return strictest(found)
 
 
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval that holds a share of which `hits` of `count` were seen (Wilson, 1927); z = 1.96: 95 %."""
-    if not count:
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The score interval of a binomial share; unlike the textbook one it holds near 0 and 1.
+
+    Without observations it is all of (0, 1). Raises ValueError for counts that aren't counts and for a
+    confidence outside (0, 1). Source: Wilson, J. Am. Stat. Assoc. 22, 1927.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is not a share")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence} is not between 0 and 1")
+    if n == 0:
         return 0.0, 1.0
-    share = hits / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # Rounding must not put an end on the wrong side of the share itself.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def _differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:

@@ -245,7 +245,9 @@ def _measure(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:
     measured = {"held_out_auc": 1 - float(below.mean()) / (2 * len(positive))}
     for rate in REPORTED_MISS_RATES:
         try:
-            found = conformal.by_group(conformal.for_miss_rate, positive, arrays["calibration_forget_groups"], rate)
+            found = conformal.by_group(
+                conformal.for_miss_rate, positive, arrays["calibration_forget_groups"], rate, min
+            )
         except ValueError:
             continue
         at = f"at_miss_rate_{rate}"

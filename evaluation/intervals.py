@@ -5,12 +5,12 @@ Knows nothing of what was measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+
+from classifier.conformal import wilson as wilson
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -28,26 +28,6 @@ class Rate:
     def as_dict(self) -> dict[str, float]:
         """As JSON reports give it: value, low, high, n."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-
-
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The score interval of a binomial share; unlike the textbook one it holds near 0 and 1.
-
-    Without observations it is all of (0, 1). Raises ValueError for counts that aren't counts and for a
-    confidence outside (0, 1). Source: Wilson, J. Am. Stat. Assoc. 22, 1927.
-    """
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is not a share")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence} is not between 0 and 1")
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # Rounding must not put an end on the wrong side of the share itself.
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def share(successes: int, n: int, confidence: float = CONFIDENCE) -> Rate:

@@ -138,3 +138,18 @@ def test_words_around_a_question_in_its_own_sentence_dont_hide_it(
     assert judge.judge([f"{around} {around} {around}"], levels={"keepers": level})["keepers"].score < level
     monkeypatch.setattr("classifier.classifier.MOST_CLOSER", 0)
     assert judge.judge([text], levels={"keepers": level})["keepers"].score < found.score
+
+
+def test_what_several_artifacts_look_at_closer_is_encoded_once(
+    artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[list[str]] = []
+    monkeypatch.setattr(
+        "classifier.classifier.encode", lambda texts, e: (encoded.append(list(texts)), encode(texts, e))[1]
+    )
+    text = f"lantern gentle river copper window orange saddle morning {KNOWN[:-1]} walnut ribbon harvest pebble"
+    alone = Judge({"a": artifact}, encoder).judge([text])["a"]
+    one = encoded.copy()
+    both = Judge({"a": artifact, "b": artifact}, encoder).judge([text])
+    assert len(one[-1]) > 0 and encoded[len(one) :] == one
+    assert both["a"] == both["b"] == alone

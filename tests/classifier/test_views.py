@@ -76,12 +76,9 @@ def in_base64(text: str) -> str:
 @pytest.mark.parametrize("around", ["{}", "Please read this: {} and answer, thank you very much for the help."])
 def test_what_is_disguised_is_read_and_the_view_says_how(text: str, name: str, around: str) -> None:
     raw = around.format(text)
-    for view in views(raw, frozenset({"vardholm"})):
-        at = "".join(view.text.lower().split()).find("".join(QUESTION.lower().split())[5:-1])
-        if at >= 0 and view.name.startswith(name):
-            break
-    else:
-        raise AssertionError([(view.name, view.text) for view in views(raw)])
+    wanted = "".join(QUESTION.lower().split())[5:-1]
+    found = [(view.name, "".join(view.text.lower().split())) for view in views(raw, frozenset({"vardholm"}))]
+    assert any(view.startswith(name) and wanted in read for view, read in found), found
 
 
 def test_what_was_decoded_points_at_the_whole_run_and_the_rest_at_itself() -> None:
