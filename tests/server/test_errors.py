@@ -10,20 +10,32 @@ from server import errors
 from server.errors import (
     BadRequest,
     GuardError,
+    HeadTooLarge,
     NotFound,
+    Overloaded,
+    RateLimited,
     Refused,
     TooLarge,
+    TooSlow,
+    Unauthorized,
     UpstreamFailed,
     UpstreamTimeout,
+    UrlTooLong,
 )
 
 TABLE = [
     (GuardError, 500, "server_error", False),
     (BadRequest, 400, "invalid_request_error", False),
+    (Unauthorized, 401, "authentication_error", False),
     (NotFound, 404, "invalid_request_error", False),
+    (TooSlow, 408, "timeout_error", True),
     (TooLarge, 413, "invalid_request_error", False),
+    (UrlTooLong, 414, "invalid_request_error", False),
+    (HeadTooLarge, 431, "invalid_request_error", False),
+    (RateLimited, 429, "rate_limit_error", True),
     (Refused, 403, "policy_error", False),
     (UpstreamFailed, 502, "upstream_error", True),
+    (Overloaded, 503, "overloaded_error", True),
     (UpstreamTimeout, 504, "upstream_error", True),
 ]
 
@@ -35,14 +47,20 @@ def test_every_error_has_its_row(kind: type[GuardError], status: int, named: str
     assert json.loads(errors.body(error)) == {
         "error": {"message": "what happened", "type": named, "param": "messages", "code": "some_code"}
     }
-    assert dict(errors.headers(error)) == {
+    own = {b"www-authenticate": b"Bearer"} if kind is Unauthorized else {}
+    assert dict(errors.headers(error)) == own | {
         b"content-type": b"application/json",
         b"x-should-retry": b"true" if retryable else b"false",
     }
 
 
 def test_the_table_is_complete() -> None:
-    assert {row[0] for row in TABLE} == {GuardError, *GuardError.__subclasses__()}
+    assert {row[0] for row in TABLE} == {GuardError, *GuardError.__subclasses__(), *TooLarge.__subclasses__()}
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.0, b"1"), (1.0, b"1"), (1.2, b"2"), (59.001, b"60")])
+def test_retry_after_is_whole_seconds_rounded_up(seconds: float, told: bytes) -> None:
+    assert dict(errors.headers(RateLimited("wait", retry_after_s=seconds)))[b"retry-after"] == told
 
 
 def test_a_decision_of_the_guard_is_no_server_error() -> None:
