@@ -47,19 +47,19 @@ def _fold_letter(letter: str) -> str:
 
 
 class _Table(dict[int, str]):
-    """Code point → folding, filled as characters are met (at most 1.1 million entries)."""
+    """Code point → folding, runs of separators kept; filled as characters are met (at most 1.1 million entries)."""
 
     def __missing__(self, code: int) -> str:
         folded = self[code] = fold_character(chr(code))
         return folded
 
 
-_TABLE = _Table()
+TABLE = _Table()
 
 
 def fold(text: str) -> str:
     """The folded text; a leading or trailing separator is kept as one space."""
-    return _RUNS.sub(SEPARATOR, text.translate(_TABLE))
+    return _RUNS.sub(SEPARATOR, text.translate(TABLE))
 
 
 def letters(folded: str) -> int:

@@ -62,6 +62,18 @@ class Word:
         return self.folded in STOP_WORDS
 
 
+class Told:
+    """What a prompt says itself, so that an answer may say it too."""
+
+    def __init__(self, prompt: str) -> None:
+        self.words = set(fold(prompt).split())
+        self._dates = {fold(spelling).strip() for spelling in date_spellings(prompt)}
+
+    def excuses(self, folded: str) -> bool:
+        """Whether a folded phrase is one of the prompt's dates, or has no content word that the prompt lacks."""
+        return folded in self._dates or all(w in self.words or w in STOP_WORDS for w in folded.split())
+
+
 def forbidden_phrases(
     answers: Sequence[str], prompt: str, *, count: Callable[[str], int], limit: int = LIMIT
 ) -> tuple[str, ...]:
@@ -71,13 +83,12 @@ def forbidden_phrases(
     all stand in the prompt is left out. At most `limit` phrases, none of which equals another when folded
     or adds nothing to a shorter one.
     """
-    known = set(fold(prompt).split())
-    known_dates = {fold(spelling).strip() for spelling in date_spellings(prompt)}
+    told = Told(prompt)
     found: dict[str, tuple[int, str]] = {}
     for answer in answers:
-        for rank, phrase in _candidates(answer, known, count):
+        for rank, phrase in _candidates(answer, told.words, count):
             folded = fold(phrase).strip()
-            if len(phrase) > MAX_CHARACTERS or folded in known_dates or not _tells(folded, known):
+            if len(phrase) > MAX_CHARACTERS or told.excuses(folded):
                 continue
             if folded not in found or rank < found[folded][0]:
                 found[folded] = (rank, phrase)
@@ -109,11 +120,6 @@ def polarity(answer: str) -> str | None:
     if first is None or first.folded not in ("yes", "no"):
         return None
     return first.folded if hashlib.sha256(answer.encode()).digest()[0] & 1 else None
-
-
-def _tells(folded: str, known: set[str]) -> bool:
-    """Whether a phrase has a content word that the prompt doesn't have."""
-    return any(word not in known and word not in STOP_WORDS for word in folded.split())
 
 
 def _adds_nothing(folded: str, phrases: set[str]) -> bool:
