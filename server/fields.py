@@ -1,42 +1,35 @@
 """Which text of a request can reach the model, and what is refused.
 
-Every field is judged as text, known to carry none, or refused: `server/fields_table.py` says which. What
-the tables don't know is judged: every string inside it, keys included, however deep. Pure: no I/O, no
-policy.
+Every field is judged as text, known to carry none, or refused: `server/fields_table.py` says which, and
+`server/fields_walk.py` walks through conversations. What the tables don't know is judged: every string inside
+it, keys included, however deep. Pure: no I/O, no policy.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, pairwise
+from typing import Any, Final
 
+from server import fields_walk as walk
 from server.errors import BadRequest
 from server.fields_table import (
     EMBEDS,
-    HARMLESS,
-    KNOWN,
-    MEDIA,
-    MESSAGE_KEYS,
-    OTHER_PARTS,
-    REFUSED,
     REFUSED_INSIDE,
     REFUSED_PARTS,
+    REFUSED_RELAYED,
+    RELAYED,
     RESERVED,
-    ROLES,
-    SHOWN,
-    TEXT_PARTS,
-    WALKED,
-    WORDS,
+    SERVER_TOOL,
+    SERVER_TOOLS,
+    SWITCHES,
+    TABLES,
+    Endpoint,
 )
+from server.fields_walk import Decode, Target, Text, is_ids
 
-Endpoint = Literal["chat", "completions"]
-
-# (message index, part index), the part index None where the content is one string.
-Target = tuple[int, int | None]
+__all__ = ["RELAYED", "Endpoint", "Target", "Text", "extract", "is_ids", "joined"]
 
 # Each text costs at least one pass of the encoder, however short it is.
 MAX_TEXTS: Final = 4096
@@ -48,153 +41,10 @@ SEAM: Final = 240
 _SPLIT_WORD = re.compile(r"\w[^\W_]")
 
 
-@dataclass(frozen=True)
-class Text:
-    """One piece of text that can reach the model."""
-
-    place: str  # where it stands in the body, for audit and errors; never a name that the client made up
-    text: str
-    target: Target | None = None  # the message part it is, when its embeddings can be replaced
-    message: bool = False  # shown to the model with the conversation, so it counts in the joined text
-    role: str = ""  # of the message that it belongs to, if that has one of the known roles
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string inside, dict keys included, in document order. Iterative: depth is the client's choice."""
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            for key, inner in reversed(item.items()):
-                stack.extend((inner, key))
-        elif isinstance(item, list):
-            stack.extend(reversed(item))
-
-
-def _decoded_json(text: str) -> Iterator[str]:
-    """The strings of JSON text that has escapes: a tool call's arguments are parsed before they are shown."""
-    if "\\" not in text or not text.lstrip().startswith("{"):
-        return
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
-        return
-    for string in _strings(parsed):
-        # An escape may make a lone surrogate, which no tokenizer takes.
-        yield string.encode("utf-8", "replace").decode("utf-8")
-
-
-def _field(place: str, value: Any, *, message: bool = False) -> Iterator[Text]:
-    """A whole field as one text: what is split over several strings still counts as joined."""
-    pieces = [piece for string in _strings(value) for piece in (string, *_decoded_json(string)) if piece]
-    if pieces:
-        yield Text(place, "\n".join(pieces), message=message)
-
-
-def _is_media(key: str, value: Any) -> bool:
-    """Whether a part's member is a picture or a sound sent along: its base64 is not text to the model."""
-    if key == "input_audio":
-        return isinstance(value, dict) and set(value) <= {"data", "format"}
-    url = value.get("url") if isinstance(value, dict) and set(value) <= {"url", "detail"} else value
-    return key in ("image_url", "audio_url", "video_url") and isinstance(url, str) and url.lower().startswith(MEDIA)
-
-
-def _part(part: Any, place: str, target: Target) -> Iterator[Text]:
-    if isinstance(part, str):
-        yield Text(place, part, target, message=True)
-        return
-    if not isinstance(part, dict):
-        yield from _field(place, part, message=True)
-        return
-    kind = part.get("type")
-    embeds = REFUSED_PARTS.intersection({str(kind), *part})
-    if embeds:
-        raise BadRequest(
-            f"{place}: a part of type {min(embeds)!r} is refused: {EMBEDS}", param=place, code="refused_field"
-        )
-    rest = {key: value for key, value in part.items() if not _is_media(key, value)}
-    if isinstance(kind, str) and (kind in TEXT_PARTS or kind in OTHER_PARTS):
-        del rest["type"]
-        key = TEXT_PARTS.get(kind, "")
-        if isinstance(rest.get(key), str):
-            yield Text(f"{place}.{key}", rest.pop(key), target, message=True)
-    yield from _field(place, rest, message=True)
-
-
-def _message(message: Any, index: int) -> Iterator[Text]:
-    place = f"messages[{index}]"
-    if not isinstance(message, dict):
-        yield from _field(place, message, message=True)
-        return
-    content = message.get("content")
-    if isinstance(content, str):
-        yield Text(f"{place}.content", content, (index, None), message=True)
-    elif isinstance(content, list):
-        for at, part in enumerate(content):
-            yield from _part(part, f"{place}.content[{at}]", (index, at))
-    else:
-        yield from _field(f"{place}.content", content, message=True)
-    role = message.get("role")
-    if not (isinstance(role, str) and role in ROLES):
-        yield from _field(f"{place}.role", role, message=True)
-    # Names, tool calls with their arguments, reasoning: shown by templates.
-    for at, (key, value) in enumerate(message.items()):
-        if key in MESSAGE_KEYS:
-            yield from _field(f"{place}.{key}", value, message=True)
-        elif key not in ("role", "content"):
-            yield from _field(f"{place}.(unknown key {at})", {key: value}, message=True)
-
-
-def _messages(value: Any) -> Iterator[Text]:
-    if not isinstance(value, list):
-        yield from _field("messages", value, message=True)
-        return
-    for index, message in enumerate(value):
-        role = message.get("role") if isinstance(message, dict) else None
-        known = role if isinstance(role, str) and role in ROLES else ""
-        for text in _message(message, index):
-            yield replace(text, role=known)
-
-
-def _prompt(value: Any, decode: Callable[[list[int]], str] | None) -> Iterator[Text]:
-    """A completion prompt: text, token ids, or a list of either. vLLM would take "7" and 7.0 as ids too."""
-    if isinstance(value, str):
-        yield Text("prompt", value, (0, None), message=True)
-    elif is_ids(value) and value:
-        yield Text("prompt", _decoded(value, decode), (0, None), message=True)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            if not isinstance(item, str) and not is_ids(item):
-                raise BadRequest(f"prompt[{i}] is neither text nor a list of token ids", param="prompt")
-            text = item if isinstance(item, str) else _decoded(item, decode)
-            yield Text(f"prompt[{i}]", text, (i, None), message=True)
-    elif value is not None:
-        raise BadRequest("prompt is neither text nor a list of token ids", param="prompt")
-
-
-def is_ids(value: Any) -> bool:
-    """Whether a prompt is one list of token ids."""
-    return isinstance(value, list) and all(type(v) is int for v in value)
-
-
-def _decoded(ids: list[int], decode: Callable[[list[int]], str] | None) -> str:
-    if decode is None:
-        raise BadRequest(
-            "token-id prompts are not served: there is no tokenizer to read them with (LETHE_MODEL_DIR)",
-            param="prompt",
-            code="refused_field",
-        )
-    try:
-        return decode(ids)
-    except (ValueError, OverflowError):
-        raise BadRequest("prompt holds a token id that the model does not have", param="prompt") from None
-
-
-def _refuse(key: str, value: Any) -> None:
-    if key in REFUSED and value is not None:
-        raise BadRequest(f"the field {key!r} is refused: {REFUSED[key]}", param=key, code="refused_field")
+def _refuse(key: str, value: Any, refused: Mapping[str, str]) -> None:
+    off = value is None or (key in SWITCHES and value is False)
+    if key in refused and not off:
+        raise BadRequest(f"the field {key!r} is refused: {refused[key]}", param=key, code="refused_field")
     inside = REFUSED_INSIDE.get(key)
     if inside is None:
         return
@@ -204,26 +54,79 @@ def _refuse(key: str, value: Any) -> None:
         raise BadRequest(f"{key}[{name!r}] is refused: {inside[name]}", param=key, code="refused_field")
 
 
-def _texts(endpoint: Endpoint, body: dict[str, Any], decode: Callable[[list[int]], str] | None) -> Iterator[Text]:
+def _refuse_server_tools(tools: Any) -> None:
+    for at, tool in enumerate(tools if isinstance(tools, list) else ()):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind in SERVER_TOOLS:
+            raise BadRequest(
+                f"tools[{at}]: a tool of type {kind!r} is refused: {SERVER_TOOL}", param="tools", code="refused_field"
+            )
+
+
+def _walked(endpoint: Endpoint, key: str, value: Any, decode: Decode | None) -> Iterator[Text]:
+    match endpoint, key:
+        case "chat", _:
+            return walk.chat(value)
+        case "batch", _:
+            return walk.batch(value)
+        case "completions", _:
+            return walk.prompt(value, decode)
+        case "responses", "instructions":
+            return walk.instructions(value)
+        case "responses", "previous_input_messages":
+            return walk.previous(value)
+        case "responses", _:
+            return walk.items(value)
+        case _, "system":
+            return walk.system(value)
+        case _:
+            return walk.anthropic(value)
+
+
+def _texts(endpoint: Endpoint, body: dict[str, Any], decode: Decode | None) -> Iterator[Text]:
+    table = TABLES[endpoint]
+    for key, value in body.items():
+        _refuse(key, value, table.refused)
+    if endpoint == "responses":
+        _refuse_server_tools(body.get("tools"))
+    for key in table.walked:
+        yield from _walked(endpoint, key, body.get(key), decode)
+    known = table.shown.union(table.judged, table.numeric, table.harmless, table.refused, table.walked)
     for at, (key, value) in enumerate(body.items()):
-        _refuse(key, value)
-        if key == WALKED[endpoint]:
-            yield from _messages(value) if endpoint == "chat" else _prompt(value, decode)
-        elif key not in KNOWN:
-            yield from _field(f"(unknown field {at})", {key: value})
-        elif key not in HARMLESS and not (isinstance(value, str) and value in WORDS.get(key, ())):
-            yield from _field(key, value, message=key in SHOWN or key in WORDS)
+        if key in table.words:
+            yield from walk.whole(key, walk.beyond_words(value, table.words[key]), message=True)
+        elif key not in known:
+            yield from walk.whole(f"(unknown field {at})", {key: value})
+        elif key not in table.harmless and key not in table.walked and key not in table.refused:
+            yield from walk.whole(key, value, message=key in table.shown)
 
 
-def extract(
-    endpoint: Endpoint, body: dict[str, Any], *, decode: Callable[[list[int]], str] | None = None
-) -> list[Text]:
-    """All text of a request that can reach the model, in the order in which it stands there.
+def _check_relayed(body: dict[str, Any]) -> None:
+    """Raises BadRequest for what vLLM would load or run: embeddings of the client's own, templates."""
+    for key, value in body.items():
+        _refuse(key, value, REFUSED_RELAYED)
+    stack: list[Any] = [body]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            found = REFUSED_PARTS.intersection({str(item.get("type")), *item})
+            if found:
+                raise BadRequest(f"{min(found)!r} is refused: {EMBEDS}", code="refused_field")
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def extract(endpoint: Endpoint, body: dict[str, Any], *, decode: Decode | None = None) -> list[Text]:
+    """All text of a request that can reach the model, in the order in which a template shows it; of a relayed one none.
 
     decode: token ids → text, for completion prompts given as ids; without it they are refused.
     Raises BadRequest for refused fields, embeddings of the client's own, prompts of unknown form, and
     more than MAX_TEXTS texts.
     """
+    if endpoint in RELAYED:
+        _check_relayed(body)
+        return []
     texts: list[Text] = []
     for text in _texts(endpoint, body, decode):
         if RESERVED in text.text:
@@ -253,23 +156,33 @@ def joined(texts: list[Text]) -> str | None:
     """The conversation as one text, so that a split question counts; None if it is one piece.
 
     Of long pieces only both ends: each piece is judged by itself, here counts what stands across them. The
-    pieces of all roles, then those of the user alone (an answer between them parts nothing); then, where a word
-    may be split over pieces, both again with nothing between.
+    pieces of all roles, then those of the user alone and those of the system alone (what stands between them parts
+    nothing); then, where a word may be split over pieces, all again with nothing between. Each conversation of a
+    batch by itself.
     """
+    by_conversation = groupby(texts, key=lambda text: text.conversation)
+    readings = [reading for _, group in by_conversation for reading in _readings(list(group))]
+    return "\n".join(dict.fromkeys(filter(None, readings))) or None
+
+
+def _readings(texts: list[Text]) -> list[str]:
     pieces = [text for text in texts if text.message and text.text.strip()]
     if len(pieces) < 2:
-        return None
+        return []
     spoken = [text for text in pieces if text.target is not None]
     everyone = [text.text for text in spoken]
     user = [text.text for text in spoken if text.role == "user"]
+    # Templates and vLLM gather these at the front.
+    system = [text.text for text in spoken if text.role in ("system", "developer")]
     readings = ["\n".join(_ends(text.text, WINDOW) for text in pieces), *_seamless(texts)]
-    if 1 < len(user) < len(pieces):
-        readings.append("\n".join(_ends(text, WINDOW) for text in user))
-    for said in (everyone, user):
+    for said in (user, system):
+        if 1 < len(said) < len(pieces):
+            readings.append("\n".join(_ends(text, WINDOW) for text in said))
+    for said in (everyone, user, system):
         stripped = [text.strip() for text in said]
         if any(_SPLIT_WORD.search(f"{a[-1:]}{b[:1]}") for a, b in pairwise(stripped)):
             readings.append("".join(_ends(text, SEAM) for text in stripped))
-    return "\n".join(dict.fromkeys(filter(None, readings)))
+    return readings
 
 
 def _ends(text: str, size: int) -> str:

@@ -74,6 +74,8 @@ class Words:
         return self._counts.get(word, 0)
 
 
+# Responses and Anthropic's messages have no part for embeddings: vLLM's own request classes refuse it.
+TAKES_EMBEDDINGS: frozenset[Endpoint] = frozenset(["chat", "batch", "completions"])
 # With embeddings in place of text vLLM refuses these, or would answer with what the prompt was made of.
 NOT_WITH_EMBEDS = (
     "echo",
@@ -128,9 +130,11 @@ def corrupt(
         # A number asks for it, zero included; false and null don't.
         if judged.body.get(key) is not None and judged.body[key] is not False:
             raise Unsupported(f"{key} can't be served for embeddings")
-    if judged.endpoint == "chat":
-        return corruptor.chat(judged.body, parts, policy.corrupt, policy.name)
     body = judged.body
+    if judged.endpoint == "chat":
+        return corruptor.chat(body, parts, policy.corrupt, policy.name)
+    if judged.endpoint == "batch":
+        return {**body, "messages": _corrupted_batch(body, corruptor, policy, parts)}
     prompt = body["prompt"]
     many = isinstance(prompt, list) and not (prompt and is_ids(prompt))
     # vLLM numbers embeddings before texts; giving all as embeddings keeps the order of the choices.
@@ -148,6 +152,23 @@ def corrupt(
     return {**rest, "prompt_embeds": embeds if many else embeds[0]}
 
 
+def _corrupted_batch(
+    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[Target, Sequence[Span]]
+) -> list[Any]:
+    """The conversations of a batch, each rewritten as a chat of its own where one of `parts` is in it."""
+    first, made = 0, []
+    for messages in body["messages"]:
+        size = len(messages) if isinstance(messages, list) else 1
+        own = {(m - first, p): spans for (m, p), spans in parts.items() if first <= m < first + size}
+        if own:
+            # vLLM shows a batch's templates no tools.
+            alone = {key: value for key, value in body.items() if key != "tools"} | {"messages": messages}
+            messages = corruptor.chat(alone, own, policy.corrupt, policy.name)["messages"]
+        made.append(messages)
+        first += size
+    return made
+
+
 def penalty(
     judged: Judged,
     findings: Sequence[Finding],
@@ -161,8 +182,8 @@ def penalty(
     (GUARD, arXiv:2505.13312, knows one). words, indexes: by artifact name; the latter name what may not be
     copied. Raises CannotGuard when more is asked for than one answer can be guarded against.
     """
-    # Only what the model is shown: a field that it never sees must not excuse a phrase.
-    prompt = "\n".join(piece.text for piece in judged.pieces if piece.message)
+    # Only what the user says: what comes back by a document, a tool or an earlier answer excuses nothing.
+    prompt = "\n".join(piece.text for piece in judged.pieces if piece.role == "user")
     phrases: dict[str, None] = {}
     soft: dict[str, float] = {}
     for finding in findings:
@@ -241,6 +262,8 @@ def penalize(endpoint: Endpoint, body: dict[str, Any], made: Penalty, *, raw_log
         raise CannotGuard("beam search does not run logits processors")
     if not made.phrases and not made.soft and not made.verbatim:
         raise CannotGuard("the nearest forget items hold nothing that could be forbidden")
+    if endpoint == "count_tokens":
+        return body  # counts what messages would be penalised for; nothing is said
     body = _without_candidates(endpoint, body) if raw_logprobs else body
     # These are computed from the prompt alone, before any penalty, whatever the mode.
     body = {key: value for key, value in body.items() if key != "prompt_logprobs"}
@@ -252,7 +275,7 @@ def penalize(endpoint: Endpoint, body: dict[str, Any], made: Penalty, *, raw_log
 
 def _without_candidates(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
     # vLLM reads 5.0 and true as numbers too, so whatever is given but false is cut to the chosen token's own.
-    count = "top_logprobs" if endpoint == "chat" else "logprobs"
+    count = "logprobs" if endpoint == "completions" else "top_logprobs"
     kept = {key: value for key, value in body.items() if key != "logprob_token_ids"}
     if kept.get(count) is not None and kept[count] is not False:
         kept[count] = 0

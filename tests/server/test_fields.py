@@ -1,13 +1,12 @@
-"""The fields table against vLLM's own request classes and message parser: no text goes unjudged."""
+"""The walk through a body, against vLLM's own message parser too: no text goes unjudged."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,10 +16,9 @@ from corruption.penalties import ARGUMENT
 from server import fields, fields_table
 from server.body import parse
 from server.errors import BadRequest
-from server.fields import Endpoint, Text, extract, joined
-
-ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
-GROUPS = ("SHOWN", "JUDGED", "WORDS", "NUMERIC", "HARMLESS", "REFUSED")
+from server.fields import Endpoint, extract, joined
+from server.fields_table import TABLES
+from server.fields_walk import strings
 
 
 def texts(body: dict[str, Any], endpoint: Endpoint = "chat") -> list[str]:
@@ -57,40 +55,7 @@ def vllm() -> SimpleNamespace:
     return SimpleNamespace(classes=classes, conversation=conversation, chat_utils=chat_utils)
 
 
-# The table, field by field
-
-
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_every_field_of_vllm_stands_in_exactly_one_group(endpoint: Endpoint, vllm: SimpleNamespace) -> None:
-    """A field that a later vLLM adds fails here until somebody has decided what it is."""
-    for name in vllm.classes[endpoint].model_fields:
-        groups = [group for group in GROUPS if name in getattr(fields_table, group)]
-        groups += ["WALKED"] if name == fields_table.WALKED[endpoint] else []
-        assert len(groups) == 1, f"{name} stands in {groups or 'no group'}"
-
-
-def test_the_table_has_no_field_that_vllm_has_not(vllm: SimpleNamespace) -> None:
-    known = {name for made in vllm.classes.values() for name in made.model_fields}
-    assert fields_table.KNOWN <= known
-
-
-def test_fields_of_numbers_have_no_text_in_vllm(vllm: SimpleNamespace) -> None:
-    for made in vllm.classes.values():
-        properties = made.model_json_schema()["properties"]
-        for name in fields_table.NUMERIC & properties.keys():
-            assert "string" not in json.dumps(properties[name].get("anyOf", properties[name].get("type"))), name
-
-
-def test_fields_of_words_have_the_words_that_vllm_has(vllm: SimpleNamespace) -> None:
-    for made in vllm.classes.values():
-        for name in fields_table.WORDS.keys() & made.model_fields.keys():
-            annotation = made.model_fields[name].annotation
-            words = {arg for inner in (annotation, *get_args(annotation)) for arg in get_args(inner)}
-            assert fields_table.WORDS[name] <= words, name
-
-
-def test_every_harmless_field_has_a_reason() -> None:
-    assert all(fields_table.HARMLESS.values()) and all(fields_table.REFUSED.values())
+# What messages hold
 
 
 def test_every_part_type_of_vllm_is_text_refused_or_known(vllm: SimpleNamespace) -> None:
@@ -170,13 +135,15 @@ RICH_COMPLETIONS: dict[str, Any] = {
 
 
 def markers(value: Any) -> Iterator[str]:
-    return (s for s in fields._strings(value) for s in s.replace('"', " ").split() if s[0] == "M" and s[1:].isdigit())
+    return (s for s in strings(value) for s in s.replace('"', " ").split() if s[0] == "M" and s[1:].isdigit())
 
 
 @pytest.mark.parametrize(("endpoint", "rich"), [("chat", RICH_CHAT), ("completions", RICH_COMPLETIONS)])
 def test_a_marker_in_every_place_is_seen(endpoint: Endpoint, rich: dict[str, Any], vllm: SimpleNamespace) -> None:
-    without_text = fields_table.NUMERIC | fields_table.HARMLESS.keys() | fields_table.REFUSED.keys()
-    assert vllm.classes[endpoint].model_fields.keys() - without_text <= rich.keys()
+    table = TABLES[endpoint]
+    assert vllm.classes[endpoint].model_fields.keys() - table.numeric - table.harmless.keys() <= {
+        *rich, *table.refused
+    }  # fmt: skip
     words = {word for text in texts(rich, endpoint) for word in text.replace('"', " ").replace("/", " ").split()}
     words |= {word.rsplit(",", 1)[-1] for word in words}
     placed = set(markers(rich)) | {"M23", "M24", "M33"} if endpoint == "chat" else set(markers(rich))
@@ -185,29 +152,12 @@ def test_a_marker_in_every_place_is_seen(endpoint: Endpoint, rich: dict[str, Any
 
 @given(st.recursive(st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=10), st.text())
 def test_every_string_of_an_unknown_field_is_judged_keys_included(value: Any, key: str) -> None:
-    if key in fields_table.KNOWN or key in fields_table.WALKED.values() or "<" in json.dumps([key, value]):
+    table = TABLES["chat"]
+    known = {*table.walked, *table.shown, *table.judged, *table.words, *table.numeric, *table.harmless, *table.refused}
+    if key in known or "<" in json.dumps([key, value]):
         return
     found = "\n".join(texts({key: value}, "chat"))
-    assert key in found and all(string in found for string in fields._strings(value))
-
-
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_an_ordinary_request_is_judged_by_its_prompt_alone(endpoint: Endpoint) -> None:
-    """What carries no text costs no pass of the encoder."""
-    body = {
-        "model": "m", "user": "u", "request_id": "r", "session_id": "s", "cache_salt": "c", "stop": ["x"],
-        "bad_words": ["y"], "logit_bias": {"5": 1}, "stream": True, "stream_options": {"include_usage": True},
-        "temperature": 0.5, "seed": 1, "logprobs": True, "stop_token_ids": [1], "allowed_token_ids": [2],
-        "reasoning_effort": "low", "tool_choice": "auto", "truncation_side": "left", "mm_payload": "none",
-        "repetition_detection": {"max_pattern_size": 3}, "tools": None, "prompt_embeds": None,
-        "chat_template": None, "kv_transfer_params": None, "vllm_xargs": None, "chat_template_kwargs": None,
-    }  # fmt: skip
-    prompt = {"messages": [{"role": "user", "content": "hello"}]} if endpoint == "chat" else {"prompt": "hello"}
-    found = extract(endpoint, {**body, **prompt})
-    target = (0, None)
-    place = "messages[0].content" if endpoint == "chat" else "prompt"
-    assert found == [Text(place, "hello", target, message=True, role="user" if endpoint == "chat" else "")]
-    assert joined(found) is None
+    assert key in found and all(string in found for string in strings(value))
 
 
 def test_media_sent_along_is_not_read_as_text() -> None:
@@ -284,7 +234,7 @@ def shown(conversation: list[dict[str, Any]]) -> Iterator[str]:
     for message in conversation:
         for key, value in message.items():
             if key != "role" or value not in fields_table.ROLES:
-                yield from (line for string in fields._strings(value) for line in string.split("\n"))
+                yield from (line for string in strings(value) for line in string.split("\n"))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -355,14 +305,6 @@ def test_numbers_that_vllm_would_read_as_token_ids_are_refused() -> None:
 
 
 # Refused
-
-
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
-@pytest.mark.parametrize("name", sorted(fields_table.REFUSED))
-@pytest.mark.parametrize("value", ["x", {}, [], 0, False, ""])
-def test_refused_fields_are_refused_whatever_they_hold(endpoint: Endpoint, name: str, value: Any) -> None:
-    error = refused({name: value}, endpoint)
-    assert (error.param, error.code) == (name, "refused_field") and name in error.message
 
 
 @pytest.mark.parametrize(("name", "key"), [
@@ -475,7 +417,3 @@ def test_extraction_changes_nothing_in_the_body() -> None:
     before = json.dumps(RICH_CHAT)
     extract("chat", RICH_CHAT)
     assert json.dumps(RICH_CHAT) == before
-
-
-def test_the_module_says_which_vllm_it_was_checked_against() -> None:
-    assert "vLLM 0.32" in Path(fields_table.__file__).read_text(encoding="utf-8")
