@@ -20,7 +20,11 @@ HOP_BY_HOP = frozenset(
     [b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
      b"transfer-encoding", b"upgrade", b"proxy-connection"]
 )  # fmt: skip
-NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+# vLLM reads these from anybody: which of its engines serves, before whom, and how loaded it is. They are the
+# operator's to say and to know. Those that begin with x-lethe- are the gateway's own.
+OPERATORS = frozenset([b"x-data-parallel-rank", b"x-vllm-priority", b"endpoint-load-metrics-format"])
+OWN = b"x-lethe-"
+NOT_FORWARDED = HOP_BY_HOP | OPERATORS | {b"host", b"content-length", b"expect"}
 
 
 def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -32,7 +36,8 @@ def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, b
 
 
 def _request_headers(headers: Headers) -> CIMultiDict[str]:
-    return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in _without(NOT_FORWARDED, headers))
+    kept = _without(NOT_FORWARDED, headers)
+    return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in kept if not name.startswith(OWN))
 
 
 def _text(value: bytes) -> str:

@@ -142,6 +142,15 @@ async def test_hop_by_hop_headers_and_those_that_connection_names_do_not_go_up()
     assert b"gateway" not in head and b"999" not in head
 
 
+async def test_headers_by_which_a_client_could_steer_vllm_or_pose_as_the_gateway_do_not_go_up() -> None:
+    server = await sent([
+        (b"X-Data-Parallel-Rank", b"1"), (b"x-vllm-priority", b"-9"), (b"endpoint-load-metrics-format", b"JSON"),
+        (b"X-Lethe-Action", b"pass"), (b"x-session-id", b"s"), (b"x-request-id", b"r"),
+    ])  # fmt: skip
+    names = {line.split(b":")[0].lower() for line in server.lines()[1:]}
+    assert names == {b"x-session-id", b"x-request-id", b"content-length", b"host"}
+
+
 async def test_headers_of_one_name_are_all_kept_in_order() -> None:
     server = await sent([(b"x-a", b"1"), (b"x-b", b"2"), (b"X-A", b"3")])
     assert [line.lower() for line in server.lines() if line.lower().startswith(b"x-a")] == [
