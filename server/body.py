@@ -9,11 +9,40 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterable
+from email.message import Message
 from typing import Any
 
 import orjson
 
 from server.errors import BadRequest
+
+
+def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises BadRequest unless the headers say: one JSON text in UTF-8, as it is.
+
+    vLLM reads a body as JSON by its content type alone, and undoes no content encoding. A body with both a
+    length and a transfer encoding has two ends, depending on who reads it.
+    """
+    seen: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        seen.setdefault(name, []).append(value.strip().lower())
+    if any(value != b"identity" for value in seen.get(b"content-encoding", ())):
+        raise BadRequest("compressed request bodies are not served", code="content_encoding")
+    encodings = seen.get(b"transfer-encoding", [])
+    if encodings not in ([], [b"chunked"]) or (encodings and b"content-length" in seen):
+        raise BadRequest("give a content-length, or transfer-encoding: chunked", code="transfer_encoding")
+    types = seen.get(b"content-type", [])
+    if len(types) != 1 or not _is_json(types[0].decode("latin-1")):
+        raise BadRequest("give content-type: application/json, in UTF-8, once", code="content_type")
+
+
+def _is_json(content_type: str) -> bool:
+    header = Message()
+    header["content-type"] = content_type
+    charset = header.get_param("charset", "utf-8")
+    return header.get_content_type() == "application/json" and charset in ("utf-8", "utf8")
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -36,7 +65,35 @@ def _float(text: str) -> float:
     return value
 
 
-def parse(raw: bytes) -> dict[str, Any]:
+# What stands between or before two values; commas within strings are taken out where the number matters.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+
+
+def _check_values(raw: bytes, most: int) -> None:
+    """Raises BadRequest for more than `most` values; counted before they are made, since each costs memory."""
+
+    def count(text: bytes) -> int:
+        return sum(map(text.count, (b",", b"[", b"{"))) + 1
+
+    if count(raw) > most and count(_STRING.sub(b"", raw)) > most:
+        raise BadRequest(f"the body holds more than {most} values (LETHE_MAX_JSON_VALUES)", code="too_many_values")
+
+
+def _check_depth(value: dict[str, Any], most: int) -> None:
+    level: list[Any] = [value]
+    for _ in range(most):
+        inside = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [inner for values in inside for inner in values if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise _too_deep(most)
+
+
+def _too_deep(most: int) -> BadRequest:
+    return BadRequest(f"the body is nested deeper than {most} (LETHE_MAX_JSON_DEPTH)", code="too_deep")
+
+
+def parse(raw: bytes, *, max_depth: int = 254, max_values: int = 1_000_000) -> dict[str, Any]:
     """The body as a dict that `orjson.dumps` writes back. Raises BadRequest for all else.
 
     Refused with their own reason: not UTF-8, byte-order mark, duplicate keys, NaN and Infinity, numbers
@@ -46,6 +103,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not UTF-8 (byte {error.start})", code="invalid_utf8") from None
+    _check_values(raw, max_values)
     if text.startswith("\ufeff"):
         raise BadRequest("the body starts with a byte-order mark", code="invalid_json")
     try:
@@ -53,11 +111,12 @@ def parse(raw: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BadRequest(f"the body is not JSON: {error.msg} (character {error.pos})", code="invalid_json") from None
     except RecursionError:
-        raise BadRequest("the body is nested too deeply", code="invalid_json") from None
+        raise _too_deep(max_depth) from None
     except ValueError:
         raise BadRequest("the body holds a number that is too long", code="invalid_json") from None
     if not isinstance(value, dict):
         raise BadRequest("the body is not a JSON object", code="invalid_json")
+    _check_depth(value, max_depth)
     try:
         orjson.dumps(value)
     except orjson.JSONEncodeError as error:

@@ -1,4 +1,4 @@
-"""The command `lethe`: serve, fit, judge, doctor."""
+"""The command `lethe`: serve, fit, judge, keys, doctor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import socket
 import sys
@@ -22,11 +23,13 @@ from classifier import artifact as artifacts_io
 from classifier.artifact import Artifact
 from classifier.encoder import DEFAULT_ENCODER, Encoder, load_encoder
 from classifier.records import Record
+from server import keys
 from server.errors import BadRequest
 from server.guard import Guard
+from server.keys import KeysError
 from server.loading import find_policy, load_judging
-from server.policies import Policy, checked_name
-from server.settings import Settings, SettingsError
+from server.policies import Policy, checked_name, read_all
+from server.settings import Settings, SettingsError, check_exposure
 from server.settings import read as read_settings
 from server.verbatim import write_index
 
@@ -36,7 +39,10 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
     import uvicorn
 
     from server.app import create_app
+    from server.protocol import uvicorn_options
 
+    check_exposure(settings)
+    _allow_open_files()
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -53,15 +59,51 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
         log_config=None,
-        access_log=False,
-        # vLLM's own date and server headers are relayed; a second pair would only tell that we are here.
-        server_header=False,
-        date_header=False,
         timeout_graceful_shutdown=settings.drain_timeout_s,
+        **uvicorn_options(settings, app.state.metrics),
     )
     return 0
+
+
+def _allow_open_files() -> None:
+    """Each request needs a connection of the client's and one to vLLM; many systems start with 1,024 files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def make_key(args: argparse.Namespace, settings: Settings) -> int:
+    """Make a key and print it, this once: only its hash is kept."""
+    fields = ("name", "policies", "exempt", "models", "requests_per_minute", "concurrency", "debug")
+    given = {field: getattr(args, field) for field in fields}
+    known = [policy.name for policy in read_all(settings.policies)] if args.policies or args.exempt else []
+    for name in (*(args.policies or ()), *(args.exempt or ())):
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise KeysError(f"there is no policy {name!r} in {settings.policies} (there: {there})")
+    print(keys.make(_key_file(args, settings), **{field: value for field, value in given.items() if value is not None}))
+    return 0
+
+
+def list_keys(args: argparse.Namespace, settings: Settings) -> int:
+    """Print one JSON line a key: what it may do, and the beginning of its hash."""
+    for key in keys.read(_key_file(args, settings)):
+        shown = key.model_dump(mode="json", exclude_defaults=True)
+        print(json.dumps({**shown, "sha256": key.sha256[:12]}))
+    return 0
+
+
+def revoke_key(args: argparse.Namespace, settings: Settings) -> int:
+    """Take a key out of the file; a running gateway turns it away within a second."""
+    keys.revoke(_key_file(args, settings), args.name)
+    return 0
+
+
+def _key_file(args: argparse.Namespace, settings: Settings) -> Path:
+    path: Path | None = args.file or settings.keys
+    if path is None:
+        raise SettingsError("which key file? Set LETHE_KEYS, or give --file")
+    return path
 
 
 def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
@@ -268,6 +310,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("prompts", type=Path, help='JSON lines: a string, {"prompt"}, {"text"} or {"messages"}')
     command.set_defaults(run=judge_file)
 
+    command = commands.add_parser("keys", help="make, list and revoke API keys")
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    for name, run in (("make", make_key), ("list", list_keys), ("revoke", revoke_key)):
+        action = actions.add_parser(name, description=run.__doc__, help=str(run.__doc__).partition(":")[0].lower())
+        action.add_argument("--file", type=Path, help="key file (default: LETHE_KEYS)")
+        action.set_defaults(run=run)
+        if name != "list":
+            action.add_argument("name", help="the key's name, as audit and `lethe keys list` show it")
+        if name == "make":
+            _add_key_options(action)
+
     command = commands.add_parser("doctor", help="check the set-up", description=_doctor.__doc__)
     command.set_defaults(run=_doctor)
 
@@ -275,6 +328,19 @@ def _parser() -> argparse.ArgumentParser:
     for entry in sorted(entry_points(group="lethe.commands"), key=lambda entry: entry.name):
         entry.load()(commands)
     return parser
+
+
+def _add_key_options(command: argparse.ArgumentParser) -> None:
+    def names(text: str) -> list[str]:
+        return [name.strip() for name in text.split(",")]
+
+    held = command.add_mutually_exclusive_group()
+    held.add_argument("--policies", type=names, metavar="A,B", help="only these policies judge its requests")
+    held.add_argument("--exempt", type=names, metavar="A,B", help="all policies but these judge its requests")
+    command.add_argument("--models", type=names, metavar="M,N", help="the models it may ask for (default: all)")
+    command.add_argument("--requests-per-minute", type=int, metavar="N", help="more get 429 (default: no limit)")
+    command.add_argument("--concurrency", type=int, metavar="N", help="requests at a time (default: no limit)")
+    command.add_argument("--debug", action="store_true", default=None, help="answers say what the guard did")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -46,13 +46,47 @@ class Metrics:
         )
         self.audit_records = Counter("lethe_audit_records", "Audit records written.", registry=r)
         self.audit_lost = Counter("lethe_audit_lost", "Audit records lost (queue full or write failed).", registry=r)
-        self.upstream_up = Gauge("lethe_upstream_up", "1 while vLLM answers its health check.", registry=r)
-        self.parity = Gauge(
-            "lethe_parity",
-            "1 while clean embeddings give the same answer as text, so corrupt may act.",
+        self.replica_up = Gauge("lethe_replica_up", "1 while it answers its health check.", ["replica"], registry=r)
+        self.replica_in_flight = Gauge(
+            "lethe_replica_in_flight", "Requests that it is answering.", ["replica"], registry=r
+        )
+        self.replica_errors = Counter(
+            "lethe_replica_errors", "Requests that it failed, by kind.", ["replica", "kind"], registry=r
+        )
+        self.replica_ejections = Counter(
+            "lethe_replica_ejections", "Times that it was left out for a while.", ["replica"], registry=r
+        )
+        self.replica_restarts = Counter(
+            "lethe_replica_restarts", "Restarts that were seen by its own clock.", ["replica"], registry=r
+        )
+        self.replica_parity = Gauge(
+            "lethe_replica_parity",
+            "1 while its clean embeddings give the same answer as text, so corrupt may act.",
+            ["replica"],
             registry=r,
         )
         self.policies = Gauge("lethe_policies", "Policies loaded.", ["mode"], registry=r)
+        self.refusals = Counter(
+            "lethe_refusals",
+            "Requests that the gateway answered with an error of its own, by the error's code.",
+            ["reason"],
+            registry=r,
+        )
+        self.queue_length = Gauge("lethe_queue_length", "Requests that wait to be served.", registry=r)
+        self.judge_queue_length = Gauge("lethe_judge_queue_length", "Requests that wait to be judged.", registry=r)
+        self.judge_wait_seconds = Histogram(
+            "lethe_judge_wait_seconds", "Waiting for a turn to be judged.", buckets=SECONDS, registry=r
+        )
+        self.held_bytes = Gauge("lethe_held_bytes", "Bytes of request bodies in memory.", registry=r)
+        self.connections = Gauge("lethe_connections", "Open connections of clients.", registry=r)
+        self.loop_lag = Gauge(
+            "lethe_loop_lag_seconds", "Longest delay of the event loop in the last ten seconds.", registry=r
+        )
+        self.keys = Gauge("lethe_keys", "API keys in force.", registry=r)
+        self.keys_stale = Gauge(
+            "lethe_keys_stale", "1 while the key file can't be used and old keys serve.", registry=r
+        )
+        self.keys_reload_failed = Counter("lethe_keys_reload_failed", "Key files that could not be used.", registry=r)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

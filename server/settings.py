@@ -5,8 +5,10 @@ What to do with a request is not here: that is policy (`server/policies.py`).
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+import socket
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,6 +37,13 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _http_urls(value: str) -> str:
+    urls = [_http_url(part.strip()) for part in value.split(",")]
+    if len(set(urls)) < len(urls):
+        raise ValueError("names a replica twice")
+    return ",".join(urls)
+
+
 def _shown(variable: str, value: str) -> str:
     """The value as an error may show it: secrets, and the password of a URL, stay out of logs."""
     secret = SecretStr in get_args(Settings.model_fields[variable.removeprefix(PREFIX).lower()].annotation)
@@ -48,17 +57,25 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=1, le=65535, description="Port to listen on.")
-    upstream: Annotated[str, AfterValidator(_http_url)] = Field(
-        "http://127.0.0.1:8000", description="Base URL of vLLM, without /v1."
+    upstream: Annotated[str, AfterValidator(_http_urls)] = Field(
+        "http://127.0.0.1:8000",
+        description="Base URL of vLLM, without /v1; several replicas separated by commas.",
     )
     upstream_key: SecretStr | None = Field(
         None,
-        description="Bearer token for the gateway's own calls to vLLM. Clients' headers pass through.",
+        description="Bearer token for vLLM: for the gateway's own calls, and for clients' requests in place of their "
+        "keys. Without LETHE_KEYS, clients' headers pass through.",
     )
     upstream_logprobs: Literal["raw", "processed"] = Field(
         "raw",
         description="What vLLM's --logprobs-mode is: raw (its default; penalised answers then come without the "
         "log-probabilities of other candidates, which would tell what is forbidden) or processed.",
+    )
+    keys: Path | None = Field(
+        None, description="File of API keys, made by `lethe keys`. Unset: nobody is asked for one."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Listen on other addresses than loopback without a key file: whoever gets there is served."
     )
     policies: Path = Field(Path("policies"), description="Folder of policy files (*.yaml).")
     artifacts: Path = Field(Path("policies/artifacts"), description="Folder that holds the policies' artifacts.")
@@ -82,6 +99,17 @@ class Settings(BaseModel):
     audit_prompts: bool = Field(
         False, description="Write judged text into the audit file. Off: prompts are never written."
     )
+    admin_host: str = Field("127.0.0.1", description="Address of the admin port.")
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of /metrics and the admin API. Unset: LETHE_PORT + 1. 0: none."
+    )
+    admin_key: SecretStr | None = Field(
+        None, min_length=16, description="Key of the admin API, at least 16 characters. Unset: there is no admin API."
+    )
+    history: Path | None = Field(
+        None, description="Folder of the policies' past versions. Unset: .history in the artifacts' folder."
+    )
+    history_keep: int = Field(50, ge=2, description="How many past versions are kept.")
     max_body_bytes: int = Field(
         8 * 2**20, ge=1024, description="Largest request body; a larger one is refused with 413."
     )
@@ -90,14 +118,78 @@ class Settings(BaseModel):
         ge=1,
         description="Most characters judged in a request; a longer one is refused with 400, never cut.",
     )
+    max_json_depth: int = Field(100, ge=4, le=250, description="Deepest nesting of a request body.")
+    max_json_values: int = Field(500_000, ge=16, description="Most values in a request body.")
+    max_held_bytes: int = Field(
+        256 * 2**20, ge=1024, description="Most bytes of request bodies in memory at a time, of all requests together."
+    )
+    max_url_bytes: int = Field(8192, ge=64, description="Longest URL; a longer one is refused with 414.")
+    max_headers: int = Field(100, ge=8, description="Most headers of a request; more are refused with 431.")
+    max_header_bytes: int = Field(
+        65_536, ge=1024, description="URL and headers together; larger ones are refused with 431."
+    )
+    max_connections: int = Field(
+        2048, ge=1, description="Most connections of clients. One more takes the place of an idle one, or gets 503."
+    )
+    max_requests: int = Field(512, ge=1, description="Most requests that are served at a time; others wait.")
+    max_queue: int = Field(512, ge=0, description="Most requests that wait to be served; more get 503 at once.")
+    queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait to be served; then 503.")
+    judge_threads: int = Field(
+        2, ge=1, le=64, description="Judgements at a time. From two on, long prompts leave one to the short ones."
+    )
+    judge_queue: int = Field(256, ge=1, description="Most requests that wait to be judged; more get 503 at once.")
+    judge_wait_s: float = Field(10.0, gt=0, description="Longest wait to be judged; then 503.")
+    head_timeout_s: float = Field(10.0, gt=0, description="Longest wait for a request's headers; then 408.")
+    body_timeout_s: float = Field(60.0, gt=0, description="Longest wait for a request's body; then 408.")
+    write_timeout_s: float = Field(
+        60.0, gt=0, description="Longest wait for a client that does not read its answer; then its connection is cut."
+    )
+    keep_alive_s: int = Field(75, ge=1, description="How long an idle connection stays open.")
+    first_byte_timeout_s: float = Field(
+        600.0, gt=0, description="Longest wait for the first byte of vLLM's answer's body; then 504."
+    )
+    request_timeout_s: float = Field(3600.0, gt=0, description="Longest time for a whole request.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection to vLLM.")
     read_timeout_s: float = Field(600.0, gt=0, description="Longest silence of vLLM before and between bytes.")
     judge_timeout_s: float = Field(
-        10.0, gt=0, description="Longest judging of one request before `on_failure` decides."
+        10.0, gt=0, description="Longest judging of one request, once begun, before `on_failure` decides."
     )
     probe_interval_s: float = Field(5.0, gt=0, description="Seconds between health checks of vLLM.")
     drain_timeout_s: int = Field(30, ge=0, description="Longest wait for open requests at shutdown.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """The replicas' base URLs."""
+        return tuple(self.upstream.split(","))
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """Where the admin port listens; None where there is none."""
+        port = self.port + 1 if self.admin_port is None else self.admin_port
+        return (self.admin_host, port) if 0 < port <= 65535 else None
+
+    @property
+    def history_folder(self) -> Path:
+        return self.history or self.artifacts / ".history"
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises SettingsError for a gateway that others than this machine could reach, and that asks nobody for a key."""
+    if settings.keys is None and not settings.allow_anonymous and not _is_loopback(settings.host):
+        raise SettingsError(
+            f"LETHE_HOST = {settings.host!r} can be reached from elsewhere, and without keys everybody is served: "
+            "set LETHE_KEYS (make the file with `lethe keys make NAME`), or LETHE_ALLOW_ANONYMOUS=true where something "
+            "else lets nobody in"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return bool(found) and all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
+    except (OSError, ValueError):
+        return False
 
 
 def read(environ: Mapping[str, str] | None = None) -> Settings:

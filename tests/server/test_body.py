@@ -110,7 +110,7 @@ def test_numbers_that_vanish_are_read_as_everybody_reads_them() -> None:
 @pytest.mark.parametrize(("left", "right"), [("[", "]"), ('{"a":', "}")])
 def test_deep_nesting_is_refused(depth: int, left: str, right: str) -> None:
     raw = '{"x":' + left * depth + ("0" if left != "[" else "") + right * depth + "}"
-    assert refused(raw.encode()).code == "invalid_json"
+    assert refused(raw.encode()).code == "too_deep"
 
 
 def test_ordinary_nesting_is_served() -> None:
@@ -135,3 +135,36 @@ def test_lone_surrogate_escapes_are_refused_in_values_and_keys(text: str) -> Non
 
 def test_a_pair_of_surrogate_escapes_is_one_character() -> None:
     assert body.parse(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":' * (depth - 1) + b"{}" + b"}" * (depth - 1)
+
+
+def test_the_depth_is_bounded_to_the_level() -> None:
+    assert body.parse(nested(10), max_depth=10)
+    assert body.parse(b'{"a":[[1,2],"[[[["]}', max_depth=3)
+    for raw in (nested(11), b'{"a":' + b"[" * 10 + b"]" * 10 + b"}"):
+        with pytest.raises(BadRequest, match="LETHE_MAX_JSON_DEPTH") as caught:
+            body.parse(raw, max_depth=10)
+        assert caught.value.code == "too_deep"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a":[' + b"1," * 99 + b"1]}",
+        b'{"a":[' + b"[]," * 49 + b"[]]}",
+        b"{" + b",".join(b'"%d":{}' % i for i in range(100)) + b"}",
+    ],
+)
+def test_the_number_of_values_is_bounded_before_they_are_made(raw: bytes) -> None:
+    assert body.parse(raw, max_values=220)
+    with pytest.raises(BadRequest, match="LETHE_MAX_JSON_VALUES") as caught:
+        body.parse(raw, max_values=90)
+    assert caught.value.code == "too_many_values"
+
+
+def test_commas_in_text_are_no_values() -> None:
+    text = json.dumps({"a": 'one, two, "three", [four], {five}, \\' * 200, "b": "\\"}).encode()
+    assert body.parse(text, max_values=16)

@@ -95,7 +95,7 @@ def test_serving_a_policy_that_corrupts_needs_model_and_secret(
 
 def test_help_names_every_command(lethe: Run) -> None:
     status, out, _ = lethe("--help")
-    assert status == 0 and all(command in out for command in ("serve", "fit", "judge", "doctor"))
+    assert status == 0 and all(command in out for command in ("serve", "fit", "judge", "keys", "doctor"))
 
 
 def test_items_are_added_and_taken_out_again(lethe: Run, home: Path, tmp_path: Path) -> None:
@@ -132,3 +132,35 @@ def test_items_are_added_and_taken_out_again(lethe: Run, home: Path, tmp_path: P
 def test_a_change_that_makes_no_sense_says_why(arguments: tuple[str, ...], reason: str, lethe: Run) -> None:
     status, _, err = lethe("fit", "--name", "small", *arguments)
     assert status == 2 and reason in err
+
+
+def test_keys_are_made_listed_and_revoked(lethe: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    monkeypatch.setenv("LETHE_KEYS", str(path))
+    status, out, _ = lethe("keys", "make", "team", "--models", "m, n", "--requests-per-minute", "60", "--exempt", "p")
+    assert status == 0 and out.startswith("lethe-") and len(out.split()) == 1
+    status, listed, _ = lethe("keys", "list")
+    row = json.loads(listed)
+    assert status == 0 and out.strip() not in listed and len(row.pop("sha256")) == 12 and row.pop("created")
+    assert row == {"name": "team", "models": ["m", "n"], "requests_per_minute": 60, "exempt": ["p"]}
+    assert lethe("keys", "revoke", "team")[0] == 0
+    assert lethe("keys", "list") == (0, "", "")
+    status, _, err = lethe("keys", "revoke", "team")
+    assert status == 2 and "no key 'team'" in err
+
+
+def test_a_key_for_no_policy_is_not_made(lethe: Run, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    status, _, err = lethe("keys", "make", "team", "--file", str(path), "--policies", "q")
+    assert status == 2 and "no policy 'q'" in err and "there: p" in err and not path.exists()
+    status, _, err = lethe("keys", "list")
+    assert status == 2 and "LETHE_KEYS" in err
+
+
+def test_serving_to_others_needs_keys(lethe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_HOST", "0.0.0.0")
+    status, _, err = lethe("serve")
+    assert status == 2 and "LETHE_KEYS" in err and "LETHE_ALLOW_ANONYMOUS" in err and len(err.splitlines()) == 1
+    monkeypatch.setenv("LETHE_KEYS", "/nonexistent/keys.json")
+    status, _, err = lethe("serve")
+    assert status == 2 and "/nonexistent/keys.json" in err and "lethe keys make" in err

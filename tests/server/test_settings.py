@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from server.settings import PREFIX, Settings, SettingsError, read
+from server.settings import PREFIX, Settings, SettingsError, check_exposure, read
 
 
 def message(environ: dict[str, str]) -> str:
@@ -28,6 +28,11 @@ def test_every_variable_reaches_its_field() -> None:
         "policies": "p", "artifacts": "a", "model_dir": "m", "secret": "0123456789abcdef", "encoder": "e",
         "audit": "x.jsonl", "audit_prompts": "true", "max_body_bytes": "2048", "max_prompt_chars": "7",
         "connect_timeout_s": "1.5", "read_timeout_s": "2", "judge_timeout_s": "3", "probe_interval_s": "4",
+        "keys": "k.json", "allow_anonymous": "true", "max_json_depth": "9", "max_json_values": "99",
+        "max_held_bytes": "4096", "max_url_bytes": "99", "max_headers": "9", "max_header_bytes": "2048",
+        "max_connections": "9", "max_requests": "9", "max_queue": "9", "queue_timeout_s": "9", "judge_threads": "9",
+        "judge_queue": "9", "judge_wait_s": "9", "head_timeout_s": "9", "body_timeout_s": "9",
+        "write_timeout_s": "9", "keep_alive_s": "9", "first_byte_timeout_s": "9", "request_timeout_s": "9",
         "drain_timeout_s": "0", "log_level": "debug", "upstream_logprobs": "processed",
     }  # fmt: skip
     settings = read({PREFIX + name.upper(): value for name, value in given.items()})
@@ -101,3 +106,17 @@ def test_settings_are_frozen() -> None:
 def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LETHE_PORT", "4321")
     assert read().port == 4321
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    check_exposure(Settings(host=host))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "192.0.2.7", "fe80::1", "no.such.host.invalid", "*"])
+def test_other_addresses_need_keys_or_a_plain_word(host: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_exposure(Settings(host=host))
+    assert all(name in str(caught.value) for name in ("LETHE_HOST", "LETHE_KEYS", "LETHE_ALLOW_ANONYMOUS"))
+    check_exposure(Settings(host=host, keys=Path("keys.json")))
+    check_exposure(Settings(host=host, allow_anonymous=True))

@@ -1,0 +1,199 @@
+"""Places, the line before them, memory, and each key's limits: nothing is waited for without end, nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from server.admission import KeyLimits, Memory, Places
+from server.errors import Overloaded, RateLimited
+from server.keys import Key
+from server.metrics import Metrics
+
+
+def places(number: int, *, waiting: int = 10, wait_s: float = 10.0, metrics: Metrics | None = None) -> Places:
+    return Places(number, waiting=waiting, wait_s=wait_s, metrics=metrics or Metrics())
+
+
+async def hold(given: Places, seated: list[int], number: int, leave: asyncio.Event) -> None:
+    async with given.one():
+        seated.append(number)
+        await leave.wait()
+
+
+async def start(given: Places, seated: list[int], number: int) -> tuple[asyncio.Task[None], asyncio.Event]:
+    leave = asyncio.Event()
+    task = asyncio.ensure_future(hold(given, seated, number, leave))
+    await asyncio.sleep(0)
+    return task, leave
+
+
+async def test_places_are_given_in_the_order_of_asking() -> None:
+    metrics = Metrics()
+    given, seated = places(2, metrics=metrics), []
+    started = [await start(given, seated, i) for i in range(5)]
+    assert seated == [0, 1]
+    assert metrics.registry.get_sample_value("lethe_queue_length") == 3
+    for i in (1, 0, 2, 3, 4):
+        started[i][1].set()
+        await asyncio.wait_for(started[i][0], 1)
+        await asyncio.sleep(0)
+    assert seated == [0, 1, 2, 3, 4]
+    assert metrics.registry.get_sample_value("lethe_queue_length") == 0
+
+
+async def test_a_full_line_is_refused_at_once() -> None:
+    given, seated = places(1, waiting=1), []
+    started = [await start(given, seated, i) for i in range(2)]
+    with pytest.raises(Overloaded) as caught:
+        async with given.one():
+            raise AssertionError("there was no place")
+    assert caught.value.code == "queue_full" and caught.value.retry_after_s
+    assert "LETHE_MAX_REQUESTS" in caught.value.message
+    for task, leave in started:
+        leave.set()
+        await task
+
+
+async def test_a_wait_has_an_end_and_keeps_no_place() -> None:
+    given, seated = places(1, wait_s=0.02), []
+    task, leave = await start(given, seated, 0)
+    with pytest.raises(Overloaded) as caught:
+        async with given.one():
+            raise AssertionError("there was no place")
+    assert caught.value.code == "queue_timeout"
+    leave.set()
+    await task
+    async with asyncio.timeout(1), given.one():
+        pass
+
+
+async def test_no_place_is_lost_whoever_leaves_whenever() -> None:
+    """Hundreds come, leave, are cancelled in the moment they are seated; in the end all places are free."""
+    chance = random.Random(7)
+    given = places(3, waiting=50, wait_s=0.005)
+    at_once = most = 0
+
+    async def one() -> None:
+        nonlocal at_once, most
+        async with given.one():
+            at_once += 1
+            most = max(most, at_once)
+            try:
+                await asyncio.sleep(chance.random() * 0.003)
+            finally:
+                at_once -= 1
+
+    tasks = []
+    for _ in range(600):
+        tasks.append(asyncio.ensure_future(one()))
+        if chance.random() < 0.3:
+            await asyncio.sleep(chance.random() * 0.002)
+        if chance.random() < 0.3:
+            chance.choice(tasks).cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in ended} <= {type(None), Overloaded, asyncio.CancelledError}
+    assert ended.count(None) > 50 and most == 3
+    async with asyncio.timeout(1), given.one(), given.one(), given.one():
+        assert given._free == 0 and not given._line
+    assert given._free == 3
+
+
+def test_memory_is_shared_and_given_back() -> None:
+    metrics = Metrics()
+    memory = Memory(100, metrics)
+    with memory.share() as first:
+        first(60)
+        with memory.share() as second:
+            second(40)
+            with pytest.raises(Overloaded, match="LETHE_MAX_HELD_BYTES"):
+                second(1)
+            assert metrics.registry.get_sample_value("lethe_held_bytes") == 100
+        first(40)
+        assert memory.held == 100
+    assert memory.held == 0 and metrics.registry.get_sample_value("lethe_held_bytes") == 0
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(name: str = "k", **given: Any) -> Key:
+    digest = f"{ord(name[0]):064x}"
+    return Key.model_validate({"name": name, "sha256": digest, "created": "2026-01-01T00:00:00Z", **given})
+
+
+def test_a_minutes_requests_may_come_at_once_and_then_one_by_one() -> None:
+    clock = Clock()
+    limits, one = KeyLimits(clock), key(requests_per_minute=30)
+
+    def tried() -> bool:
+        try:
+            with limits.one(one):
+                return True
+        except RateLimited as error:
+            assert error.code == "rate_limit_exceeded" and error.retry_after_s is not None
+            assert 0 < error.retry_after_s <= 2.0
+            return False
+
+    assert [tried() for _ in range(31)] == [True] * 30 + [False]
+    clock.now += 1.9
+    assert not tried()
+    clock.now += 0.2
+    assert tried() and not tried()
+    clock.now += 3600
+    assert sum(tried() for _ in range(100)) == 30
+
+
+def test_in_any_minute_no_more_than_twice_the_rate_gets_through() -> None:
+    clock, chance = Clock(), random.Random(3)
+    limits, one = KeyLimits(clock), key(requests_per_minute=20)
+    passed = []
+    for _ in range(3000):
+        clock.now += chance.expovariate(5)
+        try:
+            with limits.one(one):
+                passed.append(clock.now)
+        except RateLimited:
+            pass
+    assert max(sum(t <= at < t + 60 for at in passed) for t in passed) <= 40
+    assert len(passed) <= 20 + (clock.now - 1000) / 3 + 1
+
+
+def test_a_keys_requests_at_a_time_are_bounded_and_freed() -> None:
+    limits, one, other = KeyLimits(), key(concurrency=2), key("o", concurrency=1)
+    with ExitStack() as serving:
+        serving.enter_context(limits.one(one))
+        serving.enter_context(limits.one(one))
+        with pytest.raises(RateLimited) as caught, limits.one(one):
+            pass
+        assert caught.value.code == "concurrency_limit" and caught.value.retry_after_s
+        with limits.one(other):
+            pass
+    with limits.one(one):
+        pass
+
+
+def test_a_request_turned_away_for_concurrency_costs_none_of_the_rate() -> None:
+    limits, one = KeyLimits(Clock()), key(concurrency=1, requests_per_minute=2)
+    with limits.one(one):
+        for _ in range(5):
+            with pytest.raises(RateLimited, match="at a time"), limits.one(one):
+                pass
+    with limits.one(one):
+        pass
+    with pytest.raises(RateLimited, match="a minute"), limits.one(one):
+        pass
+
+
+def test_without_limits_nothing_is_counted() -> None:
+    limits = KeyLimits()
+    with limits.one(None), limits.one(key()):
+        assert limits._usage == {}
