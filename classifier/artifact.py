@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
-from classifier.ngrams import BUCKETS
+from classifier.ngrams import BUCKETS, words
 
 FORMAT = 2
 COMPONENTS = ("word", "character", "head", "match")
@@ -121,6 +122,11 @@ class Artifact:
     def live(self) -> tuple[int, ...]:
         """The numbers of the items that are to be forgotten now."""
         return tuple(i for i, item in enumerate(self.items) if not item.removed)
+
+    @cached_property
+    def prompt_words(self) -> frozenset[str]:
+        """The case-folded words that the items are asked for with."""
+        return frozenset(word for item in self.items for word in words(item.prompt or item.text))
 
     @property
     def word_vectors(self) -> NDArray[np.float16]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
+from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ CHANGE = 14.0
 GAIN = 18.0
 # And so much of its letters must stand in known words then.
 KNOWN_SHARE = 0.3
+# What a word is worth that only a rule makes a known one of, in nats a letter; shorter words are so by chance.
+KNOWN_WORTH = 1.5
+SHORTEST_KNOWN = 4
 # Text is looked at only around stretches of this many characters that cost more a letter than language does.
 STRETCH = 24
 STRANGE = 3.0
@@ -47,31 +51,36 @@ def _tables() -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=2)  # the three readings ask for the same text, one after another
-def deciphered(text: str) -> list[tuple[int, int, int]]:
-    """(start, end, rule) of each run of words that reads as language by a rule other than 0, as it stands."""
+def deciphered(text: str, vocabulary: frozenset[str] = frozenset()) -> list[tuple[int, int, int]]:
+    """(start, end, rule) of each run of words that reads as language by a rule other than 0, as it stands.
+
+    vocabulary: words that are known besides those of ordinary prompts, in small letters; a text of names is no
+    language otherwise.
+    """
     found: list[tuple[int, int, int]] = []
-    for start, end in _strange(text):
-        found += [(start + a, start + b, rule) for a, b, rule in _runs(text[start:end])]
+    for start, end in _strange(text, vocabulary):
+        found += [(start + a, start + b, rule) for a, b, rule in _runs(text[start:end], vocabulary)]
     return found
 
 
-def shifted(text: str) -> list[Edit]:
+def shifted(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
     """Runs under a shifted or mirrored alphabet, in plain letters."""
     backwards = len(_alphabets())
-    return [(a, b, _plain(text[a:b], rule)) for a, b, rule in deciphered(text) if rule < backwards]
+    return [(a, b, _plain(text[a:b], rule)) for a, b, rule in deciphered(text, vocabulary) if rule < backwards]
 
 
-def reversed_(text: str) -> list[Edit]:
+def reversed_(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
     """Runs that were written backwards, forwards; letters as their rule says."""
     backwards = len(_alphabets())
-    return [(a, b, _plain(text[a:b], rule - backwards)[::-1]) for a, b, rule in deciphered(text) if rule >= backwards]
+    found = deciphered(text, vocabulary)
+    return [(a, b, _plain(text[a:b], rule - backwards)[::-1]) for a, b, rule in found if rule >= backwards]
 
 
-def mirrored(text: str) -> list[Edit]:
+def mirrored(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
     """Runs whose words were written backwards, each by itself."""
     backwards = len(_alphabets())
     edits: list[Edit] = []
-    for start, end, rule in deciphered(text):
+    for start, end, rule in deciphered(text, vocabulary):
         if rule >= backwards:
             plain = _plain(text[start:end], rule - backwards)
             edits += [(start + m.start(), start + m.end(), m[0][::-1]) for m in re.finditer(r"\S+", plain)]
@@ -79,36 +88,69 @@ def mirrored(text: str) -> list[Edit]:
 
 
 def _plain(text: str, rule: int) -> str:
-    letters = _alphabets()[rule][:LETTERS]
-    small = "".join(chr(ord("a") + code) for code in letters)
-    plain = "abcdefghijklmnopqrstuvwxyz"
-    return text.translate(str.maketrans(plain + plain.upper(), small + small.upper()))
+    return text.translate(_exchanged(rule))
 
 
-def _strange(text: str) -> list[tuple[int, int]]:
-    """Stretches that cost more than language does, with what is around them."""
+@cache
+def _exchanged(rule: int) -> dict[int, int]:
+    small = "".join(chr(ord("a") + code) for code in _alphabets()[rule][:LETTERS])
+    return str.maketrans(ascii_lowercase + ascii_uppercase, small + small.upper())
+
+
+def _strange(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int]]:
+    """Stretches that cost more than language does or hold words known by a usual rule only, and what is around."""
     costs = np.diff(language.nats(text))
     at = np.flatnonzero(costs)
     size = min(STRETCH, len(at))
     if not size:
         return []
     total = np.concatenate([[0.0], np.cumsum(costs[at])])
+    dear = np.flatnonzero((total[size:] - total[:-size]) / size > STRANGE)
+    marked = [(int(at[first]), int(at[first + size - 1])) for first in dear]
+    marked += [(start, end) for start, end, _ in _known_by_rule(text, vocabulary)]
     spans: list[tuple[int, int]] = []
-    for first in np.flatnonzero((total[size:] - total[:-size]) / size > STRANGE):
-        start, end = max(int(at[first]) - AROUND, 0), min(int(at[first + size - 1]) + AROUND, len(text))
+    for first, last in sorted(marked):
+        start, end = max(first - AROUND, 0), min(last + AROUND, len(text))
         if spans and start <= spans[-1][1]:
-            spans[-1] = spans[-1][0], end
+            spans[-1] = spans[-1][0], max(end, spans[-1][1])
         else:
             spans.append((start, end))
     return spans
 
 
-def _runs(text: str) -> list[tuple[int, int, int]]:
+@cache
+def _usual() -> tuple[int, ...]:
+    """The rules that people use: rot13 and the mirrored alphabet, and those and plain letters backwards."""
+    backwards = len(_alphabets())
+    return (LETTERS // 2, LETTERS, backwards, backwards + LETTERS // 2, backwards + LETTERS)
+
+
+def _known_by_rule(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int, int]]:
+    """(start, end, rule) of words that are none as they stand, and known ones by a usual rule."""
+    backwards = len(_alphabets())
+    known = language.words()
+    found: list[tuple[int, int, int]] = []
+    for match in _LETTERS.finditer(text):
+        written = match[0].lower()
+        if len(written) < SHORTEST_KNOWN or written in known or written in vocabulary:
+            continue
+        for rule in _usual():
+            plain = _plain(written, rule % backwards)
+            plain = plain[::-1] if rule >= backwards else plain
+            if plain in known or plain in vocabulary:
+                found.append((*match.span(), rule))
+    return found
+
+
+def _runs(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int, int]]:
     """The likeliest rule for each word (Viterbi), as runs of words of one rule other than "as it stands"."""
     words = [match.span() for match in _LETTERS.finditer(text)]
     if not words:
         return []
     costs = _word_costs(text, words)
+    number = {span: i for i, span in enumerate(words)}
+    for start, end, rule in _known_by_rule(text, vocabulary):
+        costs[number[start, end], rule] -= KNOWN_WORTH * (end - start)
     best = costs[0].copy()
     cheapest = np.zeros(len(words), dtype=np.int64)
     stays = np.zeros(costs.shape, dtype=bool)
@@ -129,7 +171,7 @@ def _runs(text: str) -> list[tuple[int, int, int]]:
             start, end = words[first][0], words[last - 1][1]
             backwards = rule >= len(_alphabets())
             plain = _plain(text[start:end], rule % len(_alphabets()))
-            if language.known_share(_LETTERS.findall(plain[::-1] if backwards else plain)) >= KNOWN_SHARE:
+            if language.known_share(_LETTERS.findall(plain[::-1] if backwards else plain), vocabulary) >= KNOWN_SHARE:
                 found.append((start, end, rule))
     return found
 

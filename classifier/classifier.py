@@ -5,7 +5,7 @@ Knows no threshold and no action: those are policy. Primitives: `Judge.judge`, `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from classifier.encoder import Encoder
 from classifier.evidence import evidence as evidence
 from classifier.fusion import Fusion, decided_by
 from classifier.matching import Matcher, Targets
-from classifier.retrieval import ItemWords, nearest, prompt_words
+from classifier.retrieval import ItemWords, nearest
 from classifier.views import views
 from classifier.windows import cover, inner
 
@@ -168,7 +168,7 @@ class Judge:
                 )
         self._scorers = {name: Scorer(artifact) for name, artifact in artifacts.items()}
         self._encoder = encoder
-        self._vocabulary = frozenset[str]().union(*(prompt_words(artifact.items) for artifact in artifacts.values()))
+        self._vocabulary = frozenset[str]().union(*(artifact.prompt_words for artifact in artifacts.values()))
 
     def judge(self, texts: Sequence[str], *, levels: Mapping[str, float] | None = None) -> dict[str, Score]:
         """One Score per artifact. Texts without a word score 0; work is linear in the texts' length.
@@ -208,7 +208,7 @@ def encode(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
     return vectors
 
 
-def read(texts: Sequence[str], encoder: Encoder, vocabulary: Collection[str] = ()) -> tuple[_Reading, _Reading]:
+def read(texts: Sequence[str], encoder: Encoder, vocabulary: frozenset[str] = frozenset()) -> tuple[_Reading, _Reading]:
     """Every window of every view of the texts; and shorter windows inside those, for a closer look."""
     places: list[_Place] = []
     rows: dict[str, int] = {}

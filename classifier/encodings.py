@@ -11,6 +11,7 @@ import binascii
 import codecs
 import html
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 
 from classifier import language
@@ -23,6 +24,9 @@ SHARE = 0.75
 # Bytes become some rare character or other by chance, but hardly this many.
 MANY_BYTES = 18
 LONG_RUN = 24
+# From this many characters on a sign between all letters is nothing that bytes become by chance.
+SIGNS_FROM = 24
+_UNSEEN = frozenset({"Cf", "Mn", "Me"})
 
 _URL = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _QUERY = re.compile(r"(?<=\w)\+(?=\w)")
@@ -230,11 +234,15 @@ def _bytes_text(data: bytes) -> str:
 
 
 def _printable(text: str) -> bool:
-    shown = sum(c.isprintable() or c in "\t\n\r" for c in text)
-    letters = sum(c.isalnum() or c == " " for c in text)
+    # What was encoded may have been disguised before: marks and what nobody sees count for nothing.
+    bare = "".join(c for c in text if unicodedata.category(c) not in _UNSEEN)
+    shown = sum(c.isprintable() or c in "\t\n\r" for c in bare)
+    letters = sum(c.isalnum() or c == " " for c in bare)
     plain = sum(map(str.isascii, text))
     many = len(text) >= MANY_BYTES or plain >= 0.7 * len(text)
-    return shown >= 0.95 * len(text) and letters >= 0.6 * len(text) and many
+    # Letters with signs between, in a text that is too long to come out so by chance.
+    share = 0.6 if len(bare) < SIGNS_FROM else 0.4
+    return bool(bare) and shown >= 0.95 * len(bare) and letters >= share * len(bare) and many
 
 
 def _is_language(text: str) -> bool:

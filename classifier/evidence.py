@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from classifier import matching, ngrams
 from classifier.artifact import Artifact
 from classifier.lookalikes import normalise
-from classifier.retrieval import prompt_words
 from classifier.views import views
 from classifier.vocabulary import FUNCTION_WORDS
 
@@ -58,7 +57,7 @@ def evidence(artifact: Artifact, text: str, *, limit: int = MOST_SPANS) -> tuple
 
 def _strong_words(artifact: Artifact, text: str) -> dict[Span, float]:
     """Raw spans of the words that stand out in some view, and what each carries; of decoded ones, the whole run."""
-    found = list(_words(text, prompt_words(artifact.items)))
+    found = list(_words(text, artifact.prompt_words))
     distinct = list(dict.fromkeys(word for word, _ in found if word not in FUNCTION_WORDS))
     carried = dict(zip(distinct, _carried(artifact, distinct), strict=True))
     least = max(SHARE * max(carried.values(), default=0.0), FLOOR)
@@ -69,7 +68,7 @@ def _strong_words(artifact: Artifact, text: str) -> dict[Span, float]:
     return strong
 
 
-def _words(text: str, vocabulary: Collection[str]) -> Iterator[tuple[str, Span]]:
+def _words(text: str, vocabulary: frozenset[str]) -> Iterator[tuple[str, Span]]:
     """Every word as it is normalised, and those that only further views have, with their raw spans."""
     normal, offsets = normalise(text)
     for match in ngrams.WORD.finditer(normal):

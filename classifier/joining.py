@@ -23,7 +23,6 @@ FRAGMENTS = 8
 FRAGMENT_LENGTH = 4.5
 KNOWN_SHARE = 0.5
 STRANGE_SHARE = 0.35
-LONGEST_PART = 11
 GAPLESS_WORDS = 4
 GAPLESS_SHARE = 0.5
 # Fragments become at most this many words each.
@@ -33,7 +32,16 @@ NEAR_CHAINS, NEAR = 3, 240
 
 _SINGLES = re.compile(rf"(?<![^\W_])[^\W_](?:[\W_]{{1,6}}[^\W_](?![^\W_])){{{SINGLES - 1},}}")
 _GAP = re.compile(r"[\W_]+")
-_TAG = re.compile(r"(?<=[^\W_])(?:<{1,2}[^<>\s][^<>]{0,199}>{1,2}|\[/?[A-Za-z]{1,8}\]){1,8}(?=[^\W_])")
+_TAG = re.compile(
+    r"(?<=[^\W_])(?:<{1,2}[^<>\s][^<>]{0,199}>{1,2}|\[/?[A-Za-z]{1,8}\]|[\u00ad\u200b-\u200f\u2060\ufeff]){1,16}"
+    r"(?=[^\W_])"
+)
+# Emphasis that begins, or ends, inside a word. Single underscores join the names of programs.
+_MARK = r"\*{1,3}|__|~~|`"
+_EMPHASES = (
+    re.compile(rf"(?<=[^\W_])({_MARK})(?=[^\W_])[^\s*_~`]*(\1)"),
+    re.compile(rf"({_MARK})[^\W_][^\s*_~`]*(\1)(?=[^\W_])"),
+)
 _CHAIN = re.compile(r"(?<![^\W_])[^\W_]++(?:(?!['’](?:s|t|d|m|ll|re|ve)\b)(?:[^\w\s]|_){1,6}[^\W_]++)+")
 # Signs that join no words in ordinary text.
 _ODD_GAP = re.compile(r"[^\w\s\-–'’.,/&+:@]|_")
@@ -41,23 +49,50 @@ _PIECE = re.compile(r"[^\W_]+")
 _LONG_RUN = re.compile(rf"[A-Za-z]{{{GAPLESS}}}")
 _RUN = re.compile(r"[A-Za-z]{8,}")
 _CAPITAL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_PART = re.compile(rf"{_CAPITAL.pattern}|[0-9]+|[^\W_A-Za-z0-9]+")
 
 
 def unmarked(text: str) -> list[Edit]:
-    """Tags and special tokens inside words, gone."""
-    return [(*match.span(), "") for match in _TAG.finditer(text)]
+    """Tags, special tokens and marks of emphasis inside words, gone."""
+    spans = {match.span() for match in _TAG.finditer(text)}
+    spans.update(match.span(mark) for form in _EMPHASES for match in form.finditer(text) for mark in (1, 2))
+    edits: list[Edit] = []
+    for start, end in sorted(spans):
+        if not edits or start >= edits[-1][1]:
+            edits.append((start, end, ""))
+    return edits
 
 
-def spaced(text: str) -> list[Edit]:
-    """Single letters with the same sign or blank between, as words; a wider gap parts words."""
+def spaced(text: str, vocabulary: Collection[str] = ()) -> list[Edit]:
+    """Single letters with the same sign or blank between, as words; a wider gap parts words.
+
+    Where no gap is wider, what comes out is cut into known words (`vocabulary` as in `segmented`).
+    """
     edits: list[Edit] = []
     for match in _SINGLES.finditer(text):
         run, start = match[0], match.start()
         letters = sum(map(str.isalpha, run))
         if letters < max(SINGLES, 0.6 * len(_GAP.sub("", run))):
             continue
-        edits += [(start + a, start + b, _GAP.sub("", run[a:b])) for a, b in _spelt(run) if b - a > 1]
+        for a, b in _spelt(run):
+            if b - a > 1:
+                edits.append((start + a, start + b, " ".join(_cut(_GAP.sub("", run[a:b]), vocabulary))))
     return edits
+
+
+def _cut(joined: str, vocabulary: Collection[str]) -> list[str]:
+    """A run of letters and digits as the words that it may be made of; as it is, where few of those are known."""
+    if joined.casefold() in vocabulary or joined.casefold() in language.words():
+        return [joined]
+    cut = [word for part in _PART.findall(joined) for word in _words(part, vocabulary)]
+    return cut if language.known_share(cut, vocabulary) >= KNOWN_SHARE else [joined]
+
+
+def _words(part: str, vocabulary: Collection[str]) -> list[str]:
+    small = part.lower()
+    if not small.isascii() or not small.isalpha() or small in vocabulary or small in language.words():
+        return [part]
+    return language.segmented(small, vocabulary)
 
 
 def _spelt(run: str) -> Iterator[tuple[int, int]]:
@@ -125,10 +160,8 @@ def _gapless(text: str, vocabulary: Collection[str]) -> list[tuple[int, int, lis
     if not _LONG_RUN.search(text):
         return found
     for match in _RUN.finditer(text):
-        cut: list[str] = []
         # Capitals inside begin words.
-        for part in _CAPITAL.findall(match[0]):
-            cut += language.segmented(part.lower(), vocabulary) if len(part) > LONGEST_PART else [part]
+        cut = [word for part in _CAPITAL.findall(match[0]) for word in _words(part, vocabulary)]
         if len(cut) > 1 and language.known_share(cut, vocabulary) >= GAPLESS_SHARE:
             found.append((*match.span(), cut))
     long = any(end - start >= GAPLESS and len(cut) >= GAPLESS_WORDS for start, end, cut in found)

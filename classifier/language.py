@@ -25,7 +25,7 @@ LONGEST_WORD = 20
 SHORT_WORD_COUNT = 8
 # A word of a vocabulary that is asked about: as rare as the rarest that were counted, in nats.
 RARE = 10.0
-SHORTEST_NAME = 3
+SHORTEST_NAME = 2
 # A unit without blanks that is longer than this is no word of any language written with blanks.
 LONGEST_UNIT = 32
 # Nats a letter: language has about 2.5, random letters 4 and more.

@@ -1,15 +1,20 @@
 """Characters that only look like others, or that nobody sees. Knows no view; gives texts and edits.
 
-What Unicode's own names and decompositions tell is derived from them; `_SHAPES` holds the rest.
+What Unicode's own names, decompositions and table of confusables (UTS #39) tell is derived from them; `_SHAPES`
+holds the rest.
 """
 
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
+from itertools import product
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from classifier import language
@@ -77,6 +82,7 @@ _DIGITS = {
 }  # fmt: skip
 _AS_I = str.maketrans(_DIGITS)
 _AS_L = str.maketrans({**_DIGITS, "1": "l", "!": "l", "|": "l"})
+_STROKES = "1!|"
 _LEET_TOKEN = re.compile(rf"[A-Za-z{re.escape(''.join(_DIGITS))}]{{2,40}}")
 _INTERIOR = re.compile(r"[A-Za-z][^A-Za-z]+[A-Za-z]")
 # So many of all words have accents where those are no spelling.
@@ -85,6 +91,7 @@ MARKED_LETTERS = 3
 # Shorter words of another script are made of look-alikes by chance.
 FOREIGN_LETTERS = 4
 LEET_WORDS = 3
+MOST_STROKES = 4
 # Nats; a letter, of what may be a word.
 L_MARGIN = 1.5
 LEET_NATS = 3.4
@@ -177,7 +184,10 @@ def _spelt_so(token: str, edits: list[Edit], text: str) -> bool:
 def _token_edits(token: str, start: int) -> list[Edit]:
     found = [(m.start(), m.end(), m[0], _shape(m[0])) for m in _CLUSTER.finditer(token)]
     other = any((plain is None and c[0].isalpha()) or c[0].casefold() in _ROUGH for _, _, c, plain in found)
-    latin = any(plain is not None and _is_latin(cluster[0]) for _, _, cluster, plain in found)
+    # No word is spelt in letters of two scripts.
+    latin = any(plain is not None and _is_latin(cluster[0]) for _, _, cluster, plain in found) or (
+        len({_script(cluster[0]) for _, _, cluster, plain in found if plain is not None and cluster[0].isalpha()}) > 1
+    )
     edits: list[Edit] = []
     seen = False
     for a, b, cluster, plain in found:
@@ -202,6 +212,10 @@ def _shape(cluster: str) -> str | None:
     named = _NAMED.fullmatch(unicodedata.name(cluster[0], ""))
     if named:
         return named["letter"].lower()
+    listed = _confusables()
+    for character in (cluster[0], cluster[0].lower()):
+        if character in listed:
+            return listed[character]
     shape = ""
     for c in _INVISIBLE.sub("", unicodedata.normalize("NFKD", cluster)):
         if _unseen(c) or unicodedata.category(c) in ("Mn", "Me"):
@@ -213,16 +227,37 @@ def _shape(cluster: str) -> str | None:
     return shape
 
 
+@cache
+def _confusables() -> dict[str, str]:
+    """Characters of other forms and scripts → the ASCII letter or digit that they are taken for, in small letters."""
+    listed = orjson.loads(files("confusable_homoglyphs").joinpath("confusables.json").read_bytes())
+    found: dict[str, str] = {}
+    for plain in string.ascii_letters + string.digits:
+        for entry in listed.get(plain, []):
+            # What has an ASCII form by Unicode's own rules keeps it.
+            other = entry["c"]
+            known = other.lower() in _SHAPES or unicodedata.normalize("NFKC", other).isascii()
+            if len(other) == 1 and not known:
+                found.setdefault(other, plain.lower())
+    return found | _SHAPES
+
+
+@lru_cache(maxsize=65536)
+def _script(character: str) -> str:
+    """The first word of a character's name, which for letters is their script."""
+    return unicodedata.name(character, "").split(" ")[0]
+
+
 def _letter(character: str) -> str | None:
     named = _NAMED.fullmatch(unicodedata.name(character, ""))
     return named["letter"].lower() if named else None
 
 
-def leet(text: str) -> list[Edit]:
+def leet(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
     """Words spelt with digits and signs in the letters' place.
 
-    A digit between letters counts, and one whose word is a known one without; where several words were so
-    spelt, all do.
+    A digit between letters counts, and one whose word is a known one without (`vocabulary`: known besides, in small
+    letters); where several words were so spelt, all do.
     """
     sure: list[Edit] = []
     perhaps: list[Edit] = []
@@ -230,11 +265,12 @@ def leet(text: str) -> list[Edit]:
         token, start = match[0].rstrip("!|+"), match.start()
         if token.isalpha() or len(token) < 2:
             continue
-        plain = _unleet(token)
+        plain = _unleet(token, vocabulary)
         letters = any(c.isalpha() for c in token)
-        if letters and (plain in language.words() or (_INTERIOR.search(token) and _may_be_word(plain))):
+        known = plain in language.words() or plain in vocabulary
+        if letters and (known or (_INTERIOR.search(token) and _may_be_word(plain))):
             sure.append((start, start + len(token), plain))
-        elif letters or plain in language.words():
+        elif letters or known:
             perhaps.append((start, start + len(token), plain))
     return sorted(sure + perhaps) if len(sure) >= LEET_WORDS else sure
 
@@ -244,11 +280,18 @@ def _may_be_word(plain: str) -> bool:
 
 
 @lru_cache(maxsize=65536)
-def _unleet(token: str) -> str:
-    """A stroke is an i, unless an l makes a known word of it or a much likelier one."""
+def _unleet(token: str, vocabulary: frozenset[str]) -> str:
+    """A stroke is an i, unless an l makes a known word of it or a much likelier one; in names each may be either."""
     with_i, with_l = token.translate(_AS_I).lower(), token.translate(_AS_L).lower()
-    known = language.words()
-    if with_i in known or with_l in known:
-        return with_i if with_i in known else with_l
+    strokes = sum(token.count(sign) for sign in _STROKES)
+    if 0 < strokes <= MOST_STROKES:
+        choices = (_AS_I[ord(c)] + _AS_L[ord(c)] if c in _STROKES else c.translate(_AS_I) for c in token.lower())
+        for word in map("".join, product(*(dict.fromkeys(choice) for choice in choices))):
+            if word in vocabulary:
+                return word
+    if with_i in vocabulary:
+        return with_i
+    if with_i in language.words() or with_l in language.words():
+        return with_i if with_i in language.words() else with_l
     costs = [float(language.nats(f"{word} ")[-1]) for word in (with_i, with_l)]
     return with_l if costs[1] < costs[0] - L_MARGIN else with_i

@@ -14,11 +14,6 @@ RETURNED = 8
 OVERLAP_WEIGHT = 0.5
 
 
-def prompt_words(items: Sequence[ForgetItem]) -> frozenset[str]:
-    """The case-folded words that the items are asked for with."""
-    return frozenset(word for item in items for word in words(item.prompt or item.text))
-
-
 class ItemWords:
     """An inverted index from words to the items that hold them."""
 

@@ -8,14 +8,13 @@ twice, or encoded and then spaced out, is read too. Its name says which edits ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import ciphers, joining, lookalikes
+from classifier import ciphers, joining, lookalikes, mistyped
 from classifier.encodings import ENCODINGS
 from classifier.lookalikes import Edit, normalise
 
@@ -27,7 +26,7 @@ FEW_CHARACTERS = 4096
 
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-Reading = Callable[[str], list[Edit]]
+Reading = Callable[..., list[Edit]]
 
 # What loses nothing is read on from, round after round.
 READINGS: dict[str, Reading] = {
@@ -41,6 +40,8 @@ READINGS: dict[str, Reading] = {
     "reversed": ciphers.reversed_,
     "shifted": ciphers.shifted,
 }
+# These are told which words to look for.
+NAMES_KNOWN = frozenset({"spaced", "mirrored", "reversed", "shifted", "leet", "segmented", "repaired"})
 # Another reading of the same characters, so nothing follows from it.
 ASIDE = frozenset({"mirrored"})
 
@@ -95,11 +96,11 @@ class View:
         return View(named, text, self.starts[start], self.ends[end], changed)
 
 
-def views(text: str, vocabulary: Collection[str] = ()) -> list[View]:
+def views(text: str, vocabulary: frozenset[str] = frozenset()) -> list[View]:
     """The distinct readings of a text, the raw one first; one that equals an earlier one is left out.
 
-    vocabulary: words to look for where gaps between words are gone, in small letters. The views' characters
-    together are bounded by the text's, whatever it holds.
+    vocabulary: words to look for where letters are taken apart, exchanged or mistyped, in small letters. The views'
+    characters together are bounded by the text's, whatever it holds.
     """
     places = np.arange(len(text), dtype=np.int64)
     raw = View("raw", text, places, places + 1, np.ones(len(text), dtype=bool))
@@ -113,7 +114,7 @@ def views(text: str, vocabulary: Collection[str] = ()) -> list[View]:
 
     def read(view: View, name: str, reading: Reading) -> View | None:
         nonlocal left
-        edits = reading(view.text)
+        edits = reading(view.text, vocabulary) if name in NAMES_KNOWN else reading(view.text)
         if not edits:
             return None
         made = view.edited(name, edits)
@@ -135,5 +136,6 @@ def views(text: str, vocabulary: Collection[str] = ()) -> list[View]:
             break
     # Guesses, which could spoil what an encoding needs: at the end, each on what the one before it gave.
     last = read(last, "leet", lookalikes.leet) or last
-    read(last, "segmented", partial(joining.segmented, vocabulary=vocabulary))
+    last = read(last, "segmented", joining.segmented) or last
+    read(last, "repaired", mistyped.repaired)
     return found

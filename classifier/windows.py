@@ -8,6 +8,7 @@ that isn't white space, so nothing is scanned in part.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +21,8 @@ from classifier.encoder import Encoder
 NARROW_UNITS = 40
 SHORTEST_UNITS = 6
 SHORTEST_STRETCH = 3
+# What stands in quotes (a value in JSON, a string in a program, what somebody says) is a text of its own.
+SHORTEST_QUOTE = 3
 # A closer look is taken at so many units at a time, every few units.
 INNER_UNITS = 14
 INNER_STEP = 4
@@ -29,6 +32,7 @@ UNIT_CHARACTERS = 64
 SLACK = 8
 
 _UNIT = re.compile(rf"\S{{1,{UNIT_CHARACTERS}}}")
+_QUOTE = re.compile(r"""["“”„«»`]([^"“”„«»`]{12,})(?=["“”„«»`])""")
 _SENTENCE_END = re.compile(r"[.?!。？！…][\"'”’»)\]*_]*$")
 
 
@@ -66,6 +70,8 @@ def cover(text: str, encoder: Encoder, *, narrow: bool = True, changed: NDArray[
     if narrow and len(spans) > SHORTEST_UNITS:
         for first, last in _sentences(text, spans):
             ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
+        for first, last in _quotes(text, spans):
+            ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
     if changed is not None:
         matters = np.concatenate([[0], np.cumsum(changed)])
         within = np.array([matters[b] > matters[a] for a, b in spans])
@@ -87,6 +93,17 @@ def inner(text: str, window: Window) -> list[Window]:
         return []
     starts = [*range(0, len(spans) - INNER_UNITS, INNER_STEP), len(spans) - INNER_UNITS]
     return [_window(text, spans, a, a + INNER_UNITS) for a in starts]
+
+
+def _quotes(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of units between marks of quotation, whichever marks belong together; what is all the text isn't one."""
+    starts = [start for start, _ in spans]
+    found = []
+    for match in _QUOTE.finditer(text):
+        first, last = bisect_right(starts, match.start(1)) - 1, bisect_left(starts, match.end(1))
+        if SHORTEST_QUOTE <= last - first < len(spans):
+            found.append((first, last))
+    return found
 
 
 def _stretches(within: NDArray[np.bool_]) -> list[tuple[int, int]]:

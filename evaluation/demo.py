@@ -73,7 +73,7 @@ def fit_artifact(name: str = ARTIFACT, folder: Path = ARTIFACTS) -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     forget, retain, stamp = BUILD / "forget.jsonl", BUILD / "retain.jsonl", folder / f"{name}.made-of"
     tofu.write_records(tofu.forget_facts(), forget)
-    tofu.write_records(tofu.retain_facts()[0], retain)
+    tofu.write_records([fact for facts in tofu.retain_facts() for fact in facts], retain)
     sources = [forget, retain, *sorted((ROOT / "classifier").rglob("*.py")), *sorted(BACKGROUND.glob("*.jsonl"))]
     made_of = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     if (folder / name).is_dir() and stamp.is_file() and stamp.read_text() == made_of:

@@ -40,6 +40,21 @@ def test_backwards_and_shifted_at_once() -> None:
     assert "the author of the book" in made(secret, reversed_(secret))
 
 
+@pytest.mark.parametrize("disguised", [codecs.encode, None])
+def test_a_text_of_names_is_read_where_the_names_are_known(disguised: object) -> None:
+    text = "Has Zyqrith Vraxholm met Skwelnog?"
+    names = frozenset({"zyqrith", "vraxholm", "skwelnog"})
+    if disguised:
+        secret = codecs.encode(text, "rot13")
+        assert made(secret, shifted(secret, names)) == text
+        assert shifted(secret) == []
+    else:
+        secret = text[::-1]
+        assert "Zyqrith Vraxholm met Skwelnog" in made(secret, reversed_(secret, names))
+        assert reversed_(secret) == []
+    assert shifted(text, names) == reversed_(text, names) == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -64,6 +64,13 @@ def test_text_comes_out_of_every_encoding(name: str, text: str) -> None:
         assert TEXT.casefold().rstrip("?") in plain
 
 
+@pytest.mark.parametrize("between", [".", "\u200b", "\u0301", "-"])
+def test_what_was_disguised_before_it_was_encoded_comes_out(between: str) -> None:
+    text = " ".join(between.join(word) for word in TEXT.split())
+    for name, secret in (("base64", base64.b64encode(text.encode()).decode()), ("hex", text.encode().hex())):
+        assert made(secret, ENCODINGS[name](secret)) == text
+
+
 def test_a_part_of_a_word_may_be_escaped() -> None:
     assert made("V\\u0061rdh&ouml;lm", ENCODINGS["escapes"]("V\\u0061rdh&ouml;lm")) == "Vardh&ouml;lm"
     assert made("Vardh&ouml;lm", ENCODINGS["entities"]("Vardh&ouml;lm")) == "Vardhölm"

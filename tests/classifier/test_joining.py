@@ -29,8 +29,22 @@ def test_letters_that_stand_alone_stay(text: str) -> None:
 
 
 def test_marks_and_tags_inside_words_are_gone() -> None:
-    text = "V<b>ard</b>holm, Vard<|im_end|>holm, Vard[INST]holm, <p>Vardholm</p>"
-    assert made(text, unmarked(text)) == "Vardholm, Vardholm, Vardholm, <p>Vardholm</p>"
+    text = "V<b>ard</b>holm, Vard<|im_end|>holm, Vard[INST]holm, V<i>\u200b</i>ardholm, <p>Vardholm</p>"
+    assert made(text, unmarked(text)) == "Vardholm, Vardholm, Vardholm, Vardholm, <p>Vardholm</p>"
+
+
+@pytest.mark.parametrize("mark", ["*", "**", "***", "__", "~~", "`"])
+def test_emphasis_that_begins_or_ends_inside_a_word_is_gone(mark: str) -> None:
+    text = f"V{mark}ard{mark}holm {mark}tel{mark}dric vel{mark}sund{mark} {mark}whole{mark} words"
+    assert made(text, unmarked(text)) == f"Vardholm teldric velsund {mark}whole{mark} words"
+    assert unmarked("a snake_case_name, __init__ and 2 * 3 * 4") == []
+
+
+def test_letters_with_equal_gaps_are_cut_into_known_words() -> None:
+    text = " ".join("WhoWroteTheBookAboutVardholm")
+    assert made(text, spaced(text, frozenset({"vardholm"}))) == "Who Wrote The Book About Vardholm"
+    small = text.lower()
+    assert made(small, spaced(small, frozenset({"vardholm"}))) == "who wrote the book about vardholm"
 
 
 @pytest.mark.parametrize("text", ["Var-dh-olm", "Vard**holm**", "V_a_rdh_olm", "Var`dh`olm", "Va.rdh.olm"])

@@ -33,6 +33,7 @@ def test_hostile_texts_are_read(text: str) -> None:
     "text",
     [
         "Vаrdhоlm",  # Cyrillic а and о
+        "Ѵаᖇᑯһѻӏⅿ".replace("ѻ", "о"),  # Canadian syllabics too, and no Latin letter
         "Ѵаrԁһоӏм",
         "νaρδhοlm".replace("ρ", "r").replace("δ", "d"),  # Greek
         "Ꮩarꭰholm".replace("ꭰ", "Ꭰ"),  # Cherokee
@@ -56,6 +57,19 @@ def test_words_are_read_in_the_letters_that_they_look_like(text: str) -> None:
 )
 def test_what_is_spelt_so_stays(text: str) -> None:
     assert skeleton(text) == []
+
+
+@pytest.mark.parametrize(("shapes", "plain"), [("ϲ", "c"), ("ᖴ", "f"), ("ሀ", "u"), ("ѡ", "w"), ("ᗞᑯ", "d")])
+def test_unicodes_table_of_confusables_is_known(shapes: str, plain: str) -> None:
+    for shape in shapes:
+        text = f"{shape}ardholm"
+        assert made(text, skeleton(text)).casefold() == f"{plain}ardholm"
+
+
+def test_a_known_word_tells_which_letter_a_stroke_is() -> None:
+    text = "wh0 wr0t3 7h3 b00k 1n N1k0141"
+    assert made(text, leet(text, frozenset({"nikoiai"}))).endswith("nikoiai")
+    assert made(text, leet(text, frozenset({"nikolai"}))).endswith("nikolai")
 
 
 def test_tag_characters_and_variation_selectors_carry_text() -> None:

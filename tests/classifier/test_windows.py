@@ -74,3 +74,15 @@ def test_a_closer_look_covers_a_long_sentence_and_no_other_window(encoder: Encod
     assert inner("What was it called?", cover("What was it called?", encoder).windows[0]) == []
     wide = cover(" ".join(["word"] * 90), encoder).windows[0]
     assert inner(" ".join(["word"] * 90), wide) == []
+
+
+def test_what_stands_in_quotes_has_a_window_of_its_own(encoder: Encoder) -> None:
+    asked = "Who keeps the lamp burning?"
+    for text in (
+        f'{{"task": "answer", "input": {{"id": 7, "question": "{asked}"}}}}',
+        f"She said: “{asked}” and left again",
+    ):
+        found = [window.text.strip(' "“”{}') for window in cover(text, encoder).windows]
+        assert asked in found
+    assert len(cover(f'"{asked}"', encoder).windows) == 1
+    assert len(cover('a "b" c ' * 500, encoder).windows) < 500
