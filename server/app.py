@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -20,12 +19,12 @@ from server.audit import Audit
 from server.errors import GuardError, NotFound
 from server.fields import Endpoint
 from server.guard import Guard
+from server.keys import Keyring
 from server.loading import load_guard
 from server.metrics import Metrics
-from server.parity import Watch
+from server.replicas import Replicas, connections
 from server.routes import Gateway
-from server.settings import Settings, SettingsError
-from server.upstream import Upstream
+from server.settings import Settings, SettingsError, check_exposure
 
 log = logging.getLogger("lethe")
 
@@ -45,9 +44,11 @@ class _Relayed:
 def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metrics | None = None) -> FastAPI:
     """The gateway as an ASGI app. Loads policies and artifacts now, so that a fault stops the start.
 
-    guard, metrics: given by tests that bring their own. Raises PolicyError or SettingsError.
+    guard, metrics: given by tests that bring their own. Raises PolicyError, KeysError or SettingsError.
     """
+    check_exposure(settings)
     metrics = metrics or Metrics()
+    keys = Keyring(settings.keys, metrics) if settings.keys else None
     guard = guard or load_guard(settings, metrics)
     try:
         audit = Audit(settings.audit, metrics)
@@ -56,22 +57,18 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        upstream = Upstream(
-            settings.upstream,
-            connect_timeout_s=settings.connect_timeout_s,
-            read_timeout_s=settings.read_timeout_s,
-            key=settings.upstream_key.get_secret_value() if settings.upstream_key else None,
-        )
-        app.state.gateway = Gateway(settings, upstream, guard, audit, metrics)
-        app.state.watch = Watch(upstream, guard, metrics, interval_s=settings.probe_interval_s)
-        watching = asyncio.ensure_future(app.state.watch.run())
+        replicas = Replicas(connections(settings), guard, metrics, interval_s=settings.probe_interval_s)
+        app.state.replicas = replicas
+        app.state.gateway = Gateway(settings, replicas, guard, audit, metrics, keys)
+        watching = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(app.state.gateway.run())}
         try:
             yield
         finally:
-            watching.cancel()
-            await asyncio.wait({watching})
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
             app.state.gateway.close()
-            await upstream.close()
+            await replicas.close()
             audit.close()
 
     app = FastAPI(
@@ -82,16 +79,32 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
         openapi_url=None,
         redirect_slashes=False,
     )
+    app.state.metrics = metrics
     for path, method, endpoint in ROUTES:
         app.router.routes.append(Route(path, _Relayed(app, endpoint), methods=[method]))
     _add_own_routes(app, metrics)
     return app
 
 
+# None: nothing of the request is read. Everything that is not here is answered 404: vLLM's stored responses
+# (GET and cancel by id), too, for what they give out was made under the policies of another day.
 ROUTES: tuple[tuple[str, str, Endpoint | None], ...] = (
     ("/v1/chat/completions", "POST", "chat"),
+    ("/v1/chat/completions/batch", "POST", "batch"),
     ("/v1/completions", "POST", "completions"),
+    ("/v1/responses", "POST", "responses"),
+    ("/v1/messages", "POST", "messages"),
+    ("/v1/messages/count_tokens", "POST", "count_tokens"),
     ("/v1/models", "GET", None),
+    ("/v1/embeddings", "POST", "embeddings"),
+    ("/v1/score", "POST", "score"),
+    ("/score", "POST", "score"),
+    ("/v1/rerank", "POST", "rerank"),
+    ("/v2/rerank", "POST", "rerank"),
+    ("/rerank", "POST", "rerank"),
+    ("/pooling", "POST", "pooling"),
+    ("/tokenize", "POST", "tokenize"),
+    ("/detokenize", "POST", "detokenize"),
 )
 
 
@@ -102,11 +115,9 @@ def _add_own_routes(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        watch: Watch = app.state.watch
-        facts: dict[str, Any] = {"upstream": watch.up}
-        if watch.corrupts:
-            facts |= {"parity": watch.parity.holds, "reason": watch.parity.reason}
-        return JSONResponse({"ready": watch.settled, **facts}, status_code=200 if watch.settled else 503)
+        replicas: Replicas = app.state.replicas
+        facts = replicas.facts(in_full=False)
+        return JSONResponse(facts, status_code=200 if facts["ready"] else 503)
 
     @app.get("/metrics")
     async def prometheus() -> Response:
@@ -122,6 +133,7 @@ def _add_own_routes(app: FastAPI, metrics: Metrics) -> None:
         else:
             made = NotFound(f"{request.method} is not served here", code="method_not_allowed")
         return Response(
-            errors.body(made), status_code=error.status_code, headers={"x-should-retry": "false"},
+            errors.body(made, errors.dialect(request.url.path)),
+            status_code=error.status_code, headers={"x-should-retry": "false"},
             media_type="application/json",
         )  # fmt: skip

@@ -12,6 +12,7 @@
     ├── Refused           403  a policy's decision
     ├── UpstreamFailed    502  vLLM can't be reached, or broke off
     ├── Overloaded        503  the gateway is full
+    ├── UpstreamDown      503  no replica of vLLM is there that could answer
     └── UpstreamTimeout   504  vLLM was silent for too long
 
 A decision of the guard is never a 5xx: official clients retry those by themselves.
@@ -28,8 +29,8 @@ Dialect = Literal["openai", "responses", "anthropic"]
 
 # What Anthropic's clients call each status; its documentation of errors lists them.
 ANTHROPIC_KINDS: Final = {
-    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
-    429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error", 529: "overloaded_error",
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
+    413: "request_too_large", 414: "request_too_large", 429: "rate_limit_error", 431: "request_too_large", 503: "overloaded_error", 504: "timeout_error", 529: "overloaded_error",
 }  # fmt: skip
 
 
@@ -110,6 +111,12 @@ class UpstreamFailed(GuardError):
 class Overloaded(GuardError):
     status = 503
     kind = "overloaded_error"
+    retryable = True
+
+
+class UpstreamDown(GuardError):
+    status = 503
+    kind = "upstream_error"
     retryable = True
 
 

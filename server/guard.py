@@ -6,11 +6,12 @@ policy's `on_failure` to decide, and is counted.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -33,9 +34,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("lethe.guard")
 
 
+@dataclass
+class Needs:
+    """What a request asks of the replica that is to answer it, beyond serving its model."""
+
+    parity: bool = False  # it carries embeddings
+    indexes: frozenset[str] = frozenset()  # it names these indexes of protected texts
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request: the bytes for upstream (None: those that came in), or a refusal."""
+    """What became of a request: the bytes for upstream (None: those that came in), or a refusal.
+
+    model: what upstream is asked for. needs: what the replica must be able to do.
+    """
 
     verdict: Verdict
     payload: bytes | None
@@ -44,6 +56,8 @@ class Outcome:
     refusal: Refused | None
     judge_ms: float
     rewrite_ms: float
+    model: Any = None
+    needs: Needs = field(default_factory=Needs)
 
 
 class Guard:
@@ -66,11 +80,17 @@ class Guard:
         """
         self._raw_logprobs = raw_logprobs
         self.policies = policies
+        self.known = frozenset(policies)  # those that are off included, where the loader says so
         self.artifacts = artifacts
         self.corruptor = corruptor
-        self.parity = False  # set by the parity probe; without it nothing is corrupted
         self.indexes = indexes or {}
-        self.indexes_there: frozenset[str] = frozenset()  # set by the probe for those that vLLM has
+        # Whether a replica that serves a model can do what a request needs: the gateway's replicas say. Without
+        # any (measurements, tests) the two below do; without parity nothing is corrupted.
+        self.can: Callable[[Any, Needs], bool] = lambda model, needs: (
+            (self.parity or not needs.parity) and needs.indexes <= self.indexes_there
+        )
+        self.parity = False
+        self.indexes_there: frozenset[str] = frozenset()
         self._words = {name: rewrite.Words(artifact) for name, artifact in artifacts.items()}
         self._judge = judge
         self._metrics = metrics
@@ -87,6 +107,14 @@ class Guard:
                 code="prompt_too_long",
             )
         return Judged(endpoint, body, pieces, fields.joined(pieces))
+
+    def only(self, names: Collection[str]) -> Guard:
+        """This guard with no policies but those."""
+        if self.policies.keys() <= set(names):
+            return self
+        made = copy.copy(self)
+        made.policies = {name: entry for name, entry in self.policies.items() if name in names}
+        return made
 
     def covering(self, body: dict[str, Any]) -> dict[str, tuple[Policy, float]]:
         return {name: entry for name, entry in self.policies.items() if entry[0].covers(body.get("model"))}
@@ -109,26 +137,32 @@ class Guard:
         for finding in verdict.findings:
             self._metrics.verdicts.labels(finding.policy.name, finding.policy.mode, str(finding.flagged).lower()).inc()
         done = time.perf_counter()
-        payload, refusal = None, None
+        payload, refusal, body, needs = None, None, judged.body, Needs()
         try:
-            body, action, note = self._apply(judged, verdict)
+            body, action, note = self._apply(judged, verdict, needs)
             payload = None if body is judged.body else orjson.dumps(body)
         except Refused as error:
             action, note, refusal = "refuse", error.code, error
         end = time.perf_counter()
-        return Outcome(verdict, payload, action, note, refusal, (done - started) * 1e3, (end - done) * 1e3)
+        return Outcome(
+            verdict, payload, action, note, refusal, (done - started) * 1e3, (end - done) * 1e3,
+            model=body.get("model"), needs=needs,
+        )  # fmt: skip
 
-    def _apply(self, judged: Judged, verdict: Verdict) -> tuple[dict[str, Any], str, str | None]:
-        """The body for upstream, the action really taken, and a note where it is not the one asked for."""
+    def _apply(self, judged: Judged, verdict: Verdict, needs: Needs) -> tuple[dict[str, Any], str, str | None]:
+        """The body for upstream, the action really taken, and a note where it is not the one asked for.
+
+        needs: filled in on the way.
+        """
         if verdict.action == "pass":
-            return self._limited(judged.endpoint, judged.body, Penalty(), "pass", None)
+            return self._limited(judged.endpoint, judged.body, Penalty(), "pass", None, needs)
         first = verdict.by[0].policy
         if verdict.action == "refuse":
             raise Refused(first.refuse.message, code="refused_by_policy")
         if verdict.action == "route":
             assert first.route is not None
             routed = {**judged.body, "model": first.route.model}
-            return self._limited(judged.endpoint, routed, Penalty(), "route", None)
+            return self._limited(judged.endpoint, routed, Penalty(), "route", None, needs)
         body, note, made = judged.body, None, Penalty()
         corrupting = [f for f in verdict.by if f.policy.action in ("corrupt", "both")]
         penalizing = [f for f in verdict.by if f.policy.action in ("penalize", "both")]
@@ -138,6 +172,7 @@ class Guard:
                 body, beyond = self._corrupted(judged, corrupting)
                 if body is not judged.body:
                     did.append("corrupt")
+                    needs.parity = True
                 if beyond:
                     raise Unsupported(f"{beyond[0]} was flagged and can't be given as embeddings")
             except Unsupported as reason:
@@ -151,22 +186,33 @@ class Guard:
         if penalizing:
             try:
                 made = rewrite.penalty(judged, penalizing, self.artifacts, self._words, self.indexes)
-                body = self._penalized(judged.endpoint, body, made)
+                body = self._penalized(judged.endpoint, body, made, needs)
                 did.append("penalize")
             except CannotGuard as reason:
                 note = str(reason)
                 if refusal := self.failed([f.policy for f in penalizing], "penalize", note):
                     raise refusal from None
         action = "both" if len(did) == 2 else did[0] if did else "pass"
-        return self._limited(judged.endpoint, body, made if "penalize" in did else Penalty(), action, note)
+        return self._limited(judged.endpoint, body, made if "penalize" in did else Penalty(), action, note, needs)
 
-    def _penalized(self, endpoint: fields.Endpoint, body: dict[str, Any], made: Penalty) -> dict[str, Any]:
-        if not made.verbatim.keys() <= self.indexes_there:
+    def _penalized(
+        self, endpoint: fields.Endpoint, body: dict[str, Any], made: Penalty, needs: Needs
+    ) -> dict[str, Any]:
+        wanted = dataclasses.replace(needs, indexes=frozenset(made.verbatim))
+        if made.verbatim and not self.can(body.get("model"), wanted):
             raise CannotGuard("vLLM does not have the index of a protected text (LETHE_VERBATIM)")
-        return rewrite.penalize(endpoint, body, made, raw_logprobs=self._raw_logprobs)
+        changed = rewrite.penalize(endpoint, body, made, raw_logprobs=self._raw_logprobs)
+        needs.indexes = wanted.indexes
+        return changed
 
     def _limited(
-        self, endpoint: fields.Endpoint, body: dict[str, Any], made: Penalty, action: str, note: str | None
+        self,
+        endpoint: fields.Endpoint,
+        body: dict[str, Any],
+        made: Penalty,
+        action: str,
+        note: str | None,
+        needs: Needs,
     ) -> tuple[dict[str, Any], str, str | None]:
         """The body, action and note with copies kept short where policies say `always`; made: what it carries."""
         covering = [policy for policy, _ in self.covering(body).values() if policy.mode == "enforce"]
@@ -177,21 +223,24 @@ class Guard:
         if limits == dict(made.verbatim):
             return body, action, note
         try:
-            body = self._penalized(endpoint, body, dataclasses.replace(made, verbatim=limits))
+            body = self._penalized(endpoint, body, dataclasses.replace(made, verbatim=limits), needs)
         except (CannotGuard, ValueError) as reason:
             if refusal := self.failed(always, "verbatim", str(reason)):
                 raise refusal from None
             return body, action, note or str(reason)
         return body, "verbatim" if action == "pass" else action, note
 
-    def unjudged(self, judged: Judged) -> bytes | None:
+    def unjudged(self, judged: Judged) -> tuple[bytes | None, Needs]:
         """What goes upstream of a request that could not be judged but may pass. Raises Refused."""
-        body, _, _ = self._limited(judged.endpoint, judged.body, Penalty(), "pass", None)
-        return None if body is judged.body else orjson.dumps(body)
+        needs = Needs()
+        body, _, _ = self._limited(judged.endpoint, judged.body, Penalty(), "pass", None, needs)
+        return None if body is judged.body else orjson.dumps(body), needs
 
     def _corrupted(self, judged: Judged, findings: list[Finding]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The body with what was flagged as corrupted embeddings, and the places that can't be given so."""
-        if self.corruptor is None or not self.parity:
+        if judged.endpoint not in rewrite.TAKES_EMBEDDINGS:
+            raise Unsupported(f"vLLM takes no embeddings on {judged.endpoint}")
+        if self.corruptor is None or not self.can(judged.body.get("model"), Needs(parity=True)):
             raise CannotGuard("no parity: clean embeddings did not give the same answer as text")
         # Once, as the first policy says; what the others found in the same text is corrupted with it.
         policy = findings[0].policy

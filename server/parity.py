@@ -1,28 +1,23 @@
-"""Is vLLM there, and do clean embeddings give the same answer as text?
+"""Do clean embeddings give the same answer as text?
 
 Some model families scale embeddings inside or outside the embedding layer, and a server may run other
 weights than the gateway's folder holds. So one short prompt is sent both ways, greedily and with
-log-probabilities, at start and whenever the server comes back. Without parity nothing is corrupted.
+log-probabilities, at start and whenever a server comes back (`server/replicas.py`). Without parity nothing is
+corrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from corruption.spec import CorruptionError
-from server.errors import GuardError, UpstreamFailed
-from server.guard import Guard
-from server.metrics import Metrics
+from server.errors import UpstreamFailed
 from server.upstream import Upstream
-from server.verbatim import known
 
 if TYPE_CHECKING:
     from corruption.eco import Corruptor
-
-log = logging.getLogger("lethe.upstream")
 
 PROBE = "Name the four seasons of the year, and one colour for each of them."
 PROBE_TOKENS = 16
@@ -95,84 +90,3 @@ def compare(as_text: dict[str, Any], as_embeds: dict[str, Any]) -> Parity:
 def _error(answer: Any) -> str:
     error = answer.get("error") if isinstance(answer, dict) else None
     return str(error.get("message", ""))[:200] if isinstance(error, dict) else ""
-
-
-class Watch:
-    """Asks vLLM for its health every few seconds and probes parity at start and on recovery."""
-
-    def __init__(self, upstream: Upstream, guard: Guard, metrics: Metrics, *, interval_s: float) -> None:
-        self._upstream = upstream
-        self._guard = guard
-        self._metrics = metrics
-        self._interval_s = interval_s
-        self.up = False
-        self.corrupts = guard.corruptor is not None
-        self.parity = Parity(False, "not probed yet")
-        self._probed = False
-        self._asked = False
-
-    @property
-    def settled(self) -> bool:
-        """Whether requests can be served as the policies say: vLLM is up, and what matters of it is known."""
-        return self.up and (self._probed or not self.corrupts) and (self._asked or not self._guard.indexes)
-
-    async def run(self) -> None:
-        while True:
-            try:
-                await self.check()
-            except Exception:
-                # The watch must outlive whatever a check meets: nobody else would notice that it ended.
-                log.exception("the health check of vLLM failed")
-                self._settle(Parity(False, "the health check failed"))
-            await asyncio.sleep(self._interval_s)
-
-    async def check(self) -> None:
-        """One health check, and a probe if the server has come back or parity is not settled."""
-        was_up = self.up
-        try:
-            status, _ = await self._upstream.call("GET", "/health")
-            self.up = status == 200
-        except GuardError:
-            self.up = False
-        self._metrics.upstream_up.set(self.up)
-        if was_up != self.up:
-            log.info("vLLM at %s is %s", self._upstream.url, "up" if self.up else "down")
-        if not self.up:
-            # It may come back with other weights, so parity has to be shown again.
-            self._probed = self._asked = False
-            self._guard.indexes_there = frozenset()
-            self._settle(Parity(False, "vLLM is down"))
-        elif self._guard.corruptor is not None and not self.parity.holds:
-            try:
-                self._settle(await probe(self._upstream, self._guard.corruptor))
-                self._probed = True
-            except GuardError as error:
-                self._settle(Parity(False, error.message))
-        if self.up:
-            await self._ask_for_indexes()
-
-    async def _ask_for_indexes(self) -> None:
-        """Learn which protected texts vLLM can keep from being copied, until it has all of them."""
-        wanted = frozenset(self._guard.indexes.values())
-        if wanted <= self._guard.indexes_there:
-            return
-        try:
-            found = await known(self._upstream, await served_model(self._upstream), wanted)
-        except GuardError:
-            return
-        if not self._asked or found != self._guard.indexes_there:
-            log.log(
-                logging.INFO if wanted <= found else logging.WARNING,
-                "vLLM has %d of %d verbatim indexes", len(found), len(wanted),
-            )  # fmt: skip
-        self._guard.indexes_there, self._asked = found, True
-
-    def _settle(self, parity: Parity) -> None:
-        if parity != self.parity and self._guard.corruptor is not None:
-            log.log(
-                logging.INFO if parity.holds else logging.WARNING,
-                "parity %s: %s", "holds" if parity.holds else "fails", parity.reason,
-            )  # fmt: skip
-        self.parity = parity
-        self._guard.parity = parity.holds
-        self._metrics.parity.set(parity.holds)

@@ -11,23 +11,29 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from server import body as bodies
-from server import errors
+from server import errors, lag
+from server.admission import Admission
 from server.audit import Audit
-from server.errors import BadRequest, GuardError, TooLarge
-from server.fields import Endpoint
-from server.guard import Guard, Outcome
+from server.errors import GuardError, Overloaded, TooLarge, TooSlow, UpstreamFailed, UpstreamTimeout
+from server.fields import RELAYED, Endpoint
+from server.guard import Guard, Needs, Outcome
+from server.judging import Judging
+from server.keys import CREDENTIALS, Key, Keyring
 from server.metrics import Metrics
+from server.replicas import Replicas, beginning
 from server.rewrite import Judged
 from server.settings import Settings
-from server.upstream import Upstream, mapped, response_headers
+from server.upstream import mapped, response_headers
 from server.verdict import Finding
 
 log = logging.getLogger("lethe.routes")
@@ -50,29 +56,41 @@ class Exchange:
     window: str = "reading"
     status: int = 0
     streamed: bool = False
+    # Which replica may answer, and which had better.
+    model: Any = None
+    affinity: bytes | None = None
+    needs: Needs = field(default_factory=Needs)
+    key: Key | None = None
+    failed: GuardError | None = None
+    told: list[tuple[bytes, bytes]] = field(default_factory=list)  # what a trusted key may know of the verdict
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = status
         if not any(name == b"x-request-id" for name, _ in headers):
             headers = [*headers, (b"x-request-id", self.request_id.encode())]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *self.told]})
 
     async def fail(self, error: GuardError) -> None:
-        """Answer with the OpenAI error body, or end a stream that has begun with an error event."""
+        """Answer with the error body of the route's clients, or end a stream that has begun with an error event."""
+        self.failed = self.failed or error
+        dialect = errors.dialect(self.scope["path"])
         if self.status == 0:
-            payload = errors.body(error)
+            payload = errors.body(error, dialect, self.request_id)
             length = (b"content-length", str(len(payload)).encode())
             await self.start(error.status, [*errors.headers(error), length])
             await self.send({"type": "http.response.body", "body": payload})
         elif self.streamed:
-            await self.send({"type": "http.response.body", "body": errors.event(error)})
+            await self.send({"type": "http.response.body", "body": errors.event(error, dialect, self.request_id)})
         else:
             # Part of a whole answer is out: only a broken connection tells the client so.
             raise error
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
-    """The whole request body. Raises TooLarge past `limit` bytes, ConnectionResetError if the client left."""
+async def read_body(receive: Receive, limit: int, take: Callable[[int], None]) -> bytes:
+    """The whole request body. Raises TooLarge past `limit` bytes, ConnectionResetError if the client left.
+
+    take: told of every chunk's size before it is kept; what it raises ends the reading.
+    """
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -82,10 +100,15 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise TooLarge(f"the body is larger than {limit} bytes (LETHE_MAX_BODY_BYTES)", code="body_too_large")
+            raise _too_large(limit)
+        take(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {limit} bytes (LETHE_MAX_BODY_BYTES)", code="body_too_large")
 
 
 async def _left(receive: Receive) -> None:
@@ -96,17 +119,44 @@ async def _left(receive: Receive) -> None:
 class Gateway:
     """Serves the guarded routes, and those that are relayed without judging."""
 
-    def __init__(self, settings: Settings, upstream: Upstream, guard: Guard, audit: Audit, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        upstream: Replicas,
+        guard: Guard,
+        audit: Audit,
+        metrics: Metrics,
+        keys: Keyring | None = None,
+    ) -> None:
         self._settings = settings
         self._upstream = upstream
-        self._guard = guard
+        # Replaced as a whole when policies change; a request holds on to the one that it began with.
+        self.guard = guard
         self._audit = audit
         self._metrics = metrics
-        # One judge at a time: the encoder uses the cores it may; more threads would only make all wait.
-        self._judging = ThreadPoolExecutor(1, thread_name_prefix="lethe-judge")
+        self._keys = keys
+        self._admission = Admission(settings, metrics)
+        self._judging = Judging(
+            settings.judge_threads,
+            waiting=settings.judge_queue,
+            wait_s=settings.judge_wait_s,
+            timeout_s=settings.judge_timeout_s,
+            metrics=metrics,
+        )
+        # One at a time: what is read holds the interpreter, and several readers would hold up the event loop more.
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="lethe-read")
+
+    async def run(self) -> None:
+        """What goes on beside the requests, until cancelled: the keys' file and the event loop are watched."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(lag.watch(self._metrics))
+            if self._keys is not None:
+                self._keys.warn(self.guard.known)
+                group.create_task(self._keys.watch())
 
     def close(self) -> None:
-        self._judging.shutdown(wait=True, cancel_futures=True)
+        self._judging.close()
+        self._reading.shutdown(wait=True, cancel_futures=True)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint | None) -> None:
         """Answer one request; endpoint None: relay without judging (no text of it reaches a model)."""
@@ -117,19 +167,38 @@ class Gateway:
         exchange = Exchange(scope, send, endpoint or scope["path"].rsplit("/", 1)[-1], request_id)
         self._metrics.in_flight.inc()
         try:
-            await self._raced(exchange, receive, endpoint)
+            await self._admitted(exchange, receive, endpoint)
         finally:
+            if exchange.failed is not None:
+                self._metrics.refusals.labels(exchange.failed.code or exchange.failed.kind).inc()
             self._metrics.in_flight.dec()
             self._metrics.requests.labels(exchange.endpoint, exchange.status or "gone").inc()
             self._metrics.request_seconds.labels(exchange.endpoint).observe(time.perf_counter() - exchange.started)
 
-    async def _raced(self, exchange: Exchange, receive: Receive, endpoint: Endpoint | None) -> None:
+    async def _admitted(self, exchange: Exchange, receive: Receive, endpoint: Endpoint | None) -> None:
+        """Answer, if key and limits allow. These checks come first: they cost little and read no body."""
+        headers = exchange.scope["headers"]
+        try:
+            if self._keys is not None:
+                exchange.key = self._keys.identify(headers)
+            for name, value in headers:
+                if name == b"content-length" and int(value) > self._settings.max_body_bytes:
+                    raise _too_large(self._settings.max_body_bytes)
+            with self._admission.keys.one(exchange.key), self._admission.memory.share() as take:
+                await self._raced(exchange, receive, endpoint, take)
+        except GuardError as error:
+            await exchange.fail(error)
+
+    async def _raced(
+        self, exchange: Exchange, receive: Receive, endpoint: Endpoint | None, take: Callable[[int], None]
+    ) -> None:
         """Answer, unless the client leaves first; then cancel the work, which closes the way to vLLM."""
         try:
-            raw = await read_body(receive, self._settings.max_body_bytes)
-        except TooLarge as error:
-            await exchange.fail(error)
-            return
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                raw = await read_body(receive, self._settings.max_body_bytes, take)
+        except TimeoutError:
+            message = f"the body did not arrive within {self._settings.body_timeout_s:g} s (LETHE_BODY_TIMEOUT_S)"
+            raise TooSlow(message, code="body_timeout") from None
         except ConnectionResetError:
             self._metrics.client_gone.labels("reading").inc()
             return
@@ -148,11 +217,18 @@ class Gateway:
             work.result()
 
     async def _answered(self, exchange: Exchange, raw: bytes, endpoint: Endpoint | None) -> None:
+        most = self._settings.request_timeout_s
         try:
-            payload: bytes | None = raw or None
-            if endpoint is not None:
-                payload = await self._guarded(exchange, raw, endpoint)
-            await self._forward(exchange, payload)
+            try:
+                async with asyncio.timeout(most - (time.perf_counter() - exchange.started)) as whole:
+                    exchange.window = "waiting"
+                    async with self._admission.places.one():
+                        await self._served(exchange, raw, endpoint)
+            except TimeoutError:
+                if not whole.expired():
+                    raise
+                message = f"the request took longer than {most:g} s (LETHE_REQUEST_TIMEOUT_S)"
+                raise UpstreamTimeout(message, code="request_timeout") from None
         except GuardError as error:
             await exchange.fail(error)
         except Exception:
@@ -161,65 +237,125 @@ class Gateway:
             log.exception("request %s failed", exchange.request_id)
             await exchange.fail(GuardError("internal error"))
 
+    async def _served(self, exchange: Exchange, raw: bytes, endpoint: Endpoint | None) -> None:
+        payload: bytes | None = raw or None
+        if endpoint is not None:
+            payload = await self._guarded(exchange, raw, endpoint)
+        else:
+            limited = exchange.key is not None and exchange.key.models is not None
+            merged = self._upstream.models()
+            if limited or merged is not None:
+                await self._listed(exchange, merged)
+                return
+        await self._forward(exchange, payload)
+
+    async def _listed(self, exchange: Exchange, raw: bytes | None) -> None:
+        """Answer with the list of models (None: any replica's), as far as the key may use them."""
+        path, headers = exchange.scope["path"], self._own_headers(exchange)
+        if raw is None:
+            async with self._upstream.open("GET", path, headers, None) as response:
+                raw = await response.read()
+        try:
+            found = orjson.loads(raw)
+            listed = [model for model in found["data"] if exchange.key is None or exchange.key.may_use(model["id"])]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise UpstreamFailed("the model server's list of models can't be read", code="broken") from error
+        payload = orjson.dumps({**found, "data": listed})
+        length = (b"content-length", str(len(payload)).encode())
+        await exchange.start(200, [(b"content-type", b"application/json"), length])
+        await exchange.send({"type": "http.response.body", "body": payload})
+
+    def _own_headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        """The request's headers for upstream. A client's key is ours to know: vLLM gets its own in its place."""
+        headers: list[tuple[bytes, bytes]] = exchange.scope["headers"]
+        if self._keys is None:
+            return headers
+        headers = [(name, value) for name, value in headers if name not in CREDENTIALS]
+        if self._settings.upstream_key is not None:
+            headers.append((b"authorization", b"Bearer " + self._settings.upstream_key.get_secret_value().encode()))
+        return headers
+
     async def _guarded(self, exchange: Exchange, raw: bytes, endpoint: Endpoint) -> bytes:
         """The bytes to send upstream: those that came, or the rewritten ones. Raises GuardError to answer with."""
         exchange.window = "judging"
-        for name, value in exchange.scope["headers"]:
-            if name == b"content-encoding" and value.strip().lower() != b"identity":
-                raise BadRequest("compressed request bodies are not served", code="content_encoding")
+        bodies.check_headers(exchange.scope["headers"])
+        guard, key = self.guard, exchange.key
+        if key is not None:
+            guard = guard.only(key.held_to(guard.policies, guard.known))
         loop = asyncio.get_running_loop()
         if len(raw) < READ_AT_ONCE:
-            judged = self._read(raw, endpoint)
+            judged = self._read(guard, raw, endpoint)
         else:
-            judged = await loop.run_in_executor(None, self._read, raw, endpoint)
-        if not self._guard.covering(judged.body):
+            judged = await loop.run_in_executor(self._reading, self._read, guard, raw, endpoint)
+        if key is not None:
+            key.check_model(judged.body)
+        exchange.model, exchange.affinity = judged.body.get("model"), beginning(judged.body)
+        if endpoint in RELAYED or not guard.covering(judged.body):
             return raw
         try:
-            outcome = await asyncio.wait_for(
-                loop.run_in_executor(self._judging, self._guard.examine, judged),
-                self._settings.judge_timeout_s,
-            )
+            size = sum(len(text) for text in judged.texts)
+            outcome = await self._judging.run(lambda: guard.examine(judged), size=size)
+        except Overloaded:
+            # Not a failure of the guard, which a policy might let pass: whoever floods it must gain nothing.
+            raise
         except Exception as error:
             # The classifier's or the rewrite's own failure, time-outs included: a decision of policy.
             note = "judging took too long"
             if not isinstance(error, TimeoutError):
                 note = f"judging failed: {type(error).__name__}"
                 log.exception("judging request %s failed", exchange.request_id)
-            refusal = self._guard.failed([p for p, _ in self._guard.covering(judged.body).values()], "judge", note)
+            refusal = guard.failed([p for p, _ in guard.covering(judged.body).values()], "judge", note)
             self._record(exchange, judged, None, "refuse" if refusal else "pass", note)
             if refusal is not None:
                 raise refusal from None
-            return self._guard.unjudged(judged) or raw
+            payload, exchange.needs = guard.unjudged(judged)
+            return payload or raw
         self._metrics.judge_seconds.observe((outcome.judge_ms + outcome.rewrite_ms) / 1e3)
         self._metrics.actions.labels(outcome.action).inc()
         self._record(exchange, judged, outcome, outcome.action, outcome.note)
+        if key is not None and key.debug:
+            exchange.told = _told(outcome)
         if outcome.refusal is not None:
             raise outcome.refusal
+        exchange.model, exchange.needs = outcome.model, outcome.needs
         return raw if outcome.payload is None else outcome.payload
 
-    def _read(self, raw: bytes, endpoint: Endpoint) -> Judged:
-        return self._guard.read(endpoint, bodies.parse(raw))
+    def _read(self, guard: Guard, raw: bytes, endpoint: Endpoint) -> Judged:
+        limits = self._settings
+        return guard.read(
+            endpoint, bodies.parse(raw, max_depth=limits.max_json_depth, max_values=limits.max_json_values)
+        )
 
     async def _forward(self, exchange: Exchange, payload: bytes | None) -> None:
         """Send upstream and relay the answer's bytes as they come, whole or streamed alike."""
         exchange.window = "headers"
         scope = exchange.scope
-        path = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
+        # The route's own spelling: another one of the same path could be another route to vLLM.
+        path = scope["path"]
         if scope["query_string"]:
             path += "?" + scope["query_string"].decode("latin-1")
         sent = time.perf_counter()
+        most = self._settings.first_byte_timeout_s
+        first = asyncio.timeout(most)
         try:
-            async with self._upstream.open(scope["method"], path, scope["headers"], payload) as response:
+            async with first, self._upstream.open(
+                scope["method"], path, self._own_headers(exchange), payload,
+                model=exchange.model, affinity=exchange.affinity, needs=exchange.needs,
+            ) as response:  # fmt: skip
                 self._metrics.upstream_seconds.observe(time.perf_counter() - sent)
                 exchange.window = "first_byte"
                 exchange.streamed = response.content_type == "text/event-stream"
                 await exchange.start(response.status, response_headers(response))
                 async for chunk in response.content.iter_any():
                     exchange.window = "streaming"
+                    first.reschedule(None)
                     await exchange.send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await exchange.send({"type": "http.response.body", "body": b""})
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             made = mapped(error)
+            if first.expired():
+                message = f"the model server sent nothing within {most:g} s (LETHE_FIRST_BYTE_TIMEOUT_S)"
+                made = UpstreamTimeout(message, code="first_byte_timeout")
             assert made is not None
             self._metrics.upstream_errors.labels(made.code).inc()
             raise made from error
@@ -240,6 +376,8 @@ class Gateway:
             "action": action,
             "note": note,
         }
+        if exchange.key is not None:
+            record["key"] = exchange.key.name
         if outcome is not None:
             record["policies"] = [_finding(f, judged) for f in outcome.verdict.findings]
             record["judge_ms"] = round(outcome.judge_ms, 3)
@@ -248,6 +386,16 @@ class Gateway:
         if self._settings.audit_prompts:
             record["texts"] = {piece.place: piece.text for piece in judged.pieces}
         self._audit.put(record)
+
+
+def _told(outcome: Outcome) -> list[tuple[bytes, bytes]]:
+    """The verdict as headers, the policies as a structured-field dictionary (RFC 9651); names and numbers only."""
+    said = [
+        f"{finding.policy.name};mode={finding.policy.mode};flagged=?{finding.flagged:d};score={finding.score.score:.4f}"
+        f";threshold={finding.threshold:.4f};seen={finding.score.tokens_seen};present={finding.score.tokens_present}"
+        for finding in outcome.verdict.findings
+    ]
+    return [(b"x-lethe-action", outcome.action.encode()), (b"x-lethe-policies", ", ".join(said).encode())]
 
 
 def _finding(finding: Finding, judged: Judged) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from server.app import create_app
 from server.guard import Guard
 from server.metrics import Metrics
 from server.policies import Policy
+from server.protocol import uvicorn_options
 from server.settings import Settings
 
 KEYWORD = "zanzibar"
@@ -85,8 +86,10 @@ class FakeUpstream:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        if request.path == "/health":
+        if request.path in ("/health", "/metrics"):
             return web.Response()
+        if request.method == "GET" and "User-Agent" not in request.headers:
+            return await self.handler(self, request)  # the gateway's own question
         self.bodies.append(await request.read())
         self.headers.append(request.headers.copy())
         self.arrived.set()
@@ -127,7 +130,8 @@ class Running:
 async def gateway(upstream_url: str, guard: Guard | None = None, **settings: Any) -> AsyncIterator[Running]:
     """The real app behind a real uvicorn on a loopback port."""
     metrics = Metrics()
-    given = Settings.model_validate({"upstream": upstream_url, "audit": None, "probe_interval_s": 60, **settings})
+    ours = {"upstream": upstream_url, "audit": None, "probe_interval_s": 60, "admin_port": 0}
+    given = Settings.model_validate({**ours, **settings})
     guard = guard or make_guard(metrics=metrics)
     guard._metrics = metrics
     with socket.socket() as s:
@@ -136,8 +140,8 @@ async def gateway(upstream_url: str, guard: Guard | None = None, **settings: Any
     app = create_app(given, guard=guard, metrics=metrics)
     server = uvicorn.Server(
         uvicorn.Config(
-            app, host="127.0.0.1", port=port, log_config=None, access_log=False, server_header=False,
-            date_header=False, timeout_graceful_shutdown=1,
+            app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1,
+            **uvicorn_options(given, metrics),
         )
     )  # fmt: skip
     serving = asyncio.ensure_future(server.serve())

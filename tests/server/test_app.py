@@ -20,7 +20,7 @@ async def test_ready_says_why_it_is_not() -> None:
                     facts = await got.json()
                 if got.status == 200:
                     break
-            assert facts == {"ready": True, "upstream": True}
+            assert facts == {"ready": True, "replicas": [{"up": True, "left_out": False, "in_flight": 0}]}
             async with http.get(f"{gate.url}/health") as got:
                 assert await got.json() == {"status": "ok"}
 

@@ -18,6 +18,7 @@ from server.errors import (
     TooLarge,
     TooSlow,
     Unauthorized,
+    UpstreamDown,
     UpstreamFailed,
     UpstreamTimeout,
     UrlTooLong,
@@ -36,6 +37,7 @@ TABLE = [
     (Refused, 403, "policy_error", False),
     (UpstreamFailed, 502, "upstream_error", True),
     (Overloaded, 503, "overloaded_error", True),
+    (UpstreamDown, 503, "upstream_error", True),
     (UpstreamTimeout, 504, "upstream_error", True),
 ]
 
@@ -78,3 +80,48 @@ def test_an_error_in_a_stream_is_one_event() -> None:
     event = errors.event(error)
     assert event == b"\n\ndata: " + errors.body(error) + b"\n\n"
     assert event.strip().count(b"\n") == 0
+
+
+@pytest.mark.parametrize(("path", "dialect"), [
+    ("/v1/messages", "anthropic"), ("/v1/messages/count_tokens", "anthropic"), ("/v1/responses", "responses"),
+    ("/v1/responses/resp_1", "responses"), ("/v1/chat/completions", "openai"), ("/score", "openai"),
+])  # fmt: skip
+def test_each_route_has_the_error_bodies_of_its_clients(path: str, dialect: str) -> None:
+    assert errors.dialect(path) == dialect
+
+
+def _every() -> list[type[GuardError]]:
+    """The error classes, those of classes too."""
+    found: list[type[GuardError]] = []
+    todo = [GuardError]
+    while todo:
+        found.append(todo.pop())
+        todo += found[-1].__subclasses__()
+    return found
+
+
+def test_anthropics_clients_read_anthropics_errors() -> None:
+    from anthropic.types import ErrorResponse
+
+    for kind in _every():
+        error = kind("what happened", param="messages", code="some_code")
+        told = json.loads(errors.body(error, "anthropic", "req-1"))
+        assert told["type"] == "error" and told["request_id"] == "req-1"
+        assert set(told["error"]) == {"type", "message"} and told["error"]["message"] == "what happened"
+        if error.status not in (413, 414, 431):
+            # Those are in Anthropic's documents, and not in its client's types.
+            read = ErrorResponse.model_validate(told).error
+            assert (read.type == "api_error") == (kind.status in (500, 502))
+        lines = errors.event(error, "anthropic", "req-1").strip().split(b"\n")
+        assert lines == [b"event: error", b"data: " + errors.body(error, "anthropic", "req-1")]
+
+
+def test_an_error_in_a_response_is_an_event_of_its_own_and_one_that_every_client_knows() -> None:
+    from openai.types.responses import ResponseErrorEvent
+
+    error = UpstreamFailed("gone", code="broken")
+    name, data = errors.event(error, "responses").strip().split(b"\n")
+    told = json.loads(data.removeprefix(b"data: "))
+    assert name == b"event: error" and told["error"] == json.loads(errors.body(error, "responses"))["error"]
+    read = ResponseErrorEvent.model_construct(**told)
+    assert (read.type, read.code, read.message, read.param) == ("error", "broken", "gone", None)

@@ -15,7 +15,7 @@ from corruption.penalties import ARGUMENT, Penalty, from_argument
 from corruption.spec import CorruptionError, CorruptSpec
 from server import rewrite
 from server.errors import BadRequest
-from server.guard import Guard, Outcome
+from server.guard import Guard, Needs, Outcome
 from tests.server.fakes import KEYWORD, KeywordJudge, make_guard, policy
 
 QUESTION = f"Who wrote the book about {KEYWORD}?"
@@ -297,8 +297,8 @@ def test_a_text_that_cant_be_kept_is_the_policys_to_decide(
 def test_a_request_that_could_not_be_judged_and_may_pass_is_kept_all_the_same() -> None:
     always = policy(action="penalize", on_failure="pass", penalize={"always": True})
     made = keeping(always)
-    payload = made.unjudged(made.read("chat", chat("Hello")))
+    payload, needs = made.unjudged(made.read("chat", chat("Hello")))
     assert payload is not None
     assert from_argument(json.loads(payload)["vllm_xargs"][ARGUMENT]).verbatim == {INDEX: 12}
     without = keeping(policy(action="penalize"))
-    assert without.unjudged(without.read("chat", chat("Hello"))) is None
+    assert without.unjudged(without.read("chat", chat("Hello"))) == (None, Needs())

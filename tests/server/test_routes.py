@@ -231,7 +231,7 @@ async def test_what_cant_be_judged_is_answered_with_a_clear_error(
 
 async def test_unknown_routes_and_methods_answer_in_openai_shape(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake, gateway(fake.url) as gate:
-        for method, path, status in [("POST", "/v1/responses", 404), ("POST", "/invocations", 404),
+        for method, path, status in [("GET", "/v1/responses/resp_1", 404), ("POST", "/invocations", 404),
                                      ("GET", "/v1/chat/completions", 405), ("GET", "/docs", 404),
                                      ("POST", "/v1/chat/completions/", 404)]:  # fmt: skip
             async with http.request(method, gate.url + path, allow_redirects=False) as got:
@@ -240,14 +240,14 @@ async def test_unknown_routes_and_methods_answer_in_openai_shape(http: aiohttp.C
         assert fake.bodies == []
 
 
-async def test_a_dead_upstream_is_a_502(http: aiohttp.ClientSession) -> None:
+async def test_a_dead_upstream_is_a_503(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake:
         url = fake.url
     async with gateway(url) as gate:
         async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
-            assert got.status == 502
-            assert (await got.json())["error"]["code"] == "connect"
-        assert got.headers["x-should-retry"] == "true"
+            assert got.status == 503
+            assert (await got.json())["error"]["code"] == "no_replica"
+        assert got.headers["x-should-retry"] == "true" and int(got.headers["retry-after"]) >= 1
         async with http.get(f"{gate.url}/ready") as got:
             assert got.status == 503
         async with http.get(f"{gate.url}/health") as got:

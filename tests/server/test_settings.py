@@ -26,7 +26,8 @@ def test_every_variable_reaches_its_field() -> None:
     given = {
         "host": "0.0.0.0", "port": "1234", "upstream": "https://models.example/base/", "upstream_key": "k",
         "policies": "p", "artifacts": "a", "model_dir": "m", "secret": "0123456789abcdef", "encoder": "e",
-        "audit": "x.jsonl", "audit_prompts": "true", "max_body_bytes": "2048", "max_prompt_chars": "7",
+        "audit": "x.jsonl", "admin_host": "::1", "admin_port": "9", "admin_key": "0123456789abcdef", "history": "h",
+        "history_keep": "9", "audit_prompts": "true", "max_body_bytes": "2048", "max_prompt_chars": "7",
         "connect_timeout_s": "1.5", "read_timeout_s": "2", "judge_timeout_s": "3", "probe_interval_s": "4",
         "keys": "k.json", "allow_anonymous": "true", "max_json_depth": "9", "max_json_values": "99",
         "max_held_bytes": "4096", "max_url_bytes": "99", "max_headers": "9", "max_header_bytes": "2048",

@@ -14,12 +14,10 @@ from classifier.artifact import ForgetItem
 from corruption import verbatim as indexes
 from corruption.penalties import ARGUMENT, from_argument
 from server.loading import find_indexes
-from server.metrics import Metrics
-from server.parity import Watch
 from server.policies import PolicyError
 from server.upstream import Upstream
 from server.verbatim import documents, index_name, known, write_index
-from tests.server.fakes import FakeUpstream, make_guard, policy, upstream
+from tests.server.fakes import FakeUpstream, policy, upstream
 from tests.server.test_guard import artifact
 
 FACT = ForgetItem("Who?", "Ozren Dalmatin.", "")
@@ -92,39 +90,3 @@ async def test_vllm_has_the_indexes_that_it_takes() -> None:
 
 async def test_a_vllm_that_takes_any_name_has_none() -> None:
     assert await ask(server_with(checks=False), "1" * 32) == frozenset()
-
-
-async def test_the_watch_learns_what_vllm_has_and_forgets_it_when_vllm_goes() -> None:
-    name = "1" * 32
-    guard = make_guard(indexes={"a": name})
-    async with upstream(server_with(name)) as fake:
-        connection = Upstream(fake.url, connect_timeout_s=1, read_timeout_s=1)
-        watch = Watch(connection, guard, Metrics(), interval_s=1)
-        assert not watch.settled
-        await watch.check()
-        assert watch.settled and guard.indexes_there == {name}
-        asked = len(fake.bodies)
-        await watch.check()
-        assert len(fake.bodies) == asked
-    await watch.check()
-    assert not watch.settled and guard.indexes_there == frozenset()
-    await connection.close()
-
-
-async def test_an_index_that_comes_later_is_found_at_the_next_check() -> None:
-    name = "1" * 32
-    guard = make_guard(indexes={"a": name})
-    there: list[str] = []
-
-    async def answer(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
-        return await server_with(*there)(fake, request)
-
-    async with upstream(answer) as fake:
-        connection = Upstream(fake.url, connect_timeout_s=1, read_timeout_s=1)
-        watch = Watch(connection, guard, Metrics(), interval_s=1)
-        await watch.check()
-        assert watch.settled and guard.indexes_there == frozenset()
-        there.append(name)
-        await watch.check()
-        assert guard.indexes_there == {name}
-        await connection.close()
