@@ -30,7 +30,8 @@ Dialect = Literal["openai", "responses", "anthropic"]
 # What Anthropic's clients call each status; its documentation of errors lists them.
 ANTHROPIC_KINDS: Final = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
-    413: "request_too_large", 414: "request_too_large", 429: "rate_limit_error", 431: "request_too_large", 503: "overloaded_error", 504: "timeout_error", 529: "overloaded_error",
+    413: "request_too_large", 414: "request_too_large", 429: "rate_limit_error", 431: "request_too_large",
+    503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
 
 

@@ -168,3 +168,41 @@ def test_the_number_of_values_is_bounded_before_they_are_made(raw: bytes) -> Non
 def test_commas_in_text_are_no_values() -> None:
     text = json.dumps({"a": 'one, two, "three", [four], {five}, \\' * 200, "b": "\\"}).encode()
     assert body.parse(text, max_values=16)
+
+
+# What the headers say of it
+
+JSON = (b"content-type", b"application/json")
+
+
+@pytest.mark.parametrize("headers", [
+    [JSON], [(b"content-type", b"Application/JSON; charset=UTF-8")], [(b"content-type", b'application/json;charset="utf8"')],
+    [JSON, (b"content-encoding", b"Identity")], [JSON, (b"content-length", b"2")],
+    [JSON, (b"transfer-encoding", b"Chunked")],
+], ids=repr)  # fmt: skip
+def test_headers_of_one_json_text_are_taken(headers: list[tuple[bytes, bytes]]) -> None:
+    body.check_headers(headers)
+
+
+@pytest.mark.parametrize(("headers", "code"), [
+    ([], "content_type"), ([JSON, JSON], "content_type"), ([(b"content-type", b"")], "content_type"),
+    ([(b"content-type", b"text/plain")], "content_type"),
+    ([(b"content-type", b"application/json, text/plain")], "content_type"),
+    ([(b"content-type", b"application/json; charset=utf-16")], "content_type"),
+    ([(b"content-type", b"application/json; charset*=utf-8''utf-16")], "content_type"),
+    ([(b"content-type", b"application/x-www-form-urlencoded")], "content_type"),
+    ([(b"content-type", b"multipart/form-data; boundary=x")], "content_type"),
+    ([(b"content-type", b"application/json\xe9")], "content_type"),
+    *(([JSON, (b"content-encoding", name)], "content_encoding") for name in
+      (b"gzip", b"deflate", b"br", b"zstd", b"identity, gzip", b"x", b"")),
+    ([JSON, (b"content-encoding", b"identity"), (b"content-encoding", b"gzip")], "content_encoding"),
+    ([JSON, (b"transfer-encoding", b"gzip, chunked")], "transfer_encoding"),
+    ([JSON, (b"transfer-encoding", b"identity")], "transfer_encoding"),
+    ([JSON, (b"transfer-encoding", b"xchunked")], "transfer_encoding"),
+    ([JSON, (b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")], "transfer_encoding"),
+    ([JSON, (b"transfer-encoding", b"chunked"), (b"content-length", b"2")], "transfer_encoding"),
+], ids=repr)  # fmt: skip
+def test_headers_of_anything_else_are_refused(headers: list[tuple[bytes, bytes]], code: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        body.check_headers(headers)
+    assert caught.value.code == code
