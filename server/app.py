@@ -32,11 +32,14 @@ log = logging.getLogger("lethe")
 class _Relayed:
     """A raw ASGI endpoint; `gateway` is there once the lifespan has begun."""
 
-    def __init__(self, app: FastAPI, endpoint: Endpoint | None) -> None:
+    def __init__(self, app: FastAPI, path: str, endpoint: Endpoint | None) -> None:
         self._app = app
+        self._path = path
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != self._path:
+            raise HTTPException(404)  # Starlette's routes also match with a line break at the end
         gateway: Gateway = self._app.state.gateway
         await gateway.serve(scope, receive, send, self._endpoint)
 
@@ -81,7 +84,7 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
     )
     app.state.metrics = metrics
     for path, method, endpoint in ROUTES:
-        app.router.routes.append(Route(path, _Relayed(app, endpoint), methods=[method]))
+        app.router.routes.append(Route(path, _Relayed(app, path, endpoint), methods=[method]))
     _add_own_routes(app, metrics)
     return app
 

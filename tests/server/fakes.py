@@ -82,6 +82,7 @@ class FakeUpstream:
     url: str = ""
     bodies: list[bytes] = field(default_factory=list)
     headers: list[CIMultiDict[str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -92,6 +93,7 @@ class FakeUpstream:
             return await self.handler(self, request)  # the gateway's own question
         self.bodies.append(await request.read())
         self.headers.append(request.headers.copy())
+        self.paths.append(request.raw_path)
         self.arrived.set()
         try:
             return await self.handler(self, request)

@@ -176,7 +176,8 @@ JSON = (b"content-type", b"application/json")
 
 
 @pytest.mark.parametrize("headers", [
-    [JSON], [(b"content-type", b"Application/JSON; charset=UTF-8")], [(b"content-type", b'application/json;charset="utf8"')],
+    [JSON], [(b"content-type", b"Application/JSON; charset=UTF-8")],
+    [(b"content-type", b'application/json;charset="utf8"')],
     [JSON, (b"content-encoding", b"Identity")], [JSON, (b"content-length", b"2")],
     [JSON, (b"transfer-encoding", b"Chunked")],
 ], ids=repr)  # fmt: skip
