@@ -7,6 +7,7 @@ with them. Pure but for the table and the tokenizer behind the corruptor.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ WORD = re.compile(r"\w+")
 MOST_SOFT_WORDS = 64
 # A user's message of no more characters may be a piece of a question that was split.
 FRAGMENT = 64
+# A user's text of more characters is no question, but holds what is to be read, as retrieved documents are given.
+QUESTION = 300
 # So few windows are one request in several readings; when its items hold too many phrases, the most telling do.
 FEW_WINDOWS = 4
 
@@ -169,6 +172,30 @@ def _corrupted_batch(
     return made
 
 
+def asking(judged: Judged) -> str:
+    """The user's questions: what a document, a tool or an earlier answer brings back excuses no phrase."""
+    said = (piece.text for piece in judged.pieces if piece.role == "user" and piece.message)
+    return "\n".join(text for text in said if len(text) <= QUESTION)
+
+
+def given_away(
+    finding: Finding, artifact: Artifact, known: Words, prompt: str
+) -> tuple[list[list[str]], tuple[str, ...]]:
+    """The answers of the items that each window asks for, and the phrases that give them away. Raises CannotGuard."""
+    asked = finding.score.asked
+    if len(asked) >= MOST_ASKED:
+        raise CannotGuard("too many forget items are asked for at once")
+    most = finding.policy.penalize.items
+    answers = [[_answer(artifact.items[i]) for i in nearest[:most]] for nearest in asked]
+    return answers, _phrases(answers, prompt, known)
+
+
+def all_phrases(artifact: Artifact, known: Words) -> tuple[str, ...]:
+    """Every phrase that gives an item of the artifact away."""
+    answers = [_answer(artifact.items[i]) for i in artifact.live]
+    return forbidden_phrases(answers, "", count=known.count, limit=sys.maxsize)
+
+
 def penalty(
     judged: Judged,
     findings: Sequence[Finding],
@@ -182,8 +209,7 @@ def penalty(
     (GUARD, arXiv:2505.13312, knows one). words, indexes: by artifact name; the latter name what may not be
     copied. Raises CannotGuard when more is asked for than one answer can be guarded against.
     """
-    # Only what the user says: what comes back by a document, a tool or an earlier answer excuses nothing.
-    prompt = "\n".join(piece.text for piece in judged.pieces if piece.role == "user")
+    prompt = asking(judged)
     phrases: dict[str, None] = {}
     soft: dict[str, float] = {}
     for finding in findings:
@@ -192,11 +218,7 @@ def penalty(
         assert is_settled(settings.soft) and is_settled(settings.similarity)
         if not settings.hard and not settings.soft:
             continue
-        asked = finding.score.asked
-        if len(asked) >= MOST_ASKED:
-            raise CannotGuard("too many forget items are asked for at once")
-        answers = [[_answer(artifact.items[i]) for i in nearest[: settings.items]] for nearest in asked]
-        found = _phrases(answers, prompt, known)
+        answers, found = given_away(finding, artifact, known, prompt)
         first = list(dict.fromkeys(near[0] for near in answers if near))
         if settings.hard:
             phrases |= dict.fromkeys([*found, *filter(None, map(polarity, first))])
@@ -234,6 +256,19 @@ def copy_limits(policies: Iterable[Policy], indexes: Mapping[str, str]) -> dict[
         if name is not None and limit:
             limits[name] = min(limit, limits.get(name, limit))
     return limits
+
+
+def counted(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of a stream that asks for usage, asking for it in every chunk: one that is cut has no last chunk.
+
+    The same body where that changes nothing. Only vLLM knows the option.
+    """
+    options = body.get("stream_options")
+    if endpoint not in ("chat", "completions") or not body.get("stream") or not isinstance(options, dict):
+        return body
+    if not options.get("include_usage") or options.get("continuous_usage_stats"):
+        return body
+    return {**body, "stream_options": {**options, "continuous_usage_stats": True}}
 
 
 def _answer(item: ForgetItem) -> str:

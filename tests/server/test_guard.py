@@ -302,3 +302,108 @@ def test_a_request_that_could_not_be_judged_and_may_pass_is_kept_all_the_same() 
     assert from_argument(json.loads(payload)["vllm_xargs"][ARGUMENT]).verbatim == {INDEX: 12}
     without = keeping(policy(action="penalize"))
     assert without.unjudged(without.read("chat", chat("Hello"))) == (None, Needs())
+
+
+# Other endpoints, and text that comes back by the conversation
+
+ELSEWHERE: list[tuple[Any, dict[str, Any]]] = [
+    ("responses", {"model": "m", "input": QUESTION}),
+    ("messages", {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": QUESTION}]}),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "body"), ELSEWHERE)
+def test_where_vllm_takes_no_embeddings_the_policy_says_what_corrupt_becomes(endpoint: Any, body: Any) -> None:
+    corruptor = Recorder()
+    outcome = examine(guard(policy(action="corrupt"), corruptor=corruptor), body, endpoint)
+    assert outcome.action == "penalize" and corruptor.calls == []
+    assert outcome.payload is not None and "notary" in str(penalty_of(outcome).phrases)
+    assert {**json.loads(outcome.payload), "vllm_xargs": None} == {**body, "vllm_xargs": None}
+    # Also where embeddings would not be trusted: nothing depends on them here.
+    assert examine(guard(policy(action="corrupt"), parity=False), body, endpoint).action == "penalize"
+    refusing = guard(policy(action="corrupt", on_unsupported="refuse"), corruptor=corruptor)
+    assert examine(refusing, body, endpoint).refusal is not None
+
+
+def penalty_of(outcome: Outcome) -> Penalty:
+    assert outcome.payload is not None
+    return from_argument(json.loads(outcome.payload)["vllm_xargs"][ARGUMENT])
+
+
+def test_candidates_of_a_penalised_response_would_tell_what_is_forbidden() -> None:
+    body = {"model": "m", "input": QUESTION, "include": ["message.output_text.logprobs"], "top_logprobs": 5}
+    outcome = examine(guard(policy(action="penalize")), body, "responses")
+    assert outcome.payload is not None and json.loads(outcome.payload)["top_logprobs"] == 0
+
+
+def test_of_a_batch_the_conversation_that_is_flagged_is_corrupted_and_the_others_stay() -> None:
+    class Rewriter(Recorder):
+        def chat(self, body: Any, targets: Any, spec: Any, policy: str) -> dict[str, Any]:
+            super().chat(body, targets, spec, policy)
+            return {**body, "messages": [*body["messages"][:-1], "corrupted"]}
+
+    def said(*contents: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": content} for content in contents]
+
+    body = {"model": "m", "messages": [said("Hello", "you"), said("Well,", QUESTION), said("Bye")], "tools": ["x"]}
+    corruptor = Rewriter()
+    made = guard(policy(action="corrupt", corrupt={"tokens": "content"}), corruptor=corruptor)
+    outcome = examine(made, body, "batch")
+    assert corruptor.calls == [({(1, None): []}, "p")]
+    assert outcome.payload is not None and outcome.needs.parity
+    assert json.loads(outcome.payload)["messages"] == [
+        said("Hello", "you"), [*said("Well,"), "corrupted"], said("Bye"),
+    ]  # fmt: skip
+
+
+def test_counting_tokens_is_decided_as_the_message_would_be_and_counts_what_came() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": QUESTION}]}
+    for action in ("corrupt", "penalize", "both"):
+        outcome = examine(guard(policy(action=action)), body, "count_tokens")
+        assert (outcome.payload, outcome.action) == (None, "penalize")
+    assert examine(guard(policy(action="refuse")), body, "count_tokens").refusal is not None
+    routed = examine(guard(policy(action="route", route={"model": "other"})), body, "count_tokens")
+    assert routed.payload is not None and json.loads(routed.payload) == {**body, "model": "other"}
+
+
+BROUGHT_BACK = "Ozren Dalmatin, a notary, wrote the book in 1931."
+
+
+def turns(*said: tuple[str, Any]) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": role, "content": content} for role, content in said]}
+
+
+@pytest.mark.parametrize(("body", "endpoint"), [
+    (turns(("assistant", BROUGHT_BACK), ("user", QUESTION)), "chat"),
+    (turns(("tool", BROUGHT_BACK), ("user", QUESTION)), "chat"),
+    (turns(("system", BROUGHT_BACK), ("user", QUESTION)), "chat"),
+    ({**turns(("user", QUESTION)), "documents": [{"text": BROUGHT_BACK}]}, "chat"),
+    ({"model": "m", "input": [{"role": "user", "content": QUESTION},
+      {"type": "function_call_output", "call_id": "c", "output": BROUGHT_BACK}]}, "responses"),
+    ({"model": "m", "input": QUESTION, "instructions": BROUGHT_BACK}, "responses"),
+    (turns(("user", QUESTION), ("user", [{"type": "tool_result", "tool_use_id": "t", "content": BROUGHT_BACK}])),
+     "messages"),
+    (turns(("user", [{"type": "text", "text": QUESTION}, {"type": "tool_result", "tool_use_id": "t", "content": [
+        {"type": "text", "text": BROUGHT_BACK}]}])), "messages"),
+    ({**turns(("user", QUESTION)), "system": BROUGHT_BACK}, "messages"),
+    (turns(("user", f"Answer from this: {BROUGHT_BACK} {'It rained. ' * 30} {QUESTION}")), "chat"),
+])  # fmt: skip
+def test_what_a_document_a_tool_or_an_earlier_answer_says_stays_forbidden(body: Any, endpoint: Any) -> None:
+    """Only words of the user's own question are the user's to hear again ("ununlearning")."""
+    phrases = penalty_of(examine(guard(policy(action="penalize")), body, endpoint)).phrases
+    assert {"Ozren", "Dalmatin", "notary", "1931"} <= set(phrases)
+
+
+def test_what_the_user_says_is_not_forbidden() -> None:
+    asked = f"{QUESTION} Was it the notary Ozren Dalmatin?"
+    for body, endpoint in [(turns(("user", asked)), "chat"), ({"model": "m", "prompt": asked}, "completions")]:
+        phrases = penalty_of(examine(guard(policy(action="penalize")), body, endpoint)).phrases
+        assert phrases and not {"Ozren", "Dalmatin", "notary"} & set(phrases)
+
+
+@pytest.mark.parametrize("role", ["tool", "assistant", "system", "developer", "user"])
+def test_the_part_that_brings_it_back_is_the_part_that_is_corrupted(role: str) -> None:
+    corruptor = Recorder()
+    made = guard(policy(action="corrupt", corrupt={"tokens": "content"}), corruptor=corruptor)
+    outcome = examine(made, turns((role, ["Hello", {"type": "text", "text": QUESTION}]), ("user", "And then?")))
+    assert outcome.action == "corrupt" and corruptor.calls == [({(0, 1): []}, "p")]
