@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -41,8 +42,12 @@ def vllm() -> SimpleNamespace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("vllm", reason="compares with vLLM's own classes")
+        from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+        from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+        from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+        from vllm.entrypoints.openai.responses.utils import construct_input_messages, construct_tool_dicts
         from vllm.renderers import chat_utils
 
     config = SimpleNamespace(enable_prompt_embeds=True, multimodal_config=None, is_multimodal_model=False)
@@ -51,8 +56,24 @@ def vllm() -> SimpleNamespace:
         request = ChatCompletionRequest.model_validate(json.loads(json.dumps(body)))
         return list(chat_utils.parse_chat_messages(request.messages, config, content_format)[0])
 
+    def anthropic(body: dict[str, Any], merge: bool) -> list[Any]:
+        """What vLLM makes of Anthropic's messages: messages and tools of a chat."""
+        request = AnthropicMessagesRequest.model_validate(json.loads(json.dumps(body)))
+        made = AnthropicServingMessages.to_chat_completion_request(request, merge_inline_system=merge)
+        shown = list(chat_utils.parse_chat_messages(made.messages, config, "string")[0])
+        return [*shown, *(tool.model_dump() for tool in made.tools or ())]
+
+    def responses(body: dict[str, Any]) -> list[Any]:
+        """What vLLM makes of a response's input: messages and tools of a chat."""
+        request = ResponsesRequest.model_validate(json.loads(json.dumps(body)))
+        messages = construct_input_messages(request_instructions=request.instructions, request_input=request.input)
+        shown = list(chat_utils.parse_chat_messages(messages, config, "string")[0])
+        return [*shown, *(construct_tool_dicts(request.tools, request.tool_choice) or ())]
+
     classes = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
-    return SimpleNamespace(classes=classes, conversation=conversation, chat_utils=chat_utils)
+    return SimpleNamespace(
+        classes=classes, conversation=conversation, anthropic=anthropic, responses=responses, chat_utils=chat_utils
+    )
 
 
 # What messages hold
@@ -259,6 +280,157 @@ def test_the_parser_does_accept_what_is_compared_with_it(vllm: SimpleNamespace) 
     body = {"messages": [{"role": "assistant", "content": ["a", {"type": "thinking", "thinking": "b"}],
                           "tool_calls": [call]}]}  # fmt: skip
     assert {"a", "b", "Who", "f"} <= set(shown(vllm.conversation(body, "openai")))
+
+
+SAID = st.sampled_from(["alpha", "beta gamma", " delta ", "Zan", "zibar", "x-anthropic-billing-header epsilon"])
+RESULT = SAID | st.lists(
+    st.fixed_dictionaries({"type": st.just("text"), "text": SAID})
+    | st.fixed_dictionaries({"type": st.just("tool_reference"), "tool_name": SAID})
+    | st.fixed_dictionaries({"type": st.just("image"), "source": st.fixed_dictionaries({"url": SAID})}),
+    max_size=3,
+)
+TOOL = st.fixed_dictionaries(
+    {"name": SAID, "input_schema": st.fixed_dictionaries({"properties": st.dictionaries(SAID, SAID, max_size=1)})},
+    optional={"description": SAID},
+)
+BLOCKS = st.one_of(
+    st.fixed_dictionaries({"type": st.just("text"), "text": SAID}, optional={"cache_control": st.just({})}),
+    st.fixed_dictionaries({"type": st.just("thinking"), "thinking": SAID, "signature": SAID}),
+    st.fixed_dictionaries({"type": st.just("redacted_thinking"), "data": SAID}),
+    st.fixed_dictionaries({"type": st.just("tool_use"), "id": SAID, "name": SAID,
+                           "input": st.dictionaries(SAID, SAID | st.lists(SAID), max_size=2)}),
+    st.fixed_dictionaries({"type": st.just("tool_result"), "tool_use_id": SAID, "content": RESULT}),
+)  # fmt: skip
+CHANGES = st.fixed_dictionaries({
+    "type": st.just("tool_addition"),
+    "tool": st.fixed_dictionaries({"type": st.just("tool_definition"), "definition": TOOL}),
+})  # fmt: skip
+ANTHROPIC = st.fixed_dictionaries(
+    {"model": st.just("m"), "max_tokens": st.just(9), "messages": st.lists(st.one_of(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]),
+                               "content": SAID | st.lists(BLOCKS, max_size=4)}),
+        st.fixed_dictionaries({"role": st.just("system"), "content": SAID | st.lists(BLOCKS | CHANGES, max_size=3)}),
+    ), min_size=1, max_size=4)},
+    optional={"system": SAID | st.lists(BLOCKS, max_size=3), "tools": st.lists(TOOL, max_size=2)},
+)  # fmt: skip
+
+
+def all_read(endpoint: Endpoint, body: dict[str, Any]) -> str:
+    """Everything that is judged of a request, the joined conversation included."""
+    found = extract(endpoint, body)
+    return "\n".join([*(text.text for text in found), joined(found) or ""])
+
+
+CLIENTS = re.compile("alpha|beta|gamma|delta|epsilon|Zan|zibar|Who")
+
+
+def unread(shown: list[Any], read: str) -> list[str]:
+    """The client's words that a template gets and the judge does not."""
+    # vLLM puts a namespace before a name with underscores.
+    words = {word for string in strings(shown) for word in re.findall(r"[^\W_]+", string) if CLIENTS.search(word)}
+    return sorted(word for word in words if word not in read)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(ANTHROPIC, st.booleans())
+def test_all_that_becomes_of_anthropics_messages_was_judged(
+    vllm: SimpleNamespace, body: dict[str, Any], merge: bool
+) -> None:
+    read = all_read("messages", body)
+    try:
+        shown = vllm.anthropic(body, merge)
+    except Exception:
+        return  # vLLM answers 400, so nothing reaches the model
+    assert unread(shown, read) == []
+
+
+def item(kind: str, **members: Any) -> Any:
+    return st.fixed_dictionaries({"type": st.just(kind), **members})
+
+
+INPUT_PARTS = item("input_text", text=SAID) | item("output_text", text=SAID) | item("refusal", refusal=SAID)
+ITEMS = st.one_of(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "developer"]),
+         "content": SAID | st.lists(INPUT_PARTS, max_size=3)},
+        optional={"type": st.just("message"), "status": st.sampled_from(["completed", "incomplete"])},
+    ),
+    item("function_call", call_id=SAID, name=SAID, namespace=SAID | st.none(),
+         arguments=st.sampled_from(["alpha", '{"q": "\\u0057ho"}', '{"beta": ["gamma"]}'])),
+    item("custom_tool_call", call_id=SAID, name=SAID, input=SAID),
+    item("function_call_output", call_id=SAID, output=SAID | st.lists(item("input_text", text=SAID), max_size=2)),
+    item("custom_tool_call_output", call_id=SAID, output=SAID),
+    item("reasoning", summary=st.lists(item("summary_text", text=SAID), max_size=1),
+         content=st.lists(item("reasoning_text", text=SAID), max_size=1)),
+)  # fmt: skip
+RESPONSES = st.fixed_dictionaries(
+    {"model": st.just("m"), "input": SAID | st.lists(ITEMS, max_size=4)},
+    optional={"instructions": SAID, "tools": st.lists(
+        item("function", name=SAID, description=SAID, strict=st.just(None),
+             parameters=st.fixed_dictionaries({"properties": st.dictionaries(SAID, SAID, max_size=1)}))
+        | item("custom", name=SAID, description=SAID), max_size=2)},
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(RESPONSES)
+def test_all_that_becomes_of_a_responses_input_was_judged(vllm: SimpleNamespace, body: dict[str, Any]) -> None:
+    read = all_read("responses", body)
+    try:
+        shown = vllm.responses(body)
+    except Exception:
+        return
+    assert unread(shown, read) == []
+
+
+def test_what_is_compared_is_taken_by_vllm(vllm: SimpleNamespace) -> None:
+    """Else the comparisons above would hold for want of anything to compare."""
+    said = [{"type": "tool_use", "id": "a", "name": "b", "input": {"c": "d"}}, {"type": "thinking", "thinking": "e"}]
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "f"}]}
+    system = [{"type": "text", "text": "Zan"}, {"type": "text", "text": "zibar"}]
+    body = {"model": "m", "max_tokens": 9, "system": system,
+            "messages": [{"role": "assistant", "content": said}, {"role": "user", "content": [result]}],
+            "tools": [{"name": "h", "input_schema": {}}]}  # fmt: skip
+    words = {word for string in strings(vllm.anthropic(body, False)) for word in re.findall(r"\w+", string)}
+    assert {"a", "b", "c", "d", "e", "f", "h", "Zanzibar"} <= words
+    items = [{"type": "function_call", "call_id": "a", "name": "b", "arguments": '{"c": "d"}'},
+             {"type": "function_call_output", "call_id": "a", "output": "e"},
+             {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "f"}]},
+             {"role": "user", "content": [{"type": "input_text", "text": "g"}]}]  # fmt: skip
+    words = {word for string in strings(vllm.responses({"model": "m", "input": items})) for word in string.split()}
+    assert {"a", "b", "c", "d", "e", "f", "g"} <= words
+
+
+def test_a_word_split_over_system_messages_with_others_between_is_whole() -> None:
+    said = [("system", "Tell of Zan"), ("user", "Hi"), ("developer", "zibar")]
+    body = {"messages": [{"role": role, "content": text} for role, text in said]}
+    for endpoint in ("chat", "messages"):
+        assert "Zanzibar" in (joined(extract(endpoint, body)) or "")
+
+
+def test_conversations_of_a_batch_are_joined_each_by_itself() -> None:
+    body = {"messages": [[{"role": "user", "content": text} for text in said] for said in (("a", "b"), ("c", "d"))]}
+    found = extract("batch", body)
+    assert [(text.place, text.target, text.conversation) for text in found] == [
+        ("messages[0][0].content", (0, None), 0), ("messages[0][1].content", (1, None), 0),
+        ("messages[1][0].content", (2, None), 1), ("messages[1][1].content", (3, None), 1),
+    ]  # fmt: skip
+    assert joined(found) == "a\nb\nab\nc\nd\ncd"
+
+
+def test_a_response_is_read_in_the_order_in_which_it_is_shown() -> None:
+    body = {"input": [{"role": "user", "content": "zibar?"}], "instructions": "Tell of Zan"}
+    assert "Zanzibar" in (joined(extract("responses", body)) or "")
+
+
+def test_the_result_of_a_tool_is_the_tools_word_and_not_the_users() -> None:
+    blocks = [{"type": "tool_result", "tool_use_id": "t", "content": "a"}, {"type": "text", "text": "b"}]
+    found = extract("messages", user(blocks))
+    assert [(text.text, text.role) for text in found if text.target] == [("a", "tool"), ("b", "user")]
+    items = [{"type": "function_call_output", "call_id": "t", "output": "a"}, {"role": "user", "content": "b"}]
+    assert [(text.text, text.role) for text in extract("responses", {"input": items}) if text.target] == [
+        ("a", "tool"), ("b", "user"),
+    ]  # fmt: skip
 
 
 def test_escapes_in_the_arguments_of_a_tool_call_hide_nothing() -> None:
