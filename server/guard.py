@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ import orjson
 from classifier.artifact import Artifact
 from classifier.classifier import Judge
 from corruption.penalties import Penalty
+from corruption.phrases import Told
 from corruption.spec import CorruptionError
+from corruption.watch import Phrases, Rule, Watch
 from server import fields, rewrite
 from server.errors import BadRequest, Refused
 from server.fields import Target
 from server.metrics import Metrics
-from server.policies import Policy
+from server.policies import Policy, Watching
 from server.rewrite import CannotGuard, Judged, Span, Unsupported
 from server.verdict import Finding, Verdict, decide
 
@@ -43,10 +45,24 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """What is watched for in an answer, and for which policies.
+
+    added: usage in every chunk of the stream was asked for by the gateway alone, so that an answer that is cut
+    can be counted.
+    """
+
+    watch: Watch
+    policies: tuple[Policy, ...]
+    added: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a request: the bytes for upstream (None: those that came in), or a refusal.
 
-    model: what upstream is asked for. needs: what the replica must be able to do.
+    model: what upstream is asked for. needs: what the replica must be able to do. watch: what is watched
+    for in the answer; None: nothing.
     """
 
     verdict: Verdict
@@ -58,6 +74,7 @@ class Outcome:
     rewrite_ms: float
     model: Any = None
     needs: Needs = field(default_factory=Needs)
+    watch: Watched | None = None
 
 
 class Guard:
@@ -73,10 +90,14 @@ class Guard:
         decode: Callable[[list[int]], str] | None = None,
         raw_logprobs: bool = True,
         indexes: Mapping[str, str] | None = None,
+        before: Guard | None = None,
+        vllm: bool = True,
     ) -> None:
         """policies: name → (policy, threshold), those that are off left out; artifacts by their own name.
 
         indexes: artifact name → name of the index of its documents, where a policy keeps them from being copied.
+        before: a guard whose work on the same artifacts is taken over. vllm: whether that is what answers; any
+        other server of OpenAI's API doesn't know what vLLM alone can do.
         """
         self._raw_logprobs = raw_logprobs
         self.policies = policies
@@ -91,7 +112,18 @@ class Guard:
         )
         self.parity = False
         self.indexes_there: frozenset[str] = frozenset()
-        self._words = {name: rewrite.Words(artifact) for name, artifact in artifacts.items()}
+        self._words: dict[str, rewrite.Words] = {
+            name: before._words[name] if before and before.artifacts.get(name) is artifact else rewrite.Words(artifact)
+            for name, artifact in artifacts.items()
+        }
+        self._vllm = vllm
+        # Artifact name → all its phrases, for policies that always watch.
+        self._phrases: dict[str, Phrases] = {
+            name: before._phrases[name]
+            if before and name in before._phrases and before.artifacts[name] is artifacts[name]
+            else Phrases(rewrite.all_phrases(artifacts[name], self._words[name]))
+            for name in {p.artifact for p, _ in policies.values() if p.watching and p.watching.when == "always"}
+        }
         self._judge = judge
         self._metrics = metrics
         self._decode = decode
@@ -137,16 +169,17 @@ class Guard:
         for finding in verdict.findings:
             self._metrics.verdicts.labels(finding.policy.name, finding.policy.mode, str(finding.flagged).lower()).inc()
         done = time.perf_counter()
-        payload, refusal, body, needs = None, None, judged.body, Needs()
+        payload, refusal, body, needs, watch = None, None, judged.body, Needs(), None
         try:
             body, action, note = self._apply(judged, verdict, needs)
+            body, watch = self._watched(judged, body, verdict.findings)
             payload = None if body is judged.body else orjson.dumps(body)
         except Refused as error:
             action, note, refusal = "refuse", error.code, error
         end = time.perf_counter()
         return Outcome(
             verdict, payload, action, note, refusal, (done - started) * 1e3, (end - done) * 1e3,
-            model=body.get("model"), needs=needs,
+            model=body.get("model"), needs=needs, watch=watch,
         )  # fmt: skip
 
     def _apply(self, judged: Judged, verdict: Verdict, needs: Needs) -> tuple[dict[str, Any], str, str | None]:
@@ -154,8 +187,8 @@ class Guard:
 
         needs: filled in on the way.
         """
-        if verdict.action == "pass":
-            return self._limited(judged.endpoint, judged.body, Penalty(), "pass", None, needs)
+        if verdict.action in ("pass", "watch"):
+            return self._limited(judged.endpoint, judged.body, Penalty(), verdict.action, None, needs)
         first = verdict.by[0].policy
         if verdict.action == "refuse":
             raise Refused(first.refuse.message, code="refused_by_policy")
@@ -230,11 +263,49 @@ class Guard:
             return body, action, note or str(reason)
         return body, "verbatim" if action == "pass" else action, note
 
-    def unjudged(self, judged: Judged) -> tuple[bytes | None, Needs]:
+    def unjudged(self, judged: Judged) -> tuple[bytes | None, Needs, Watched | None]:
         """What goes upstream of a request that could not be judged but may pass. Raises Refused."""
         needs = Needs()
         body, _, _ = self._limited(judged.endpoint, judged.body, Penalty(), "pass", None, needs)
-        return None if body is judged.body else orjson.dumps(body), needs
+        body, watch = self._watched(judged, body, ())
+        return None if body is judged.body else orjson.dumps(body), needs, watch
+
+    def _watched(
+        self, judged: Judged, body: dict[str, Any], findings: Iterable[Finding]
+    ) -> tuple[dict[str, Any], Watched | None]:
+        """The body for upstream, and what is watched for in its answer. Raises Refused."""
+        flagged = {finding.policy.name: finding for finding in findings if finding.flagged}
+        rules, policies = [], []
+        for policy, _ in {**self.covering(judged.body), **self.covering(body)}.values():
+            watching = policy.watching
+            if watching is None or policy.mode != "enforce":
+                continue
+            finding = None if watching.when == "always" else flagged.get(policy.name)
+            if watching.when == "always" or finding is not None:
+                rule = self._rule(policy, watching, finding, rewrite.asking(judged))
+                if rule is not None:
+                    rules.append(rule)
+                    policies.append(policy)
+        if not rules:
+            return body, None
+        counted = rewrite.counted(judged.endpoint, body) if self._vllm else body
+        return counted, Watched(Watch(rules), tuple(policies), counted is not body)
+
+    def _rule(self, policy: Policy, watching: Watching, finding: Finding | None, prompt: str) -> Rule | None:
+        """finding: what flagged the request; None: all phrases are watched for. Raises Refused."""
+        name = policy.artifact
+        replacement = watching.replacement if watching.on_hit == "replace" else None
+        if finding is None:
+            return Rule(policy.name, self._phrases[name], replacement, Told(prompt))
+        try:
+            _, found = rewrite.given_away(finding, self.artifacts[name], self._words[name], prompt)
+            if not found and policy.action == "watch":
+                raise CannotGuard("the nearest forget items hold nothing that could be watched for")
+        except CannotGuard as reason:
+            if refusal := self.failed([policy], "watch", str(reason)):
+                raise refusal from None
+            return None
+        return Rule(policy.name, Phrases(found), replacement) if found else None
 
     def _corrupted(self, judged: Judged, findings: list[Finding]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The body with what was flagged as corrupted embeddings, and the places that can't be given so."""

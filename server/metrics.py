@@ -28,6 +28,12 @@ class Metrics:
             ["policy", "stage", "outcome"],
             registry=r,
         )
+        self.watch_hits = Counter(
+            "lethe_watch_hits",
+            "Forbidden phrases found in answers, and what was done on it.",
+            ["policy", "on_hit"],
+            registry=r,
+        )
         self.client_gone = Counter(
             "lethe_client_gone", "Clients that left before their answer was complete.", ["window"], registry=r
         )
@@ -66,6 +72,19 @@ class Metrics:
             registry=r,
         )
         self.policies = Gauge("lethe_policies", "Policies loaded.", ["mode"], registry=r)
+        self.policies_version = Gauge("lethe_policies_version", "Number of the version in force.", registry=r)
+        self.policies_reloads = Counter(
+            "lethe_policies_reloads", "Changes of policy files and artifacts, by what came of them.", ["outcome"],
+            registry=r,
+        )  # fmt: skip
+        self.policies_reload_failed = Gauge(
+            "lethe_policies_reload_failed",
+            "1 while the files can't be used and the policies before them stay in force.",
+            registry=r,
+        )
+        self.policies_reload_seconds = Histogram(
+            "lethe_policies_reload_seconds", "Reading changed policies.", buckets=SECONDS, registry=r
+        )
         self.refusals = Counter(
             "lethe_refusals",
             "Requests that the gateway answered with an error of its own, by the error's code.",

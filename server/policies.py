@@ -7,6 +7,8 @@ bytes and stands in every audit record, so that a verdict can be traced to the t
 from __future__ import annotations
 
 import hashlib
+import re
+import tempfile
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +27,7 @@ from pydantic import (
 from corruption.runs import DEFAULT_LIMIT, MAX_LIMIT
 from corruption.spec import CorruptSpec, Tuned
 
-Action = Literal["corrupt", "penalize", "both", "refuse", "route", "pass"]
+Action = Literal["corrupt", "penalize", "both", "refuse", "route", "watch", "pass"]
 
 # YAML 1.1 reads the bare word off as false.
 Mode = Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
@@ -98,6 +100,25 @@ class Route(Frozen):
     model: str = Field(min_length=1)
 
 
+def _writable(value: str) -> str:
+    # It may come to stand inside a string of JSON text (a tool call's arguments).
+    if not value.isprintable() or '"' in value or "\\" in value:
+        raise ValueError("may hold neither quotes, backslashes nor control characters")
+    return value
+
+
+class Watching(Frozen):
+    """What is watched for in the answer itself.
+
+    when: the phrases of the items that a flagged request asks for, or always all of the artifact's. on_hit: the
+    answer ends before the phrase, or `replacement` stands in its place.
+    """
+
+    when: Literal["flagged", "always"] = "flagged"
+    on_hit: Literal["stop", "replace"] = "stop"
+    replacement: Annotated[str, Field(max_length=200), AfterValidator(_writable)] = "[removed]"
+
+
 def checked_name(value: str) -> str:
     """The name, if policies and artifacts can bear it. Raises ValueError."""
     if not all(c.isalnum() or c in "-_." for c in value) or not value[:1].isalnum():
@@ -109,13 +130,14 @@ class Policy(Frozen):
     name: Annotated[str, AfterValidator(checked_name)]
     artifact: Annotated[str, AfterValidator(checked_name)]
     mode: Mode = "enforce"
-    action: Literal["corrupt", "penalize", "both", "refuse", "route"]
+    action: Literal["corrupt", "penalize", "both", "refuse", "route", "watch"]
     threshold: Threshold = Threshold(miss_rate=0.01)
     on_failure: Literal["refuse", "pass"] = "refuse"
     on_unsupported: Literal["penalize", "refuse"] = "penalize"
     models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     corrupt: CorruptSpec = CorruptSpec()
     penalize: Penalize = Penalize()
+    watch: Watching | None = None
     refuse: Refuse = Refuse()
     route: Route | None = None
     hash: str = ""
@@ -126,6 +148,15 @@ class Policy(Frozen):
         if self.action == "route" and self.route is None:
             raise ValueError("action 'route' needs route: {model: NAME}")
         return self
+
+    @property
+    def watching(self) -> Watching | None:
+        return self.watch or (Watching() if self.action == "watch" else None)
+
+    @property
+    def needs_plugin(self) -> bool:
+        """Whether only a vLLM with this project's plugin, or with prompt embeddings, can do what it says."""
+        return self.action in ("corrupt", "penalize", "both") or self.penalize.always
 
     @property
     def corrupts(self) -> bool:
@@ -196,11 +227,16 @@ def read(path: Path) -> Policy:
         raise PolicyError(f"policy {name!r}: {key}{value}: {first['msg']} ({path})") from None
 
 
+def files(folder: Path) -> list[Path]:
+    """The policy files of a folder."""
+    return sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+
+
 def read_all(folder: Path) -> tuple[Policy, ...]:
     """Every policy of a folder, by file name; there may be none. Raises PolicyError."""
     if not folder.is_dir():
         raise PolicyError(f"the policies folder {folder} does not exist (LETHE_POLICIES)")
-    policies = tuple(read(path) for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]))
+    policies = tuple(read(path) for path in files(folder))
     seen: dict[str, Policy] = {}
     for policy in policies:
         if policy.name in seen:
@@ -209,3 +245,23 @@ def read_all(folder: Path) -> tuple[Policy, ...]:
             )
         seen[policy.name] = policy
     return policies
+
+
+def with_mode(policy: Policy, mode: str) -> bytes:
+    """The policy's file with another mode, every other byte as it is. Raises PolicyError where that can't be done."""
+    path = Path(policy.source)
+    text = path.read_bytes().decode()
+    found, count = re.subn(r"(?m)^mode:[ \t]*[^\s#]+", f"mode: {mode}", text, count=1)
+    if not count:
+        found, count = re.subn(r"(?m)^(name:[^\n]*)$", rf"\1\nmode: {mode}", text, count=1)
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / path.name
+        tried.write_bytes(found.encode())
+        try:
+            wanted = read(tried).model_copy(update={"mode": policy.mode, "hash": policy.hash, "source": policy.source})
+            done = bool(count) and wanted == read(path)
+        except PolicyError:
+            done = False
+    if not done:
+        raise PolicyError(f"{path}: its mode can't be changed for you: write 'mode: {mode}' on a line of its own")
+    return found.encode()

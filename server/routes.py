@@ -24,9 +24,9 @@ from server import body as bodies
 from server import errors, lag
 from server.admission import Admission
 from server.audit import Audit
-from server.errors import GuardError, Overloaded, TooLarge, TooSlow, UpstreamFailed, UpstreamTimeout
+from server.errors import GuardError, Overloaded, Refused, TooLarge, TooSlow, UpstreamFailed, UpstreamTimeout
 from server.fields import RELAYED, Endpoint
-from server.guard import Guard, Needs, Outcome
+from server.guard import Guard, Needs, Outcome, Watched
 from server.judging import Judging
 from server.keys import CREDENTIALS, Key, Keyring
 from server.metrics import Metrics
@@ -35,6 +35,7 @@ from server.rewrite import Judged
 from server.settings import Settings
 from server.upstream import mapped, response_headers
 from server.verdict import Finding
+from server.watch import MAX_WHOLE_BYTES, Answer
 
 log = logging.getLogger("lethe.routes")
 
@@ -60,9 +61,23 @@ class Exchange:
     model: Any = None
     affinity: bytes | None = None
     needs: Needs = field(default_factory=Needs)
+    answer: Answer | None = None  # the answer, where it is watched
+    watched: Watched | None = None
     key: Key | None = None
     failed: GuardError | None = None
     told: list[tuple[bytes, bytes]] = field(default_factory=list)  # what a trusted key may know of the verdict
+
+    def watch(self, guard: Guard, body: dict[str, Any], watched: Watched | None) -> None:
+        """Hold the answer to what is watched for. An answer that can't be read is the policies' to decide."""
+        if watched is None:
+            return
+
+        def unwatchable(reason: str) -> None:
+            if refusal := guard.failed(list(watched.policies), "watch", reason):
+                raise refusal
+
+        self.watched = watched
+        self.answer = Answer(watched.watch, body, unwatchable, added=watched.added)
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = status
@@ -253,8 +268,11 @@ class Gateway:
         """Answer with the list of models (None: any replica's), as far as the key may use them."""
         path, headers = exchange.scope["path"], self._own_headers(exchange)
         if raw is None:
-            async with self._upstream.open("GET", path, headers, None) as response:
-                raw = await response.read()
+            try:
+                async with self._upstream.open("GET", path, headers, None) as response:
+                    raw = await response.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise mapped(error) or UpstreamFailed("the list of models broke off", code="broken") from error
         try:
             found = orjson.loads(raw)
             listed = [model for model in found["data"] if exchange.key is None or exchange.key.may_use(model["id"])]
@@ -308,7 +326,8 @@ class Gateway:
             self._record(exchange, judged, None, "refuse" if refusal else "pass", note)
             if refusal is not None:
                 raise refusal from None
-            payload, exchange.needs = guard.unjudged(judged)
+            payload, exchange.needs, watched = guard.unjudged(judged)
+            exchange.watch(guard, judged.body, watched)
             return payload or raw
         self._metrics.judge_seconds.observe((outcome.judge_ms + outcome.rewrite_ms) / 1e3)
         self._metrics.actions.labels(outcome.action).inc()
@@ -318,6 +337,7 @@ class Gateway:
         if outcome.refusal is not None:
             raise outcome.refusal
         exchange.model, exchange.needs = outcome.model, outcome.needs
+        exchange.watch(guard, judged.body, outcome.watch)
         return raw if outcome.payload is None else outcome.payload
 
     def _read(self, guard: Guard, raw: bytes, endpoint: Endpoint) -> Judged:
@@ -339,18 +359,21 @@ class Gateway:
         first = asyncio.timeout(most)
         try:
             async with first, self._upstream.open(
-                scope["method"], path, self._own_headers(exchange), payload,
+                scope["method"], path, _readable(self._own_headers(exchange), exchange.answer), payload,
                 model=exchange.model, affinity=exchange.affinity, needs=exchange.needs,
             ) as response:  # fmt: skip
                 self._metrics.upstream_seconds.observe(time.perf_counter() - sent)
                 exchange.window = "first_byte"
                 exchange.streamed = response.content_type == "text/event-stream"
+                # An error of vLLM's holds nothing that a model said.
+                if exchange.answer is not None and response.status < 400:
+                    await self._relay_watched(exchange, response, exchange.answer, first)
+                    return
                 await exchange.start(response.status, response_headers(response))
-                async for chunk in response.content.iter_any():
-                    exchange.window = "streaming"
-                    first.reschedule(None)
-                    await exchange.send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await exchange.send({"type": "http.response.body", "body": b""})
+                await _relay(exchange, response, first)
+        except Refused:
+            # The watch's own decision on an answer that it can't read.
+            raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             made = mapped(error)
             if first.expired():
@@ -362,6 +385,62 @@ class Gateway:
         except GuardError as error:
             self._metrics.upstream_errors.labels(error.code).inc()
             raise
+
+    async def _relay_watched(
+        self, exchange: Exchange, response: aiohttp.ClientResponse, answer: Answer, first: asyncio.Timeout
+    ) -> None:
+        """Relay what the watch lets out. Leaving before the upstream's end aborts it."""
+        headers = [(name, value) for name, value in response_headers(response) if name != b"content-length"]
+        encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
+        try:
+            if encoded or not (exchange.streamed or response.content_type.endswith("json")):
+                answer.unwatchable("an answer that is neither JSON nor a stream of events, or is compressed")
+                await exchange.start(response.status, headers)
+                await _relay(exchange, response, first)
+            elif exchange.streamed:
+                await exchange.start(response.status, headers)
+                async for chunk in response.content.iter_any():
+                    exchange.window = "streaming"
+                    first.reschedule(None)
+                    for piece in answer.feed(chunk):
+                        await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+                    if answer.cut:
+                        break
+                for piece in answer.end():
+                    await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+                await exchange.send({"type": "http.response.body", "body": b""})
+            else:
+                payload = await self._whole(response, answer, first)
+                await exchange.start(response.status, [*headers, (b"content-length", str(len(payload)).encode())])
+                await exchange.send({"type": "http.response.body", "body": payload})
+        finally:
+            self._count_hits(exchange, answer)
+
+    async def _whole(self, response: aiohttp.ClientResponse, answer: Answer, first: asyncio.Timeout) -> bytes:
+        raw = bytearray()
+        async for chunk in response.content.iter_any():
+            first.reschedule(None)
+            raw += chunk
+            if len(raw) > MAX_WHOLE_BYTES:
+                raise UpstreamFailed("the model server's answer is too long to be watched", code="too_long")
+        if len(raw) < READ_AT_ONCE:
+            return answer.whole(bytes(raw))
+        return await asyncio.get_running_loop().run_in_executor(self._reading, answer.whole, bytes(raw))
+
+    def _count_hits(self, exchange: Exchange, answer: Answer) -> None:
+        """Count what was found in the answer, and put it on record: how often, never what."""
+        if not answer.hits or exchange.watched is None:
+            return
+        for policy in exchange.watched.policies:
+            if (hits := answer.hits[policy.name]) and policy.watching is not None:
+                self._metrics.watch_hits.labels(policy.name, policy.watching.on_hit).inc(hits)
+        self._audit.put({
+            "time": time.time(),
+            "request_id": exchange.request_id,
+            "endpoint": exchange.endpoint,
+            "watch": dict(answer.hits),
+            "cut": answer.cut,
+        })  # fmt: skip
 
     def _record(
         self, exchange: Exchange, judged: Judged, outcome: Outcome | None, action: str, note: str | None
@@ -386,6 +465,25 @@ class Gateway:
         if self._settings.audit_prompts:
             record["texts"] = {piece.place: piece.text for piece in judged.pieces}
         self._audit.put(record)
+
+
+async def _relay(exchange: Exchange, response: aiohttp.ClientResponse, first: asyncio.Timeout) -> None:
+    """The answer's bytes as they come."""
+    async for chunk in response.content.iter_any():
+        exchange.window = "streaming"
+        first.reschedule(None)
+        await exchange.send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
+def _readable(headers: list[tuple[bytes, bytes]], answer: Answer | None) -> list[tuple[bytes, bytes]]:
+    """The request's headers, without leave to compress an answer that has to be read."""
+    if answer is None:
+        return headers
+    return [
+        *((name, value) for name, value in headers if name != b"accept-encoding"),
+        (b"accept-encoding", b"identity"),
+    ]
 
 
 def _told(outcome: Outcome) -> list[tuple[bytes, bytes]]:

@@ -11,7 +11,7 @@ from server.policies import Action, Policy
 
 # The strictest first: a request that several policies flag gets the first action that any of them asks
 # for, except that corrupt and penalize add up.
-STRICTNESS: tuple[Action, ...] = ("refuse", "route", "both", "corrupt", "penalize", "pass")
+STRICTNESS: tuple[Action, ...] = ("refuse", "route", "both", "corrupt", "penalize", "watch", "pass")
 
 
 @dataclass(frozen=True)

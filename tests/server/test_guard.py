@@ -297,11 +297,11 @@ def test_a_text_that_cant_be_kept_is_the_policys_to_decide(
 def test_a_request_that_could_not_be_judged_and_may_pass_is_kept_all_the_same() -> None:
     always = policy(action="penalize", on_failure="pass", penalize={"always": True})
     made = keeping(always)
-    payload, needs = made.unjudged(made.read("chat", chat("Hello")))
+    payload, needs, _ = made.unjudged(made.read("chat", chat("Hello")))
     assert payload is not None
     assert from_argument(json.loads(payload)["vllm_xargs"][ARGUMENT]).verbatim == {INDEX: 12}
     without = keeping(policy(action="penalize"))
-    assert without.unjudged(without.read("chat", chat("Hello"))) == (None, Needs())
+    assert without.unjudged(without.read("chat", chat("Hello"))) == (None, Needs(), None)
 
 
 # Other endpoints, and text that comes back by the conversation

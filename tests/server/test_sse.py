@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server import sse
@@ -39,6 +39,7 @@ STREAMS = st.lists(st.tuples(LINES, st.sampled_from(["\n", "\r\n", "\r"])), max_
 )
 
 
+@settings(deadline=None)
 @given(STREAMS, st.booleans(), st.lists(st.integers(0, 200), max_size=12))
 def test_where_the_bytes_are_cut_changes_nothing(text: str, marked: bool, places: list[int]) -> None:
     raw = ("\ufeff" * marked + text).encode()
