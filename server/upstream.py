@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,6 +26,9 @@ HOP_BY_HOP = frozenset(
 OPERATORS = frozenset([b"x-data-parallel-rank", b"x-vllm-priority", b"endpoint-load-metrics-format"])
 OWN = b"x-lethe-"
 NOT_FORWARDED = HOP_BY_HOP | OPERATORS | {b"host", b"content-length", b"expect"}
+
+# Bytes of a body that are written in one go.
+AT_ONCE = 2**18
 
 
 def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -103,9 +107,11 @@ class Upstream:
         generating. Raises UpstreamFailed or UpstreamTimeout; errors while the body is read are the
         caller's to map with `mapped`.
         """
+        # A large body goes out piece by piece, so that nobody else waits for it.
+        data = io.BytesIO(body) if body is not None and len(body) > AT_ONCE else body
         try:
             response = await self._session.request(
-                method, self.url + path, headers=_request_headers(headers), data=body, allow_redirects=False
+                method, self.url + path, headers=_request_headers(headers), data=data, allow_redirects=False
             )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             made = mapped(error)

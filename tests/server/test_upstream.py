@@ -129,6 +129,14 @@ async def test_nothing_is_added_to_the_request_but_host_and_length() -> None:
     assert sorted(names) == [b"accept", b"content-length", b"host"]
 
 
+async def test_a_large_body_goes_up_as_it_is_with_its_length() -> None:
+    body = b"x" * (upstream.AT_ONCE * 5 + 1)
+    server = await sent([(b"content-type", b"application/json")], body)
+    assert server.bodies == [body]
+    names = [line.split(b":")[0].lower() for line in server.lines()[1:]]
+    assert sorted(names) == [b"content-length", b"content-type", b"host"]
+
+
 async def test_hop_by_hop_headers_and_those_that_connection_names_do_not_go_up() -> None:
     server = await sent([
         (b"Connection", b"X-Secret-Hop , close"), (b"x-secret-hop", b"1"), (b"Keep-Alive", b"5"),
