@@ -5,15 +5,17 @@ A missing artifact stops the start, not the first request.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from classifier import artifact as artifacts_io
 from classifier.artifact import Artifact
 from classifier.classifier import Judge, threshold
-from classifier.encoder import DEFAULT_ENCODER, load_encoder
+from classifier.encoder import DEFAULT_ENCODER, Encoder, load_encoder
 from server.guard import Guard
 from server.metrics import Metrics
 from server.policies import Policy, PolicyError, read, read_all
@@ -53,8 +55,11 @@ def find_threshold(policy: Policy, artifact: Artifact) -> float:
         raise PolicyError(f"policy {policy.name!r}: threshold: {error} ({policy.source})") from error
 
 
-def load_corruptor(settings: Settings, policies: tuple[Policy, ...]) -> Corruptor | None:
-    """The corruptor, if a policy needs one: torch is imported only then. Raises SettingsError."""
+def load_corruptor(settings: Settings, policies: tuple[Policy, ...], made: Corruptor | None = None) -> Corruptor | None:
+    """The corruptor, if a policy needs one: torch is imported only then. made: one that is there already.
+
+    Raises SettingsError.
+    """
     corrupting = [policy for policy in policies if policy.corrupts]
     if not corrupting:
         return None
@@ -75,7 +80,7 @@ def load_corruptor(settings: Settings, policies: tuple[Policy, ...]) -> Corrupto
     # Rewrites are small: handing them to several threads costs more than it saves.
     torch.set_num_threads(1)
     try:
-        corruptor = Corruptor(settings.model_dir, settings.secret.get_secret_value().encode())
+        corruptor = made or Corruptor(settings.model_dir, settings.secret.get_secret_value().encode())
         if any(policy.corrupt.function == "decoy" for policy in corrupting):
             corruptor.decoys  # noqa: B018 - sorts the vocabulary now (about a second), not at the first request
         return corruptor
@@ -130,6 +135,17 @@ def load_judging(settings: Settings, policy: Policy, *, encoder: str | None = No
     )
 
 
+def check_upstream(settings: Settings, policies: Iterable[Policy]) -> None:
+    """Raises PolicyError for a policy that asks for what only vLLM can do, in front of another server."""
+    for policy in policies:
+        if settings.upstream_kind != "vllm" and policy.needs_plugin:
+            what = "penalize.always" if policy.action in ("refuse", "route", "watch") else f"action = {policy.action!r}"
+            raise PolicyError(
+                f"policy {policy.name!r}: {what} needs vLLM with the plugin, and LETHE_UPSTREAM_KIND is "
+                f"{settings.upstream_kind!r}: use the action 'watch' ({policy.source})"
+            )
+
+
 def find_indexes(policies: Iterable[Policy], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     """Artifact name → name of the index of its documents, for policies that keep them from being copied.
 
@@ -149,20 +165,86 @@ def find_indexes(policies: Iterable[Policy], artifacts: Mapping[str, Artifact]) 
     return found
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A guard, and what it was made of: what doesn't change serves in the next one too.
+
+    policies: all of them, those that are off as well. stamps: artifact → SHA-256 of its manifest, which holds
+    the hashes of its other files.
+    """
+
+    guard: Guard
+    policies: tuple[Policy, ...]
+    stamps: Mapping[str, str]
+    encoder: Encoder | None
+    corruptor: Corruptor | None
+    decode: Callable[[list[int]], str] | None
+
+
+def stamp(folder: Path) -> str:
+    """The SHA-256 of an artifact's manifest, "" where there is none."""
+    try:
+        return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
 def load_guard(settings: Settings, metrics: Metrics) -> Guard:
     """Everything a guard needs. Raises PolicyError or SettingsError, with file, key and value."""
+    return load(settings, metrics).guard
+
+
+def load(settings: Settings, metrics: Metrics, before: Loaded | None = None) -> Loaded:
+    """A guard from the files as they are now; before: the one so far, whose unchanged parts are kept.
+
+    Raises PolicyError or SettingsError, with file, key and value.
+    """
     policies = read_all(settings.policies)
     active = tuple(policy for policy in policies if policy.mode != "off")
-    artifacts = {policy.artifact: load_artifact(settings, policy) for policy in active}
+    check_upstream(settings, active)
+    stamps = {policy.artifact: stamp(settings.artifacts / policy.artifact) for policy in active}
+    kept = (
+        {} if before is None else {n: a for n, a in before.guard.artifacts.items() if before.stamps[n] == stamps.get(n)}
+    )
+    artifacts = {policy.artifact: kept.get(policy.artifact) or load_artifact(settings, policy) for policy in active}
     active = tuple(resolve(policy, artifacts[policy.artifact].manifest.tuned, settings.model_dir) for policy in active)
     thresholds = {policy.name: (policy, find_threshold(policy, artifacts[policy.artifact])) for policy in active}
+    encoder = before.encoder if before is not None else None
     judge = None
     if active:
-        encoder = load_encoder(settings.encoder or DEFAULT_ENCODER)
+        encoder = encoder or load_encoder(settings.encoder or DEFAULT_ENCODER)
         try:
             judge = Judge(artifacts, encoder)
         except ValueError as error:
             raise PolicyError(str(error)) from error
+    corruptor = load_corruptor(settings, policies, before.corruptor if before is not None else None)
+    decode: Callable[[list[int]], str] | None
+    if corruptor is not None:
+        # Evidence is given as characters of the decoded text, so the corruptor must read ids in the same way.
+        decode = corruptor.text.decode
+    else:
+        decode = before.decode if before is not None else load_decode(settings.model_dir)
+    guard = Guard(
+        thresholds,
+        artifacts,
+        judge,
+        metrics,
+        max_prompt_chars=settings.max_prompt_chars,
+        corruptor=corruptor,
+        decode=decode,
+        raw_logprobs=settings.upstream_logprobs == "raw",
+        vllm=settings.upstream_kind == "vllm",
+        indexes=find_indexes([policy for policy in active if policy.mode == "enforce"], artifacts),
+        before=before.guard if before is not None else None,
+    )
+    guard.known = frozenset(policy.name for policy in policies)
+    _tell(policies, thresholds, metrics)
+    corruptor = corruptor or (before.corruptor if before is not None else None)
+    return Loaded(guard, policies, stamps, encoder, corruptor, decode)
+
+
+def _tell(policies: Iterable[Policy], thresholds: Mapping[str, tuple[Policy, float]], metrics: Metrics) -> None:
+    metrics.policies.clear()
     for policy in policies:
         metrics.policies.labels(policy.mode).inc()
         at = f" from score {thresholds[policy.name][1]:.4f}" if policy.name in thresholds else ""
@@ -170,16 +252,3 @@ def load_guard(settings: Settings, metrics: Metrics) -> Guard:
         if policy.name in thresholds:
             for key, value in found_for(thresholds[policy.name][0], policy).items():
                 log.info("policy %s: %s = %g, tuned", policy.name, key, value)
-    corruptor = load_corruptor(settings, policies)
-    return Guard(
-        thresholds,
-        artifacts,
-        judge,
-        metrics,
-        max_prompt_chars=settings.max_prompt_chars,
-        corruptor=corruptor,
-        # Evidence is given as characters of the decoded text, so the corruptor must read ids in the same way.
-        decode=corruptor.text.decode if corruptor is not None else load_decode(settings.model_dir),
-        raw_logprobs=settings.upstream_logprobs == "raw",
-        indexes=find_indexes([policy for policy in active if policy.mode == "enforce"], artifacts),
-    )

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "LETHE_"
+FROM_FILE = "_FILE"
 # Read on vLLM's side (corruption/vllm_plugin.py), and harmless where both sides share an environment.
 OF_THE_PLUGIN = frozenset({"LETHE_VERBATIM"})
 
@@ -44,10 +45,13 @@ def _http_urls(value: str) -> str:
     return ",".join(urls)
 
 
+def _is_secret(variable: str) -> bool:
+    return SecretStr in get_args(Settings.model_fields[variable.removeprefix(PREFIX).lower()].annotation)
+
+
 def _shown(variable: str, value: str) -> str:
     """The value as an error may show it: secrets, and the password of a URL, stay out of logs."""
-    secret = SecretStr in get_args(Settings.model_fields[variable.removeprefix(PREFIX).lower()].annotation)
-    return "" if secret else f" = {re.sub('//[^/]*@', '//…@', value)!r}"
+    return "" if _is_secret(variable) else f" = {re.sub('//[^/]*@', '//…@', value)!r}"
 
 
 class Settings(BaseModel):
@@ -65,6 +69,10 @@ class Settings(BaseModel):
         None,
         description="Bearer token for vLLM: for the gateway's own calls, and for clients' requests in place of their "
         "keys. Without LETHE_KEYS, clients' headers pass through.",
+    )
+    upstream_kind: Literal["vllm", "openai"] = Field(
+        "vllm",
+        description="openai: any server of that API, without our plugin. Policies can then watch, refuse or route.",
     )
     upstream_logprobs: Literal["raw", "processed"] = Field(
         "raw",
@@ -192,8 +200,31 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _with_files(given: Mapping[str, str]) -> dict[str, str]:
+    """Secrets from files: LETHE_<NAME>_FILE names one, as container platforms hand them out.
+
+    An environment is inherited by every child and shown by every inspection of a container; a file is not.
+    Raises SettingsError for a file that can't be read or is empty, and for a secret that is given twice.
+    """
+    found = dict(given)
+    for variable in filter(_is_secret, (PREFIX + name.upper() for name in Settings.model_fields)):
+        path = found.pop(variable + FROM_FILE, "")
+        if not path:
+            continue
+        if found.get(variable):
+            raise SettingsError(f"environment variables {variable} and {variable}{FROM_FILE} are both set")
+        try:
+            found[variable] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise SettingsError(f"environment variable {variable}{FROM_FILE} = {path!r}: {reason}") from None
+        if not found[variable]:
+            raise SettingsError(f"environment variable {variable}{FROM_FILE} = {path!r}: the file is empty")
+    return found
+
+
 def read(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings in `environ` (default: the process's).
+    """The settings in `environ` (default: the process's), and in the files that it names for secrets.
 
     Raises SettingsError for a variable that starts with LETHE_ and names no setting (a mistyped name
     would otherwise be ignored in silence), and for a value that does not fit.
@@ -202,6 +233,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     given = {k: v for k, v in environ.items() if k.upper().startswith(PREFIX) and k not in OF_THE_PLUGIN}
     # Names are compared as they are: LETHE_port would be set and never read.
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    given = _with_files(given)
     for variable in sorted(given):
         if variable not in known:
             # Compared without the prefix, which would make any two names look alike.
@@ -216,5 +248,5 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         variable = PREFIX + str(first["loc"][0]).upper()
-        shown = _shown(variable, environ[variable])
+        shown = _shown(variable, given[variable])
         raise SettingsError(f"environment variable {variable}{shown}: {first['msg']}") from None

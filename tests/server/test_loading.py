@@ -75,3 +75,18 @@ print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("given", ["action: penalize", "action: refuse\npenalize: {always: true}"])
+def test_a_policy_for_vllm_alone_stops_the_start_before_another_server(home: Path, tmp_path: Path, given: str) -> None:
+    (tmp_path / "p.yaml").write_text(f"name: p\nartifact: small\n{given}\n")
+    with pytest.raises(PolicyError, match="policy 'p': .* needs vLLM with the plugin"):
+        load_guard(settings(home, policies=tmp_path, upstream_kind="openai"), Metrics())
+
+
+def test_all_phrases_of_an_artifact_are_watched_for_where_a_policy_says_always(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("name: p\nartifact: small\naction: watch\nwatch: {when: always}\n")
+    guard = load_guard(settings(home, policies=tmp_path, upstream_kind="openai"), Metrics())
+    outcome = guard.examine(guard.read("chat", {"messages": [{"role": "user", "content": "Name a lens."}]}))
+    assert outcome.watch is not None
+    assert outcome.watch.watch.watcher().whole("It is 'The Patient Lens'.") == "It is 'The "

@@ -19,6 +19,8 @@ BOUNDED = {
     "window": "stages of a request",
     "kind": "codes of upstream errors",
     "reason": "codes of our own errors",
+    "on_hit": "stop, replace",
+    "replica": "LETHE_UPSTREAM",
 }
 
 

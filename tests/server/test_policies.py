@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from server.policies import Penalize, Policy, PolicyError, Threshold, read, read_all
+from server.policies import Penalize, Policy, PolicyError, Threshold, Watching, read, read_all
 
 MINIMAL = "name: p\nartifact: a\naction: refuse\n"
 
@@ -192,3 +192,27 @@ def test_a_policy_covers_its_models_only() -> None:
     some = Policy(name="p", artifact="a", action="refuse", models=("one",))
     assert some.covers("one") and not some.covers("two") and not some.covers("One")
     assert Policy(name="p", artifact="a", action="refuse").covers("any")
+
+
+def test_a_watch_is_off_unless_the_policy_says_so(file: Path) -> None:
+    file.write_text(MINIMAL)
+    assert read(file).watching is None
+    file.write_text("name: p\nartifact: a\naction: watch\n")
+    assert read(file).watching == Watching(when="flagged", on_hit="stop", replacement="[removed]")
+    file.write_text(MINIMAL + "watch: {when: always, on_hit: replace, replacement: …}\n")
+    assert read(file).watching == Watching(when="always", on_hit="replace", replacement="…")
+
+
+@pytest.mark.parametrize("value", ["'a\"b'", "'a\\b'", '"a\\nb"', "x" * 201])
+def test_a_replacement_can_stand_in_any_text(file: Path, value: str) -> None:
+    assert "watch.replacement" in refused(file, MINIMAL + f"watch: {{replacement: {value}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [("action: watch", False), ("action: refuse", False), ("action: penalize", True), ("action: both", True),
+     ("action: corrupt", True), ("action: refuse\npenalize: {always: true}", True)],
+)  # fmt: skip
+def test_what_only_a_vllm_with_the_plugin_can_do_is_known(file: Path, given: str, needs: bool) -> None:
+    file.write_text(f"name: p\nartifact: a\n{given}\n")
+    assert read(file).needs_plugin is needs

@@ -35,6 +35,7 @@ def test_every_variable_reaches_its_field() -> None:
         "judge_queue": "9", "judge_wait_s": "9", "head_timeout_s": "9", "body_timeout_s": "9",
         "write_timeout_s": "9", "keep_alive_s": "9", "first_byte_timeout_s": "9", "request_timeout_s": "9",
         "drain_timeout_s": "0", "log_level": "debug", "upstream_logprobs": "processed",
+        "upstream_kind": "openai",
     }  # fmt: skip
     settings = read({PREFIX + name.upper(): value for name, value in given.items()})
     assert set(given) == set(Settings.model_fields)
@@ -85,6 +86,45 @@ def test_secrets_stay_out_of_every_print_of_the_settings() -> None:
     settings = read({"LETHE_SECRET": "sesame-open-yourself", "LETHE_UPSTREAM_KEY": "sk-not-to-be-seen"})
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     assert "sesame" not in shown and "sk-not" not in shown
+
+
+def test_a_secret_may_stand_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("sesame-open-yourself\n", encoding="utf-8")
+    settings = read(
+        {"LETHE_SECRET_FILE": str(path), "LETHE_ADMIN_KEY": "another-one-by-name", "LETHE_UPSTREAM_KEY_FILE": ""}
+    )
+    assert settings.secret is not None and settings.secret.get_secret_value() == "sesame-open-yourself"
+    assert settings.upstream_key is None
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (None, "No such file"),
+    (b" \n", "the file is empty"),
+    (b"\xff\xfe", "not UTF-8"),
+])  # fmt: skip
+def test_a_secret_file_that_holds_none_stops_the_start(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    said = message({"LETHE_ADMIN_KEY_FILE": str(path)})
+    assert said.startswith(f"environment variable LETHE_ADMIN_KEY_FILE = {str(path)!r}: ") and reason in said
+
+
+def test_a_short_secret_in_a_file_is_not_printed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2", encoding="utf-8")
+    said = message({"LETHE_SECRET_FILE": str(tmp_path / "secret")})
+    assert said.startswith("environment variable LETHE_SECRET: ") and "hunter2" not in said
+
+
+def test_a_secret_given_in_both_ways_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("sesame-open-yourself", encoding="utf-8")
+    said = message({"LETHE_SECRET_FILE": str(tmp_path / "secret"), "LETHE_SECRET": "sesame-open-yourself"})
+    assert "both set" in said and "sesame" not in said
+
+
+def test_only_secrets_come_from_files() -> None:
+    assert "LETHE_PORT_FILE is not a setting" in message({"LETHE_PORT_FILE": "/run/secrets/port"})
 
 
 def test_a_password_in_the_upstream_is_refused_and_not_printed() -> None:
