@@ -128,6 +128,11 @@ class Artifact:
         """The case-folded words that the items are asked for with."""
         return frozenset(word for item in self.items for word in words(item.prompt or item.text))
 
+    @cached_property
+    def familiar(self) -> NDArray[np.bool_]:
+        """(BUCKETS,) which hashed words stand in the requests that the fit knows, others' and the items'."""
+        return self.arrays["documents"] > 0
+
     @property
     def word_vectors(self) -> NDArray[np.float16]:
         """(W, D) unit rows, one for each of `words`."""

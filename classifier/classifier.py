@@ -5,7 +5,7 @@ Knows no threshold and no action: those are policy. Primitives: `Judge.judge`, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -169,13 +169,19 @@ class Judge:
         self._scorers = {name: Scorer(artifact) for name, artifact in artifacts.items()}
         self._encoder = encoder
         self._vocabulary = frozenset[str]().union(*(artifact.prompt_words for artifact in artifacts.values()))
+        self._familiar = np.ones(ngrams.BUCKETS, dtype=bool)
+        for artifact in artifacts.values():
+            self._familiar &= artifact.familiar
+
+    def _is_familiar(self, word: str) -> bool:
+        return bool(self._familiar[ngrams.word_bucket(word)])
 
     def judge(self, texts: Sequence[str], *, levels: Mapping[str, float] | None = None) -> dict[str, Score]:
         """One Score per artifact. Texts without a word score 0; work is linear in the texts' length.
 
         levels: artifact → the score from which a window's own forget items are wanted (Score.asked).
         """
-        reading, closer = read(texts, self._encoder, self._vocabulary)
+        reading, closer = read(texts, self._encoder, self._vocabulary, self._is_familiar)
         if not reading.places:
             return {name: _nothing(len(texts)) for name in self._scorers}
         grams = _Grams(reading.distinct)
@@ -208,7 +214,12 @@ def encode(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
     return vectors
 
 
-def read(texts: Sequence[str], encoder: Encoder, vocabulary: frozenset[str] = frozenset()) -> tuple[_Reading, _Reading]:
+def read(
+    texts: Sequence[str],
+    encoder: Encoder,
+    vocabulary: frozenset[str] = frozenset(),
+    familiar: Callable[[str], bool] = lambda word: False,
+) -> tuple[_Reading, _Reading]:
     """Every window of every view of the texts; and shorter windows inside those, for a closer look."""
     places: list[_Place] = []
     rows: dict[str, int] = {}
@@ -216,7 +227,7 @@ def read(texts: Sequence[str], encoder: Encoder, vocabulary: frozenset[str] = fr
     inner_rows: dict[str, int] = {}
     seen = present = 0
     for number, text in enumerate(texts):
-        for view in views(text, vocabulary):
+        for view in views(text, vocabulary, familiar):
             covered = cover(view.text, encoder, changed=None if view.whole else view.changed)
             if view.name == "raw":
                 seen, present = seen + covered.seen, present + covered.present

@@ -57,7 +57,7 @@ def evidence(artifact: Artifact, text: str, *, limit: int = MOST_SPANS) -> tuple
 
 def _strong_words(artifact: Artifact, text: str) -> dict[Span, float]:
     """Raw spans of the words that stand out in some view, and what each carries; of decoded ones, the whole run."""
-    found = list(_words(text, artifact.prompt_words))
+    found = list(_words(text, artifact))
     distinct = list(dict.fromkeys(word for word, _ in found if word not in FUNCTION_WORDS))
     carried = dict(zip(distinct, _carried(artifact, distinct), strict=True))
     least = max(SHARE * max(carried.values(), default=0.0), FLOOR)
@@ -68,13 +68,13 @@ def _strong_words(artifact: Artifact, text: str) -> dict[Span, float]:
     return strong
 
 
-def _words(text: str, vocabulary: frozenset[str]) -> Iterator[tuple[str, Span]]:
+def _words(text: str, artifact: Artifact) -> Iterator[tuple[str, Span]]:
     """Every word as it is normalised, and those that only further views have, with their raw spans."""
     normal, offsets = normalise(text)
     for match in ngrams.WORD.finditer(normal):
         start, end = match.span()
         yield match[0], (int(offsets[start]), max(int(offsets[end]), int(offsets[end - 1]) + 1))
-    for view in views(text, vocabulary):
+    for view in views(text, artifact.prompt_words, lambda word: bool(artifact.familiar[ngrams.word_bucket(word)])):
         if view.name not in ("raw", "normalised"):
             for match in ngrams.WORD.finditer(view.text):
                 if view.changed[match.start() : match.end()].any():

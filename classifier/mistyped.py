@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 from classifier import language
@@ -23,8 +23,13 @@ FEW = 2
 _WORD = re.compile(r"[^\W_]+")
 
 
-def repaired(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
-    """Words that no vocabulary holds, as the word of `vocabulary` (in small letters) that they nearly are."""
+def repaired(
+    text: str, vocabulary: frozenset[str] = frozenset(), familiar: Callable[[str], bool] = lambda word: False
+) -> list[Edit]:
+    """Words that no vocabulary holds, as the word of `vocabulary` (in small letters) that they nearly are.
+
+    familiar: whether a word, in small letters, is spelt so for other reasons: it is somebody else's name.
+    """
     if not vocabulary:
         return []
     known, near = language.words(), _neighbours(vocabulary)
@@ -32,7 +37,7 @@ def repaired(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
     telling = 0
     for match in _WORD.finditer(text):
         word = match[0].casefold()
-        if SHORTEST <= len(word) <= LONGEST and word not in known and word not in vocabulary:
+        if SHORTEST <= len(word) <= LONGEST and word not in known and word not in vocabulary and not familiar(word):
             found = {other for form in _shorter(word) for other in near.get(form, ()) if one_slip(word, other)}
             if found:
                 plain = min(found, key=lambda other: (abs(len(other) - len(word)), other))

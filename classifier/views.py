@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,11 +97,13 @@ class View:
         return View(named, text, self.starts[start], self.ends[end], changed)
 
 
-def views(text: str, vocabulary: frozenset[str] = frozenset()) -> list[View]:
+def views(
+    text: str, vocabulary: frozenset[str] = frozenset(), familiar: Callable[[str], bool] = lambda word: False
+) -> list[View]:
     """The distinct readings of a text, the raw one first; one that equals an earlier one is left out.
 
-    vocabulary: words to look for where letters are taken apart, exchanged or mistyped, in small letters. The views'
-    characters together are bounded by the text's, whatever it holds.
+    vocabulary: words to look for where letters are taken apart, exchanged or mistyped, in small letters;
+    familiar: see `mistyped.repaired`. The views' characters together are bounded by the text's, whatever it holds.
     """
     places = np.arange(len(text), dtype=np.int64)
     raw = View("raw", text, places, places + 1, np.ones(len(text), dtype=bool))
@@ -137,5 +140,5 @@ def views(text: str, vocabulary: frozenset[str] = frozenset()) -> list[View]:
     # Guesses, which could spoil what an encoding needs: at the end, each on what the one before it gave.
     last = read(last, "leet", lookalikes.leet) or last
     last = read(last, "segmented", joining.segmented) or last
-    read(last, "repaired", mistyped.repaired)
+    read(last, "repaired", partial(mistyped.repaired, familiar=familiar))
     return found

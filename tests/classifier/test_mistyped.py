@@ -20,6 +20,10 @@ def test_what_is_known_or_too_far_away_or_ordinary_stays(text: str) -> None:
     assert repaired("Who lives in Vardhlm?") == []
 
 
+def test_somebody_elses_name_stays() -> None:
+    assert repaired("Who lives in Vardhlm?", VOCABULARY, lambda word: word == "vardhlm") == []
+
+
 def test_several_slips_in_ordinary_words_count_together() -> None:
     text = "It was wriitten, and wrtten again"
     assert made(text, repaired(text, VOCABULARY)) == "It was written, and written again"
