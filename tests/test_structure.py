@@ -118,6 +118,12 @@ def test_every_setting_is_documented_with_its_default() -> None:
             assert default == str(field.default).lower(), name
 
 
+def test_every_route_is_documented() -> None:
+    from server.app import ROUTES
+
+    assert [name for name in rows("ENDPOINTS.md") if "/" in name] == [f"{method} {path}" for path, method, _ in ROUTES]
+
+
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The keys of a model and of the models in it, with their defaults."""
     for name, field in model.model_fields.items():

@@ -189,7 +189,7 @@ def audited(audit_file: Path, request_id: str) -> dict[str, Any]:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         records = map(json.loads, audit_file.read_text(encoding="utf-8").splitlines())
-        found = [record for record in records if record["request_id"] == request_id]
+        found = [record for record in records if record.get("request_id") == request_id]
         if found:
             return dict(found[0])
         time.sleep(0.05)
