@@ -7,6 +7,7 @@ overload, whatever policies' `on_failure` says: else a flood would open the way 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,10 @@ from server.metrics import Metrics
 T = TypeVar("T")
 
 # Characters from which on a request counts as long: about a second of judging on one core.
-LONG = 20_000
+LONG = 5_000
 # Characters that are assumed to be judged in a second. A request lets others pass for as long as its own judging
 # is expected to take, and no longer.
-PACE = 20_000
+PACE = 5_000
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Judging:
         self._metrics = metrics
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Begin no more work. What runs is not waited for: it can't be stopped, and nobody wants its result."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[[], T], *, size: int) -> T:
         """The result of `work`, run in a thread; size: characters to be judged.
@@ -84,7 +86,7 @@ class Judging:
             self._metrics.judge_queue_length.set(len(self._line))
         self._metrics.judge_wait_seconds.observe(time.monotonic() - turn.asked)
         running = self._pool.submit(work)
-        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done, turn.long))
+        running.add_done_callback(lambda _: self._told(loop, turn.long))
         return await asyncio.wait_for(asyncio.wrap_future(running), self._timeout_s)
 
     def _next(self) -> None:
@@ -98,6 +100,11 @@ class Judging:
             self._free_for_long -= turn.long
             turn.come.set_result(None)
         self._metrics.judge_queue_length.set(len(self._line))
+
+    def _told(self, loop: asyncio.AbstractEventLoop, long: bool) -> None:
+        # In the work's own thread. The loop may have ended meanwhile, and with it the line.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._done, long)
 
     def _done(self, long: bool) -> None:
         self._free += 1

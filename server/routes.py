@@ -171,7 +171,7 @@ class Gateway:
 
     def close(self) -> None:
         self._judging.close()
-        self._reading.shutdown(wait=True, cancel_futures=True)
+        self._reading.shutdown(wait=False, cancel_futures=True)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint | None) -> None:
         """Answer one request; endpoint None: relay without judging (no text of it reaches a model)."""

@@ -96,6 +96,18 @@ async def test_work_that_takes_too_long_keeps_its_thread_until_it_ends() -> None
     line.close()
 
 
+async def test_closing_waits_for_nobody() -> None:
+    gate, begun = threading.Event(), threading.Event()
+    line = judging()
+    held = await ask(line, blocked(gate, begun))
+    assert await asyncio.to_thread(begun.wait, 5)
+    before = time.monotonic()
+    line.close()
+    assert time.monotonic() - before < 5 and not held.done()
+    gate.set()
+    assert await held == "done"
+
+
 async def test_long_ones_leave_a_thread_to_the_short_ones() -> None:
     gate, begun = threading.Event(), threading.Event()
     line = judging(2)
