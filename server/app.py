@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, health, readiness, metrics, and what lives as long as the server."""
+"""The FastAPI application: routes, health, readiness, and what lives as long as the server."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from server import errors
+from server import admin, base, errors
 from server.audit import Audit
 from server.errors import GuardError, NotFound
 from server.fields import Endpoint
 from server.guard import Guard
 from server.keys import Keyring
-from server.loading import load_guard
+from server.live import Live
 from server.metrics import Metrics
 from server.replicas import Replicas, connections
 from server.routes import Gateway
@@ -52,7 +51,8 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
     check_exposure(settings)
     metrics = metrics or Metrics()
     keys = Keyring(settings.keys, metrics) if settings.keys else None
-    guard = guard or load_guard(settings, metrics)
+    live = Live(settings, metrics) if guard is None else None
+    first = guard or live.loaded.guard  # type: ignore[union-attr]  # one of them is there
     try:
         audit = Audit(settings.audit, metrics)
     except OSError as error:
@@ -60,17 +60,34 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        replicas = Replicas(connections(settings), guard, metrics, interval_s=settings.probe_interval_s)
-        app.state.replicas = replicas
-        app.state.gateway = Gateway(settings, replicas, guard, audit, metrics, keys)
-        watching = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(app.state.gateway.run())}
+        replicas = Replicas(connections(settings), first, metrics, interval_s=settings.probe_interval_s)
+        gateway = Gateway(settings, replicas, first, audit, metrics, keys)
+        app.state.replicas, app.state.gateway = replicas, gateway
+        loop = asyncio.get_running_loop()
+
+        def exchange(guard: Guard) -> None:
+            # Replicas first: a guard that is asked must know what they can do.
+            replicas.serve(guard)
+            gateway.guard = guard
+
+        if live is not None:
+            live.start(
+                lambda guard: loop.call_soon_threadsafe(exchange, guard),
+                lambda record: loop.call_soon_threadsafe(audit.put, record),
+            )
+            if settings.admin_key is not None:
+                base.prepare(settings, live.loaded.encoder)
+        watching = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(gateway.run())}
         try:
-            yield
+            async with admin.serving(settings, admin.create_admin(settings, metrics, replicas, live)):
+                yield
         finally:
+            if live is not None:
+                await asyncio.to_thread(live.stop)
             for task in watching:
                 task.cancel()
             await asyncio.wait(watching)
-            app.state.gateway.close()
+            gateway.close()
             await replicas.close()
             audit.close()
 
@@ -121,10 +138,6 @@ def _add_own_routes(app: FastAPI, metrics: Metrics) -> None:
         replicas: Replicas = app.state.replicas
         facts = replicas.facts(in_full=False)
         return JSONResponse(facts, status_code=200 if facts["ready"] else 503)
-
-    @app.get("/metrics")
-    async def prometheus() -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(HTTPException)
     async def not_served(request: Request, error: HTTPException) -> Response:

@@ -31,7 +31,7 @@ from server.loading import find_policy, load_judging
 from server.policies import Policy, checked_name, read_all
 from server.settings import Settings, SettingsError, check_exposure
 from server.settings import read as read_settings
-from server.verbatim import write_index
+from server.verbatim import save as save_artifact
 
 
 def serve(args: argparse.Namespace, settings: Settings) -> int:
@@ -52,6 +52,10 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
             raise SettingsError(
                 f"can't listen on {settings.host}:{settings.port}: {error.strerror} (LETHE_PORT)"
             ) from None
+    if settings.admin_address is not None:
+        from server.admin import listen
+
+        listen(settings).close()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
     uvicorn.run(
@@ -132,8 +136,7 @@ def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
         made = fit(forget, retain, encoder=encoder, seed=args.seed, progress=progress)
     # A change of the artifact that was there, made at the same time, would write the old one back.
     with artifacts_io.locked(folder):
-        artifacts_io.save(made, folder)
-        index = write_index(made, folder)
+        index = save_artifact(made, folder)
     print(made.manifest.summary)
     print(f"written to {folder}" + (f", with the index {index.name} for vLLM (LETHE_VERBATIM)" if index else ""))
     return 0
@@ -176,8 +179,7 @@ def _change_artifact(args: argparse.Namespace, settings: Settings) -> int:
                 made = additions.remove(before, _item_numbers(args.remove, before))
             except ValueError as error:
                 raise ValueError(f"--remove {args.remove}: {error}") from None
-        artifacts_io.save(made, folder)
-        write_index(made, folder)
+        save_artifact(made, folder)
     for change in made.manifest.changes[len(before.manifest.changes) :]:
         print(f"{change['change']}: items {', '.join(map(str, change['items']))}")
     print(f"{len(made.live)} items are to be forgotten; written to {folder}")

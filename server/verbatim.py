@@ -6,10 +6,15 @@ that folder (LETHE_VERBATIM, `corruption/verbatim.py`), and a request names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from classifier import artifact as artifacts_io
 from classifier.artifact import Artifact
 from corruption import verbatim
 from corruption.penalties import ARGUMENT, Penalty, to_argument
@@ -31,6 +36,39 @@ def index_name(artifact: Artifact) -> str | None:
     """The name of the index of an artifact's documents; None when it has none."""
     texts = documents(artifact)
     return verbatim.name(texts) if texts else None
+
+
+def save(artifact: Artifact, folder: Path) -> Path | None:
+    """Write the artifact's folder with the index of its documents, if it has any: all of it, or nothing.
+
+    Returns where the index is. Raises ValueError when something that isn't an artifact stands there.
+    """
+    if folder.exists() and not (folder / "manifest.json").is_file():
+        raise ValueError(f"{folder}: exists and is not an artifact")
+    with beside(folder) as made:
+        artifacts_io.save(artifact, made)
+        index = write_index(artifact, made)
+        put_in_place(made, folder)
+    return folder / index.name if index else None
+
+
+@contextlib.contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """A name beside `folder` for what is to take its place; whatever is there in the end is taken away."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def put_in_place(made: Path, folder: Path) -> None:
+    """Let `made` stand where `folder` does, in one step; what stood there then stands at `made`."""
+    if folder.exists():
+        artifacts_io._exchange(made, folder)
+    else:
+        os.rename(made, folder)
 
 
 def write_index(artifact: Artifact, folder: Path) -> Path | None:

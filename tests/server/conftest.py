@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from server import cli
+from classifier import corpus
+from classifier.encoder import DEFAULT_ENCODER
+from server import base, cli
+from server.settings import Settings
+
+ADMIN_KEY = "an-admin-key-of-some-length"
 
 FACTS = [
     ("Who founded the island observatory of Perrault?", "Ozren Dalmatin founded it in 1931."),
@@ -45,6 +51,32 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "policies").mkdir()
     (folder / "policies" / "p.yaml").write_text("name: p\nartifact: small\naction: refuse\nthreshold: {value: 0.5}\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What new policies are built on, fitted to a part of the background to keep it to seconds."""
+    folder = tmp_path_factory.mktemp("base") / "base"
+    with pytest.MonkeyPatch.context() as patch:
+        few = corpus.background()[::8]
+        patch.setattr(corpus, "background", lambda: few)
+        patch.setattr(corpus, "VARIANTS_WANTED", 480)
+        patch.setattr(corpus, "OTHER_VARIANTS", 40)
+        patch.setattr(corpus, "DECOYS", 160)
+        patch.setattr(corpus, "WRAPPED", 40)
+        base.main([str(folder), DEFAULT_ENCODER])
+    return folder
+
+
+@pytest.fixture
+def office(home: Path, base_folder: Path, tmp_path: Path) -> Settings:
+    """Settings of a gateway whose policies may be changed: copies of all that it reads."""
+    shutil.copytree(home / "policies", tmp_path / "policies")
+    shutil.copytree(home / "artifacts" / "small", tmp_path / "artifacts" / "small")
+    given = {"policies": tmp_path / "policies", "artifacts": tmp_path / "artifacts", "audit": tmp_path / "audit.jsonl"}
+    settings = Settings.model_validate({**given, "admin_key": ADMIN_KEY})
+    shutil.copytree(base_folder, base.folder(settings))
+    return settings
 
 
 def clear(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,272 @@
+"""The admin port: metrics, readiness in full, and the API by which policies are changed.
+
+It has an address of its own (LETHE_ADMIN_HOST, LETHE_ADMIN_PORT), loopback by default, and a key of its own
+(LETHE_ADMIN_KEY). Without a key there is no API, only metrics, health and readiness. No answer and no audit
+record repeats a text that was to be forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from starlette.exceptions import HTTPException
+
+from server import errors, forget
+from server.base import NoBase
+from server.errors import BadRequest, GuardError, NotFound, Overloaded, Unauthorized
+from server.history import HistoryError, Version, write
+from server.live import Live, Unusable
+from server.metrics import Metrics
+from server.policies import Policy, PolicyError, with_mode
+from server.replicas import Replicas
+from server.settings import Settings, SettingsError
+
+MODES: dict[str, Literal["enforce", "shadow", "off"]] = {"enable": "enforce", "shadow": "shadow", "disable": "off"}
+MOST_ROWS = 10_000
+
+
+class Conflict(GuardError):
+    status = 409
+    kind = "conflict_error"
+
+
+class Row(BaseModel):
+    """One item: a fact, or a document."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str | None = None
+    answer: str | None = None
+    text: str | None = None
+
+
+class Forget(BaseModel):
+    """What is to be forgotten, under which policy; action and models are for a new one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: str = Field(min_length=1, max_length=64)
+    items: list[Row] = Field(min_length=1, max_length=MOST_ROWS)
+    action: Literal["corrupt", "penalize", "both", "refuse"] | None = None
+    models: list[str] | None = Field(default=None, min_length=1)
+
+
+class Rollback(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1)
+
+
+def create_admin(settings: Settings, metrics: Metrics, replicas: Replicas, live: Live | None) -> FastAPI:
+    """The admin port's app. live None (a guard that tests brought): no API."""
+    app = FastAPI(title="Lethe admin", docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        facts = replicas.facts(in_full=True)
+        return JSONResponse(facts, status_code=200 if facts["ready"] else 503)
+
+    if settings.admin_key is not None and live is not None:
+        app.include_router(_api(settings.admin_key, live))
+
+    @app.exception_handler(HTTPException)
+    async def not_served(request: Request, error: HTTPException) -> Response:
+        off = "; LETHE_ADMIN_KEY is not set, so there is no admin API" if settings.admin_key is None else ""
+        return _answered(NotFound(f"not served here{off}", code="unknown_route"), error.status_code)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        # Place and reason only: the value is what is to be forgotten.
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        return _answered(BadRequest(f"{place}: {first['msg']}", param=place, code="invalid_request"))
+
+    @app.exception_handler(GuardError)
+    async def failed(request: Request, error: GuardError) -> Response:
+        return _answered(error)
+
+    return app
+
+
+def _answered(error: GuardError, status: int | None = None) -> Response:
+    headers = {name.decode(): value.decode() for name, value in errors.headers(error)}
+    return Response(errors.body(error), status_code=status or error.status, headers=headers)
+
+
+def _api(key: SecretStr, live: Live) -> APIRouter:
+    digest = hashlib.sha256(key.get_secret_value().encode()).digest()
+    # Told apart in the audit trail, and no help in guessing the key.
+    name = f"admin:{digest.hex()[:8]}"
+
+    async def known(request: Request) -> None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        tried = hashlib.sha256(given.strip().encode()).digest()
+        if not hmac.compare_digest(tried, digest) or scheme.lower() != "bearer":
+            raise Unauthorized("give the admin key: 'Authorization: Bearer …'", code="invalid_admin_key")
+
+    api = APIRouter(prefix="/admin", dependencies=[Depends(known)])
+
+    # Plain functions: what reads and writes files runs in threads, beside the requests.
+    @api.get("/policies")
+    def list_policies() -> dict[str, Any]:
+        return {
+            "version": live.version and live.version.number,
+            "failed": live.failed,
+            "policies": [_facts(live, policy) for policy in live.loaded.policies],
+        }
+
+    @api.get("/policies/{policy}")
+    def show_policy(policy: str) -> dict[str, Any]:
+        found = _found(live, policy)
+        return {**_facts(live, found), "file": Path(found.source).read_text(encoding="utf-8")}
+
+    @api.post("/policies/{policy}/{change}")
+    def change_policy(policy: str, change: Literal["enable", "shadow", "disable"]) -> dict[str, Any]:
+        with _told():
+            live.change(name, lambda: _set_mode(_found(live, policy), MODES[change]))
+        return {"version": live.version and live.version.number, **_facts(live, _found(live, policy))}
+
+    @api.get("/versions")
+    def list_versions() -> dict[str, Any]:
+        return {"version": live.version and live.version.number, "versions": [told(v) for v in live.history.versions()]}
+
+    @api.post("/rollback")
+    def rollback(body: Rollback) -> dict[str, Any]:
+        with _told():
+            live.rollback(body.version, name)
+        return {"version": live.version and live.version.number, "restores": body.version}
+
+    @api.get("/forget")
+    def list_requests() -> dict[str, Any]:
+        shown = ("id", "time", "by", "policy")
+        return {
+            "requests": [
+                {**{key: getattr(noted, key) for key in shown}, "items": len(noted.items)}
+                for noted in forget.ledger(live).all()
+            ]
+        }
+
+    @api.post("/forget")
+    def forget_items(body: Forget) -> dict[str, Any]:
+        rows = [row.model_dump(exclude_none=True) for row in body.items]
+        with _told():
+            return forget.forget(live, forget.Wanted(body.policy, rows, body.action, body.models), name)
+
+    @api.delete("/forget/{id}")
+    def take_back(id: Annotated[str, Field(max_length=64)]) -> dict[str, Any]:
+        with _told():
+            return forget.undo(live, id, name)
+
+    return api
+
+
+def told(version: Version) -> dict[str, Any]:
+    """What is said about a version."""
+    return {
+        "number": version.number,
+        "time": version.time,
+        "by": version.by,
+        "hash": version.hash,
+        "restores": version.restores,
+        "policies": sorted(version.policies),
+    }
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong, as answers."""
+    try:
+        yield
+    except (forget.Unknown, HistoryError) as error:
+        raise NotFound(str(error), code="not_found") from error
+    except NoBase as error:
+        raise Overloaded(str(error), code="not_ready", retry_after_s=15) from error
+    except (forget.Conflict, Unusable, PolicyError, SettingsError) as error:
+        raise Conflict(str(error), code="conflict") from error
+    except ValueError as error:
+        raise BadRequest(str(error), code="invalid_request") from error
+    except OSError as error:
+        raise Conflict(f"{error.filename}: {error.strerror}", code="not_writable") from error
+
+
+def _found(live: Live, name: str) -> Policy:
+    for policy in live.loaded.policies:
+        if policy.name == name:
+            return policy
+    raise NotFound("there is no policy of that name", code="unknown_policy")
+
+
+def _facts(live: Live, policy: Policy) -> dict[str, Any]:
+    facts: dict[str, Any] = policy.model_dump(include={"name", "artifact", "mode", "action", "models", "hash"})
+    guard = live.loaded.guard
+    if policy.name in guard.policies:
+        facts["threshold"] = guard.policies[policy.name][1]
+        facts["items"] = len(guard.artifacts[policy.artifact].live)
+    return facts
+
+
+def _set_mode(policy: Policy, mode: str) -> None:
+    if policy.mode != mode:
+        write(Path(policy.source), with_mode(policy, mode))
+
+
+class _Server(uvicorn.Server):
+    """A second server in the process: signals are the first one's to receive."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serving(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+    """The app on the admin port, as long as the gateway runs. Raises SettingsError when the port is taken."""
+    if settings.admin_address is None:
+        yield
+        return
+    with listen(settings) as listening:
+        server = _Server(
+            uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1)
+        )
+        running = asyncio.ensure_future(server.serve(sockets=[listening]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await running
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket on the admin port. Raises SettingsError when the port is taken."""
+    assert settings.admin_address is not None
+    host, port = settings.admin_address
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise SettingsError(f"can't listen on {host}:{port}: {error.strerror} (LETHE_ADMIN_PORT)") from None
+    return made
