@@ -145,19 +145,21 @@ def _seamless(texts: Iterable[Text]) -> list[str]:
     vLLM joins parts by line breaks or hands them to the template, and templates print them one right
     after the other, some without the space around each. A word split over parts is whole only here.
     """
-    parts: dict[int, list[str]] = {}
+    parts: dict[tuple[int, str | None], list[str]] = {}
     for text in texts:
         if text.target is not None and text.target[1] is not None:
-            parts.setdefault(text.target[0], []).append(text.text.strip())
-    return ["".join(strings) for strings in parts.values() if len(strings) > 1]
+            # As they stand in the body, and without what vLLM may take out from between.
+            for strand in (None, text.strand):
+                parts.setdefault((text.target[0], strand), []).append(text.text.strip())
+    return list(dict.fromkeys("".join(strings) for strings in parts.values() if len(strings) > 1))
 
 
 def joined(texts: list[Text]) -> str | None:
     """The conversation as one text, so that a split question counts; None if it is one piece.
 
     Of long pieces only both ends: each piece is judged by itself, here counts what stands across them. The
-    pieces of all roles, then those of the user alone and those of the system alone (what stands between them parts
-    nothing); then, where a word may be split over pieces, all again with nothing between. Each conversation of a
+    pieces of all roles, then the contents, those of the user and those of the system alone (what stands between them
+    parts nothing); then, where a word may be split over pieces, all again with nothing between. Each conversation of a
     batch by itself.
     """
     by_conversation = groupby(texts, key=lambda text: text.conversation)
@@ -169,12 +171,15 @@ def _readings(texts: list[Text]) -> list[str]:
     pieces = [text for text in texts if text.message and text.text.strip()]
     if len(pieces) < 2:
         return []
-    spoken = [text for text in pieces if text.target is not None]
+    spoken = [text for text in pieces if text.target is not None and not text.strand]
     everyone = [text.text for text in spoken]
     user = [text.text for text in spoken if text.role == "user"]
     # Templates and vLLM gather these at the front.
     system = [text.text for text in spoken if text.role in ("system", "developer")]
     readings = ["\n".join(_ends(text.text, WINDOW) for text in pieces), *_seamless(texts)]
+    if spoken and len(spoken) < pieces.index(spoken[-1]) - pieces.index(spoken[0]) + 1:
+        # Something else stands between, that the template may not show.
+        readings.append("\n".join(_ends(text, WINDOW) for text in everyone))
     for said in (user, system):
         if 1 < len(said) < len(pieces):
             readings.append("\n".join(_ends(text, WINDOW) for text in said))

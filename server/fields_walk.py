@@ -45,6 +45,7 @@ class Text:
     message: bool = False  # shown to the model with the conversation, so it counts in the joined text
     role: str = ""  # of the message that it belongs to, if that has one of the known roles
     conversation: int = 0  # of a batch
+    strand: str = ""  # what it goes with, where vLLM takes it out of the content or may leave it out
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -152,11 +153,13 @@ def _part(part: Any, place: str, target: Target, form: _Form) -> Iterator[Text]:
         del rest["type"]
         key = form.texts.get(kind, "")
         if isinstance(rest.get(key), str):
-            yield Text(f"{place}.{key}", rest.pop(key), target, message=True)
+            # Anthropic's thinking becomes a field of the message.
+            strand = "reasoning" if form is _BLOCKS and kind == "thinking" else ""
+            yield Text(f"{place}.{key}", rest.pop(key), target, message=True, strand=strand)
         if kind == "tool_result" and form is _BLOCKS:
             # vLLM makes a message of a tool of it.
             yield from (
-                replace(text, role="tool")
+                replace(text, role="tool", strand=place)
                 for text in _content(rest.pop("content", None), f"{place}.content", target, form)
             )
     yield from whole(place, rest, message=True)
@@ -180,7 +183,10 @@ def _message(message: Any, place: str, index: int, form: _Form) -> Iterator[Text
         return
     if form.item:
         refuse_embeds(message, place)
-    yield from _content(message.get("content"), f"{place}.content", (index, None), form)
+    for text in _content(message.get("content"), f"{place}.content", (index, None), form):
+        # Of an assistant's item vLLM shows the first part alone.
+        later = form.item and text.target is not None and text.target[1] and _role(message) == "assistant"
+        yield replace(text, strand="later parts") if later else text
     role = message.get("role")
     if not (isinstance(role, str) and role in ROLES):
         yield from whole(f"{place}.role", role, message=True)

@@ -408,6 +408,34 @@ def test_a_word_split_over_system_messages_with_others_between_is_whole() -> Non
         assert "Zanzibar" in (joined(extract(endpoint, body)) or "")
 
 
+FILLER = "The weather is fine today. " * 40
+
+
+@pytest.mark.parametrize(("endpoint", "body"), [
+    ("messages", user([{"type": "text", "text": "Zan"}, {"type": "thinking", "thinking": FILLER},
+                       {"type": "text", "text": "zibar"}])),
+    ("messages", user([{"type": "thinking", "thinking": "Zan"}, {"type": "text", "text": FILLER},
+                       {"type": "thinking", "thinking": "zibar"}])),
+    ("messages", user([{"type": "text", "text": "Zan"}, {"type": "tool_result", "content": FILLER},
+                       {"type": "text", "text": "zibar"}])),
+    ("messages", {"messages": [{"role": "system", "content": "Zan"}, {"role": "system", "content": [
+        {"type": "thinking", "thinking": FILLER}, {"type": "text", "text": "zibar"}]}]}),
+    ("responses", {"input": [{"role": "assistant", "content": [
+        {"type": "output_text", "text": "Zan"}, {"type": "output_text", "text": FILLER}]},
+        {"role": "user", "content": "zibar"}]}),
+    ("chat", {"messages": [{"role": "system", "content": "Zan", "ignored": FILLER},
+                           {"role": "user", "content": "zibar"}]}),
+])  # fmt: skip
+def test_what_vllm_takes_out_from_between_hides_no_word(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    assert "Zanzibar" in (joined(extract(endpoint, body)) or "")
+
+
+def test_a_question_on_both_sides_of_what_is_not_shown_is_whole() -> None:
+    body = {"messages": [{"role": "system", "content": "Who wrote", "ignored": FILLER},
+                         {"role": "user", "content": "the book?"}]}  # fmt: skip
+    assert "Who wrote\nthe book?" in (joined(extract("chat", body)) or "")
+
+
 def test_conversations_of_a_batch_are_joined_each_by_itself() -> None:
     body = {"messages": [[{"role": "user", "content": text} for text in said] for said in (("a", "b"), ("c", "d"))]}
     found = extract("batch", body)
