@@ -1,0 +1,65 @@
+# The gateway alone: no vLLM, no CUDA, no compiler, no root.
+#   docker build -f docker/gateway.Dockerfile -t lethe-gateway .
+#   docker build -f docker/gateway.Dockerfile --build-arg EXTRA=corrupt -t lethe-gateway:corrupt .
+# EXTRA: `forget` (default) judges, penalises, watches, refuses, routes, fits and forgets on request. `corrupt` rewrites
+# embeddings as well, which takes torch (its CPU build) and transformers.
+
+# The Python that constraints.txt was tested with. For a build that can be repeated to the byte add its digest.
+ARG PYTHON=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON} AS build
+ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
+RUN pip install --no-cache-dir uv==0.13.9 && uv venv /opt/lethe
+WORKDIR /src
+# What the code needs comes first: it changes less often than the code.
+COPY pyproject.toml requirements/constraints.txt ./
+ARG EXTRA=forget
+RUN uv pip install --python /opt/lethe --torch-backend cpu --constraints constraints.txt \
+        --requirements pyproject.toml --extra forget --extra "${EXTRA}"
+COPY README.md LICENSE ./
+COPY server server
+COPY classifier classifier
+COPY corruption corruption
+COPY evaluation/*.py evaluation/
+COPY evaluation/templates evaluation/templates
+COPY evaluation/data/jailbreak-wrappers evaluation/data/jailbreak-wrappers
+RUN uv pip install --python /opt/lethe --no-deps .
+
+# The sentence encoder is prepared here, with packages that stay here, and served without torch.
+FROM build AS encoder
+RUN uv pip install --python /opt/lethe --torch-backend cpu --constraints constraints.txt \
+        --requirements pyproject.toml --extra fit
+ENV XDG_CACHE_HOME=/opt/cache
+RUN /opt/lethe/bin/python -m classifier.encoder_export
+
+FROM ${PYTHON} AS gateway
+COPY --from=build /opt/lethe /opt/lethe
+COPY --from=encoder /opt/cache /opt/cache
+COPY docker/health.py /opt/health.py
+# The folders exist with their owner, so that fresh volumes get the same one. A number, so that a cluster which
+# demands non-root users can see that this is one.
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin lethe \
+    && install -d -o 10001 -g 10001 /var/lib/lethe/policies /var/lib/lethe/artifacts /var/lib/lethe/keys /var/log/lethe
+ENV PATH=/opt/lethe/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_OFFLINE=1 \
+    XDG_CACHE_HOME=/opt/cache \
+    LETHE_HOST=0.0.0.0 \
+    LETHE_PORT=8080 \
+    LETHE_ADMIN_HOST=0.0.0.0 \
+    LETHE_ADMIN_PORT=8081 \
+    LETHE_KEYS=/var/lib/lethe/keys/keys.json \
+    LETHE_POLICIES=/var/lib/lethe/policies \
+    LETHE_ARTIFACTS=/var/lib/lethe/artifacts \
+    LETHE_AUDIT=/var/log/lethe/audit.jsonl
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8080 8081
+VOLUME ["/var/lib/lethe/policies", "/var/lib/lethe/artifacts", "/var/lib/lethe/keys", "/var/log/lethe"]
+# SIGTERM: no new requests, LETHE_DRAIN_TIMEOUT_S for those that are open, then the audit trail is closed.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["sh", "-c", "exec python -I /opt/health.py \"${LETHE_PORT:-8080}\""]
+ENTRYPOINT ["lethe"]
+CMD ["serve"]
