@@ -183,6 +183,10 @@ class Gateway:
         self._metrics.in_flight.inc()
         try:
             await self._admitted(exchange, receive, endpoint)
+        except asyncio.CancelledError:
+            # The time to drain is over: the last word is an error that clients understand.
+            message = "the gateway is shutting down (LETHE_DRAIN_TIMEOUT_S)"
+            await exchange.fail(Overloaded(message, code="shutting_down", retry_after_s=1))
         finally:
             if exchange.failed is not None:
                 self._metrics.refusals.labels(exchange.failed.code or exchange.failed.kind).inc()

@@ -290,6 +290,26 @@ async def test_a_whole_request_that_takes_too_long_is_a_504(http: aiohttp.Client
         await quiet(gate)
 
 
+async def test_who_is_still_served_at_the_end_is_told_so(http: aiohttp.ClientSession) -> None:
+    async with upstream(never) as fake:
+        async with gateway(fake.url) as gate:
+            waiting = asyncio.ensure_future(posted(http, gate))
+            await fake.arrived.wait()
+        # It has ended, and drained for a second.
+        status, code, message = await waiting
+        assert (status, code) == (503, "shutting_down") and "LETHE_DRAIN_TIMEOUT_S" in message
+        await asyncio.wait_for(fake.closed.wait(), 5)
+
+
+async def test_who_is_still_streamed_to_at_the_end_is_told_so(http: aiohttp.ClientSession) -> None:
+    async with upstream(endless) as fake:
+        async with gateway(fake.url) as gate:
+            streaming = asyncio.ensure_future(events(http, gate))
+            await until(lambda: gate.count("lethe_upstream_first_byte_seconds_count") == 1, "not begun")
+        *data, last = await streaming
+        assert data and json.loads(last.removeprefix(b"data: "))["error"]["code"] == "shutting_down"
+
+
 async def test_the_event_loop_runs_while_requests_are_judged_and_read(http: aiohttp.ClientSession) -> None:
     """Long judgements and megabytes of JSON at once: the loop goes on, health is answered, and the gauge says so.
 
