@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, pairwise
 from typing import Any, Final
 
+from corruption.conversation import BILLING_HEADER
 from server import fields_walk as walk
 from server.errors import BadRequest
 from server.fields_table import (
@@ -150,7 +151,7 @@ def _seamless(texts: Iterable[Text]) -> list[str]:
         if text.target is not None and text.target[1] is not None:
             # As they stand in the body, and without what vLLM may take out from between.
             for strand in (None, text.strand):
-                parts.setdefault((text.target[0], strand), []).append(text.text.strip())
+                parts.setdefault((text.target[0], strand), []).append(_shown(text).strip())
     return list(dict.fromkeys("".join(strings) for strings in parts.values() if len(strings) > 1))
 
 
@@ -172,10 +173,10 @@ def _readings(texts: list[Text]) -> list[str]:
     if len(pieces) < 2:
         return []
     spoken = [text for text in pieces if text.target is not None and not text.strand]
-    everyone = [text.text for text in spoken]
-    user = [text.text for text in spoken if text.role == "user"]
+    everyone = [_shown(text) for text in spoken]
+    user = [_shown(text) for text in spoken if text.role == "user"]
     # Templates and vLLM gather these at the front.
-    system = [text.text for text in spoken if text.role in ("system", "developer")]
+    system = [_shown(text) for text in spoken if text.role in ("system", "developer")]
     readings = ["\n".join(_ends(text.text, WINDOW) for text in pieces), *_seamless(texts)]
     if spoken and len(spoken) < pieces.index(spoken[-1]) - pieces.index(spoken[0]) + 1:
         # Something else stands between, that the template may not show.
@@ -184,10 +185,16 @@ def _readings(texts: list[Text]) -> list[str]:
         if 1 < len(said) < len(pieces):
             readings.append("\n".join(_ends(text, WINDOW) for text in said))
     for said in (everyone, user, system):
-        stripped = [text.strip() for text in said]
+        stripped = [text.strip() for text in said if text.strip()]
         if any(_SPLIT_WORD.search(f"{a[-1:]}{b[:1]}") for a, b in pairwise(stripped)):
             readings.append("".join(_ends(text, SEAM) for text in stripped))
     return readings
+
+
+def _shown(text: Text) -> str:
+    """A text as it may stand beside others: without a header that vLLM leaves out."""
+    header = text.role == "system" and text.text.startswith(BILLING_HEADER)
+    return text.text.partition("\n")[2] if header else text.text
 
 
 def _ends(text: str, size: int) -> str:

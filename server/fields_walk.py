@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from corruption.conversation import BILLING_HEADER
 from server.errors import BadRequest
 from server.fields_table import (
     BLOCKS,
@@ -220,7 +221,8 @@ def _messages(value: Any, name: str, form: _Form, first: int = 0) -> Iterator[Te
         return
     for index, message in enumerate(value):
         for text in _message(message, f"{name}[{index}]", first + index, form):
-            yield replace(text, role=text.role or _role(message))
+            made = replace(text, role=text.role or _role(message))
+            yield _without_header(made) if form is _BLOCKS else made
 
 
 def chat(value: Any) -> Iterator[Text]:
@@ -243,7 +245,14 @@ def batch(value: Any) -> Iterator[Text]:
 # What stands before the messages is counted as messages of its own.
 def system(value: Any) -> Iterator[Text]:
     """Anthropic's system prompt: text or blocks, which vLLM puts together with nothing between."""
-    return (replace(text, role="system") for text in _content(value, "system", (0, None), _BLOCKS))
+    texts = _content(value, "system", (0, None), _BLOCKS)
+    return (_without_header(replace(text, role="system")) for text in texts)
+
+
+def _without_header(text: Text) -> Text:
+    # Of a chat vLLM leaves out that one line, of Anthropic's messages the whole text.
+    header = text.role == "system" and text.text.startswith(BILLING_HEADER)
+    return replace(text, strand="header") if header else text
 
 
 def anthropic(value: Any) -> Iterator[Text]:

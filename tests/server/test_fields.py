@@ -423,6 +423,12 @@ FILLER = "The weather is fine today. " * 40
     ("responses", {"input": [{"role": "assistant", "content": [
         {"type": "output_text", "text": "Zan"}, {"type": "output_text", "text": FILLER}]},
         {"role": "user", "content": "zibar"}]}),
+    ("messages", {"system": "Zan", "messages": [
+        {"role": "system", "content": f"x-anthropic-billing-header\n{FILLER}"}, {"role": "user", "content": "Hi"},
+        {"role": "system", "content": "zibar"}]}),
+    ("chat", {"messages": [
+        {"role": "system", "content": "Zan"}, {"role": "system", "content": f"x-anthropic-billing-header {FILLER}\nzi"},
+        {"role": "user", "content": "bar"}]}),
     ("chat", {"messages": [{"role": "system", "content": "Zan", "ignored": FILLER},
                            {"role": "user", "content": "zibar"}]}),
 ])  # fmt: skip
