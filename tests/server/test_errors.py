@@ -57,7 +57,8 @@ def test_every_error_has_its_row(kind: type[GuardError], status: int, named: str
 
 
 def test_the_table_is_complete() -> None:
-    assert {row[0] for row in TABLE} == {GuardError, *GuardError.__subclasses__(), *TooLarge.__subclasses__()}
+    kinds = {GuardError, *GuardError.__subclasses__(), *TooLarge.__subclasses__()}
+    assert {row[0] for row in TABLE} == {kind for kind in kinds if kind.__module__ == errors.__name__}
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.0, b"1"), (1.0, b"1"), (1.2, b"2"), (59.001, b"60")])
