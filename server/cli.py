@@ -23,7 +23,7 @@ from classifier import artifact as artifacts_io
 from classifier.artifact import Artifact
 from classifier.encoder import DEFAULT_ENCODER, Encoder, load_encoder
 from classifier.records import Record
-from server import keys
+from server import keys, policy_commands
 from server.errors import BadRequest
 from server.guard import Guard
 from server.keys import KeysError
@@ -329,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     # Measuring and tuning live in a package that the server doesn't import: each adds its commands here.
     for entry in sorted(entry_points(group="lethe.commands"), key=lambda entry: entry.name):
         entry.load()(commands)
+    policy_commands.add(commands)
     return parser
 
 

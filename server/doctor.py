@@ -17,6 +17,7 @@ from server import parity
 from server.errors import GuardError
 from server.loading import find_indexes, find_threshold, load_artifact, load_corruptor, load_decode
 from server.policies import Policy, PolicyError, read_all
+from server.replicas import connections
 from server.settings import Settings, SettingsError
 from server.tuned import resolve
 from server.upstream import Upstream
@@ -66,17 +67,12 @@ async def _collect(settings: Settings) -> list[Finding]:
         example = f"LETHE_SECRET={secrets.token_urlsafe(8)}… (make your own of 16 characters or more, and keep it)"
         mend = f"for instance {example}" if "LETHE_SECRET" in str(error) else "see docs/SETTINGS.md"
         findings.append(Finding(False, str(error), mend))
-    upstream = Upstream(
-        settings.upstream,
-        connect_timeout_s=settings.connect_timeout_s,
-        read_timeout_s=settings.read_timeout_s,
-        key=settings.upstream_key.get_secret_value() if settings.upstream_key else None,
-    )
-    try:
-        async for finding in _upstream(upstream, settings, policies, corruptor):
-            findings.append(finding)
-    finally:
-        await upstream.close()
+    for upstream in connections(settings):
+        try:
+            async for finding in _upstream(upstream, settings, policies, corruptor):
+                findings.append(finding)
+        finally:
+            await upstream.close()
     return findings
 
 
@@ -98,7 +94,7 @@ def _policies(policies: tuple[Policy, ...], settings: Settings) -> Iterator[Find
                 "make the artifact with `lethe fit`, tune it with `lethe tune`, or correct the policy",
             )
         else:
-            items = f"{len(artifact.items)} forget items"
+            items = f"{len(artifact.live)} forget items"
             text = f"policy {policy.name}: {policy.mode} {policy.action}, {items}, threshold {at:.4f}"
             yield Finding(True, text)
 
@@ -152,9 +148,9 @@ async def _upstream(
         status, _ = await upstream.call("GET", "/health")
         model = await parity.served_model(upstream)
     except GuardError as error:
-        yield Finding(False, f"vLLM at {settings.upstream}: {error.message}", "start vLLM, or correct LETHE_UPSTREAM")
+        yield Finding(False, f"vLLM at {upstream.url}: {error.message}", "start vLLM, or correct LETHE_UPSTREAM")
         return
-    yield Finding(status == 200, f"vLLM at {settings.upstream} serves {model}", "look at vLLM's own log")
+    yield Finding(status == 200, f"vLLM at {upstream.url} serves {model}", "look at vLLM's own log")
     try:
         _, answer = await upstream.call("GET", "/version")
     except GuardError as error:

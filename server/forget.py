@@ -185,7 +185,11 @@ def _build(live: Live, wanted: Wanted, rows: list[Record], by: str) -> tuple[Not
 
     def change() -> int:
         verbatim.save(built, place)
-        write(path, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True).encode())
+        try:
+            write(path, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True).encode())
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)  # it would stand in the way of the next try
+            raise
         return len(built.live)
 
     return _noted(wanted.policy, wanted.policy, rows, (), by, made=True), change
