@@ -85,7 +85,7 @@ def tokenizer() -> Tokenizer:
 
 def actions(model: str) -> set[str]:
     records = map(json.loads, (FOLDER / "audit.jsonl").read_text().splitlines())
-    return {record["action"] for record in records if record["model"] == model}
+    return {record["action"] for record in records if record.get("model") == model}
 
 
 def test_unguarded_the_model_recites_the_book(book: OpenAI, tokenizer: Tokenizer) -> None:
