@@ -11,7 +11,8 @@ import time
 from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server import errors
 from server.errors import BadRequest, GuardError, HeadTooLarge, Overloaded, TooSlow, UrlTooLong
@@ -57,8 +58,14 @@ class _Refusal:
 
 
 def _answer(error: GuardError, path: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    payload = errors.body(error)
+    payload = errors.body(error, errors.dialect(path))
     return [*errors.headers(error), (b"content-length", str(len(payload)).encode())], payload
+
+
+def _abandon(cycle: RequestResponseCycle) -> None:
+    """Tell whoever answers a request that its client is gone."""
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 class _Bounded(HttpToolsProtocol):
@@ -73,6 +80,9 @@ class _Bounded(HttpToolsProtocol):
         self._paused_since: float | None = None  # the client has not taken what was written since
         self._ending_since: float | None = None  # answered, and the client may only read the rest
         self._turned_away = False
+        # The request that is being answered; uvicorn's own `cycle` is the newest, which may wait behind it.
+        self._answering: RequestResponseCycle | None = None
+        self._last: GuardError | None = None  # what is said when the requests before it have been answered
         full = len(self.connections) >= self.settings.max_connections and not self._drop_an_idle_one()
         super().connection_made(cast(asyncio.Transport, transport))
         self.metrics.connections.set(len(self.connections))
@@ -88,6 +98,10 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        # uvicorn tells the newest request alone; the others must not go on, nor begin.
+        self.pipeline.clear()
+        if self._answering is not None and not self._answering.response_complete:
+            _abandon(self._answering)
         super().connection_lost(exc)
         self.metrics.connections.set(len(self.connections))
 
@@ -113,7 +127,8 @@ class _Bounded(HttpToolsProtocol):
                 self._head_since = time.monotonic()
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_since is not None and self._head_bytes > self.settings.max_header_bytes:
+        too_much = self._head_since is not None and self._head_bytes > self.settings.max_header_bytes
+        if too_much and not self._turned_away:
             self._turn_away(self._head_too_large())
 
     def on_message_begin(self) -> None:
@@ -152,8 +167,14 @@ class _Bounded(HttpToolsProtocol):
             f"URL and headers are larger than {most} bytes (LETHE_MAX_HEADER_BYTES)", code="head_too_large"
         )
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._last is not None and self._answering is not None and self._answering.response_complete:
+            self._say_last(self._last)
         if self._head_since is not None:
             # Reading was held back while the answer went out: the next request's time begins now.
             self._head_since = time.monotonic()
@@ -179,20 +200,31 @@ class _Bounded(HttpToolsProtocol):
         self._turn_away(BadRequest("the request is not HTTP/1.1", code="invalid_http"))
 
     def _turn_away(self, error: GuardError) -> None:
-        """Answer where no request can be read, and read no more."""
+        """Answer where no request can be read, after those that came whole before it, and read no more."""
         self.metrics.refusals.labels(error.code).inc()
         self._turned_away = True
+        newest, answering = self.cycle, self._answering
+        is_broken = newest is not None and not newest.response_complete and newest.more_body
+        if is_broken and newest is not answering:
+            self.pipeline.popleft()
+        if answering is not None and not answering.response_complete and not (is_broken and newest is answering):
+            # Said now, it would be taken for the answer to another request.
+            self._last = error
+        else:
+            self._say_last(error)
+
+    def _say_last(self, error: GuardError) -> None:
+        self._last = None
         self._ending_since = time.monotonic()
         if self.transport.is_closing():
             return
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            # An answer is on its way; words in its midst would be taken for part of it.
-            self.transport.abort()
-            return
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._answering is not None and not self._answering.response_complete:
+            if self._answering.response_started:
+                # An answer is on its way; words in its midst would be taken for part of it.
+                self.transport.abort()
+                return
             # Whoever waits for the rest of the body learns that the client is gone.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            _abandon(self._answering)
         headers, payload = _answer(error, "")
         lines = [STATUS_LINE[error.status], *(b"%s: %s\r\n" % header for header in headers)]
         self.transport.write(b"".join([*lines, b"connection: close\r\n\r\n", payload]))
@@ -211,6 +243,8 @@ class _Bounded(HttpToolsProtocol):
         elif self.transport.is_closing():
             # Closed by us; what the client has not read yet holds the connection.
             self._paused_since = self._paused_since or now
+        elif self._turned_away:
+            pass  # the requests before it are still answered
         elif self._head_since is not None and now - self._head_since > limits.head_timeout_s:
             if self._head_bytes == 0 and self.cycle is None:
                 self.transport.close()

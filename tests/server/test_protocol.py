@@ -200,6 +200,58 @@ async def test_what_is_not_http_is_answered_in_shape_and_cut_off(request_: bytes
         await until(lambda: gate.count("lethe_requests_in_flight") == 0, "still in flight")
 
 
+JUNK = b"\x00junk\r\n\r\n"
+
+
+@pytest.mark.parametrize("whole", [1, 3])
+async def test_junk_behind_requests_is_answered_after_them(whole: int) -> None:
+    async with served() as gate, client(gate) as c:
+        await c.send(post() * whole + JUNK)
+        assert [(await c.answer()).status for _ in range(whole)] == [200] * whole
+        got = await c.answer()
+        assert got.status == 400 and got.error["code"] == "invalid_http"
+        assert await c.gone()
+
+
+async def test_a_request_that_breaks_off_behind_another_is_never_begun() -> None:
+    chunked = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"
+    async with upstream(answer) as fake, gateway(fake.url) as gate, client(gate) as c:
+        await c.send(post() + chunked)
+        assert [(await c.answer()).status for _ in range(2)] == [200, 400]
+        assert await c.gone()
+        assert len(fake.bodies) == 1
+
+
+async def test_who_leaves_with_requests_in_line_stops_the_first_and_begins_no_other() -> None:
+    async def silent(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(30)
+        raise AssertionError("nobody stopped it")
+
+    async with upstream(silent) as fake, gateway(fake.url) as gate:
+        async with client(gate) as c:
+            await c.send(post() * 3)
+            await asyncio.wait_for(fake.arrived.wait(), 10)
+        await asyncio.wait_for(fake.closed.wait(), 5)
+        await until(lambda: gate.count("lethe_requests_in_flight") == 0, "still in flight")
+        assert len(fake.bodies) == 1
+
+
+async def test_who_is_turned_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither what else is wrong with the same bytes nor a timer that ends may speak again."""
+    async with served(max_header_bytes=2048, head_timeout_s=0.2) as gate, client(gate) as c:
+        await c.send(HOST + b"no colon\r\n" + b"a" * 5000)
+        assert (await c.answer()).status == 400
+        await asyncio.sleep(0.5)
+        assert await c.reader.read() == b""
+    assert "Traceback" not in caplog.text and "Fatal" not in caplog.text
+
+
+async def test_anthropics_clients_are_told_in_their_words() -> None:
+    async with served(max_headers=8) as gate, client(gate) as c:
+        await c.send(post(BODY, *(b"x-%d: 1" % i for i in range(9)), path=b"/v1/messages"))
+        assert json.loads((await c.answer()).body)["error"]["type"] == "request_too_large"
+
+
 async def test_a_wish_for_another_protocol_is_refused() -> None:
     async with served() as gate, client(gate) as c:
         await c.send(post(BODY, b"connection: upgrade", b"upgrade: h2c"))
