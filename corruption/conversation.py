@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension
 
+from corruption.rendering import Generation
 from corruption.spec import CorruptionError
 
 Target = tuple[int, int | None]
@@ -164,7 +164,7 @@ def content_format(template: str) -> ContentFormat:
     Follows values that come from a message's content through assignments and macro arguments, as vLLM
     does; `--chat-template-content-format` overrides both.
     """
-    tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(template)
+    tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(template)
     names = {"content"}
     for _ in range(8):  # assignments of assignments; deeper chains don't occur
         grown = names | _assigned(tree, names) | _passed(tree, names)
@@ -202,14 +202,3 @@ def _passed(tree: nodes.Template, names: set[str]) -> set[str]:
         found |= {name for name, arg in zip(parameters, call.args, strict=False) if _is_content(arg, names)}
         found |= {pair.key for pair in call.kwargs if pair.key in parameters and _is_content(pair.value, names)}
     return found
-
-
-class _Generation(Extension):
-    """Lets `{% generation %}` blocks parse; only the tree is needed."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)

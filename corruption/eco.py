@@ -7,19 +7,18 @@ usage stay vLLM's work. Only prompts are touched; what the model goes on to gene
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import pybase64
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from corruption import decoy, keys
 from corruption.conversation import Target, texts
-from corruption.functions import FUNCTIONS
+from corruption.functions import FUNCTIONS, is_finite
+from corruption.payload import encoded
 from corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec, is_settled
 from corruption.table import EmbeddingTable
 from corruption.template import ModelText, Span
@@ -27,6 +26,9 @@ from corruption.template import ModelText, Span
 __all__ = ["CorruptSpec", "CorruptionError", "Corruptor"]
 
 Characters = Sequence[tuple[int, int]]
+
+# Beyond one step's rows the processor's cache is too small.
+_ROWS_AT_ONCE = 16
 
 
 class Corruptor:
@@ -106,14 +108,14 @@ class Corruptor:
         """The prompt as its own embeddings, unchanged."""
         return self.completion(prompt, (), None, "", add_special_tokens=add_special_tokens)
 
-    def rows(self, span: Span, front: int, evidence: Characters, spec: CorruptSpec | None, policy: str) -> torch.Tensor:
+    def rows(self, span: Span, front: int, evidence: Characters, spec: CorruptSpec | None, policy: str) -> NDArray[Any]:
         """(T, D) rows of the span, changed as the spec says. front: tokens before the text (BOS)."""
         if spec is None:
             return self.table.rows(span.ids)
         chosen = self._chosen(span, front, evidence, spec)
         if spec.function == "decoy":
             return self._decoyed(span, chosen, spec, policy)
-        x, mask = self.table.rows(span.ids), torch.tensor(chosen)
+        x, mask = self.table.rows(span.ids), np.array(chosen, dtype=np.bool_)
         assert spec.dims != "tuned"
         dims = self.table.width if spec.dims == "all" else spec.dims
         arguments: dict[str, Any] = {"dims": dims, "select": spec.select}
@@ -145,21 +147,23 @@ class Corruptor:
                     marked[start:end] = content[start:end]
         return marked
 
-    def _decoyed(self, span: Span, chosen: Sequence[bool], spec: CorruptSpec, policy: str) -> torch.Tensor:
+    def _decoyed(self, span: Span, chosen: Sequence[bool], spec: CorruptSpec, policy: str) -> NDArray[Any]:
         assert is_settled(spec.strength)
         ids = self.decoys.replace(span.ids, chosen, secret=self._secret, policy=policy)
         if spec.strength == 1.0:
             return self.table.rows(ids)
         rows = self.table.rows(span.ids)
         swapped = [p for p, (token, other) in enumerate(zip(span.ids, ids, strict=True)) if token != other]
-        rows[swapped] = torch.lerp(rows[swapped], self.table.rows([ids[p] for p in swapped]), spec.strength)
+        for begin in range(0, len(swapped), _ROWS_AT_ONCE):
+            some = swapped[begin : begin + _ROWS_AT_ONCE]
+            rows[some] = _between(rows[some], self.table.rows([ids[p] for p in some]), spec.strength)
         return rows
 
     @cached_property
     def decoys(self) -> decoy.Decoys:
         """The vocabulary by kind: about a second for 128,000 tokens, so it waits for the first decoy."""
         size = min(self.text.size, self.table.size)
-        return decoy.Decoys(self.text.pieces(range(size)), self.text.special_ids())
+        return decoy.Decoys(self.text.pieces(range(size)), self.text.tokenizer.special_ids())
 
     def _data(self, span: Span, front: int, evidence: Characters, spec: CorruptSpec | None, policy: str) -> str:
         try:
@@ -168,9 +172,16 @@ class Corruptor:
             raise
         except ValueError as error:
             raise CorruptionError(str(error)) from error
-        if not all(math.isfinite(extreme) for extreme in torch.aminmax(rows)):
+        if not is_finite(rows):
             # One row of infinities makes every logit NaN, and the engine serves others too.
             raise CorruptionError(f"policy {policy!r}: sigma is too large for {self.table.dtype}")
-        buffer = io.BytesIO()
-        torch.save(rows, buffer)
-        return pybase64.b64encode_as_string(buffer.getbuffer())
+        return encoded(rows)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _between(one: NDArray[Any], other: NDArray[Any], strength: float) -> NDArray[Any]:
+    """On the straight line from `one` to `other`: from the nearer end, so that both ends are exact."""
+    wide = np.promote_types(one.dtype, np.float32)
+    a, b = one.astype(wide), other.astype(wide)
+    found: NDArray[Any] = a + (b - a) * wide.type(strength) if strength < 0.5 else b - (b - a) * wide.type(1 - strength)
+    return found.astype(one.dtype)

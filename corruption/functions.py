@@ -1,51 +1,71 @@
 """ECO's corruption functions: pure functions on embedding rows (arXiv:2406.07933).
 
-Each takes x (..., T, D), a bool mask (..., T) of the rows to change, how many coordinates to touch
-(`dims`) and which (`select`):
+Each takes x (..., T, D) of a floating type (numpy's, or `ml_dtypes.bfloat16`), a bool mask (..., T) of the
+rows to change, how many coordinates to touch (`dims`) and which (`select`):
     first   coordinates 0..dims-1
     random  one random set of `dims` coordinates, the same for all rows of the call
     top     per row, the `dims` coordinates of largest absolute value
-Each returns a new tensor of x's shape, dtype and device; x is never modified, and rows outside the
-mask and coordinates not selected are bit-identical. Raises ValueError when dims is not in [1, D], the
-mask doesn't fit, or sigma is negative or not finite. The paper's reorderings are left out: its code
-permutes the token axis of the whole sequence, masked or not, so its figures describe something else.
+and, where it needs chance, a source of random bits. Each returns a new array of x's shape and type; x is never
+modified, and rows outside the mask and coordinates not selected are bit-identical. Raises ValueError when dims
+is not in [1, D], the mask doesn't fit, or sigma is negative or not finite. The paper's reorderings are left
+out: its code permutes the token axis of the whole sequence, masked or not, so its figures describe something
+else.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from statistics import NormalDist
+from typing import Any
 
-import torch
-from torch import Generator, Tensor
+import numpy as np
+from numpy.random import BitGenerator
+from numpy.typing import NDArray
+
+# ml_dtypes' bfloat16 is a numpy type without a name in numpy's own hierarchy.
+Array = NDArray[Any]
+
+# Changed rows are handled this many values at a time: what is at work stays in the processor's cache.
+AT_ONCE = 1 << 16
 
 
-def add_noise(x: Tensor, mask: Tensor, *, dims: int, select: str, sigma: float, rng: Generator) -> Tensor:
+def add_noise(x: Array, mask: NDArray[np.bool_], *, dims: int, select: str, sigma: float, rng: BitGenerator) -> Array:
     """Add N(0, sigma²); sigma is absolute, in units of x. sigma 0 is the identity."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    _check_sigma(sigma)
 
-    def change(values: Tensor) -> Tensor:
-        return (values.to(wide) + _gaussian(values, sigma, rng)).to(x.dtype)
+    def change(values: Array) -> Array:
+        noise = gaussian(rng, values.size).reshape(values.shape)
+        noise *= np.float32(sigma)
+        return (values.astype(np.promote_types(values.dtype, np.float32)) + noise).astype(x.dtype)
 
     return _changed(x, mask, dims, select, rng, change)
 
 
-def set_noise(x: Tensor, mask: Tensor, *, dims: int, select: str, sigma: float, rng: Generator) -> Tensor:
+def set_noise(x: Array, mask: NDArray[np.bool_], *, dims: int, select: str, sigma: float, rng: BitGenerator) -> Array:
     """Overwrite with N(0, sigma²). Rows outside the mask are kept (the paper's code zeroes them)."""
-    return _changed(x, mask, dims, select, rng, lambda values: _gaussian(values, sigma, rng).to(x.dtype))
+    _check_sigma(sigma)
+
+    def change(values: Array) -> Array:
+        noise = gaussian(rng, values.size).reshape(values.shape)
+        noise *= np.float32(sigma)
+        return noise.astype(x.dtype)
+
+    return _changed(x, mask, dims, select, rng, change)
 
 
-def zero_out(x: Tensor, mask: Tensor, *, dims: int, select: str, rng: Generator) -> Tensor:
+def zero_out(x: Array, mask: NDArray[np.bool_], *, dims: int, select: str, rng: BitGenerator) -> Array:
     """Set to zero."""
-    return _changed(x, mask, dims, select, rng, torch.zeros_like)
+    return _changed(x, mask, dims, select, rng, np.zeros_like)
 
 
-def flip_sign(x: Tensor, mask: Tensor, *, dims: int, select: str, rng: Generator) -> Tensor:
+def flip_sign(x: Array, mask: NDArray[np.bool_], *, dims: int, select: str, rng: BitGenerator) -> Array:
     """Multiply by -1."""
-    return _changed(x, mask, dims, select, rng, torch.neg)
+    return _changed(x, mask, dims, select, rng, np.negative)
 
 
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+FUNCTIONS: dict[str, Callable[..., Array]] = {
     "noise": add_noise,
     "set-noise": set_noise,
     "zero": zero_out,
@@ -53,33 +73,69 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _gaussian(like: Tensor, sigma: float, rng: Generator) -> Tensor:
+def gaussian(rng: BitGenerator, size: int) -> NDArray[np.float32]:
+    """`size` draws from N(0, 1), each one of 65,536 equally likely quantiles; none lies beyond 4.4.
+
+    Several times faster than exact draws, and the same for the same bits in every version of numpy. Neighbouring
+    quantiles differ by less than 0.0001 within one standard deviation; mean and variance are exact.
+    """
+    bits = rng.random_raw(-(-size // 4)).astype("<u8", copy=False).view("<u2")
+    drawn: NDArray[np.float32] = _quantiles().take(bits[:size])
+    return drawn
+
+
+@cache
+def _quantiles() -> NDArray[np.float32]:
+    normal = NormalDist()
+    upper = np.array([normal.inv_cdf(0.5 + (i + 0.5) / 65536) for i in range(32768)])
+    upper /= np.sqrt(np.mean(upper**2))
+    table: NDArray[np.float32] = np.concatenate([-upper[::-1], upper]).astype(np.float32)
+    return table
+
+
+def is_finite(x: Array) -> bool:
+    """Whether all values of a floating type are finite numbers."""
+    # In 16 bits an exponent of ones means infinity or NaN; asking the bits is five times faster.
+    ones = {"bfloat16": 0x7F80, "float16": 0x7C00}.get(x.dtype.name)
+    if ones is None:
+        return bool(np.isfinite(x).all())
+    return x.size == 0 or int((x.view(np.uint16) & 0x7FFF).max()) < ones
+
+
+def _check_sigma(sigma: float) -> None:
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma {sigma} is not a finite number >= 0")
-    # Drawn where the generator lives, so that one seed means one noise on every device.
-    return torch.randn(like.shape, generator=rng, device=rng.device).to(like.device).mul_(sigma)
 
 
+# What is too large becomes infinite; whoever sends the rows looks whether they are finite.
+@np.errstate(over="ignore", invalid="ignore")
 def _changed(
-    x: Tensor, mask: Tensor, dims: int, select: str, rng: Generator, change: Callable[[Tensor], Tensor]
-) -> Tensor:
+    x: Array, mask: NDArray[np.bool_], dims: int, select: str, rng: BitGenerator, change: Callable[[Array], Array]
+) -> Array:
     """A copy of x with `change` applied to the selected coordinates of the masked rows."""
     width = x.shape[-1]
     if not 1 <= dims <= width:
         raise ValueError(f"dims {dims} is not in [1, {width}]")
-    if mask.shape != x.shape[:-1] or mask.dtype != torch.bool:
-        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}, not torch.bool {tuple(x.shape[:-1])}")
-    rows = x[mask]
-    if select == "first":
-        rows[:, :dims] = change(rows[:, :dims])
-    elif select == "random":
-        columns = torch.randperm(width, generator=rng, device=rng.device)[:dims].to(x.device)
-        rows[:, columns] = change(rows[:, columns])
-    elif select == "top":
-        largest = rows.abs().topk(dims, dim=-1).indices
-        rows = rows.scatter(-1, largest, change(rows.gather(-1, largest)))
-    else:
+    if mask.shape != x.shape[:-1] or mask.dtype != np.bool_:
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}, not bool {x.shape[:-1]}")
+    if select not in ("first", "random", "top"):
         raise ValueError(f"select {select!r} is not one of first, random, top")
-    out = x.clone()
-    out[mask] = rows
+    # Sorted random numbers are a random order.
+    columns = np.argsort(rng.random_raw(width), kind="stable")[:dims] if select == "random" else None
+    out = x.copy()
+    rows = out.reshape(-1, width)
+    chosen = np.flatnonzero(mask)
+    many = max(1, AT_ONCE // width)
+    for begin in range(0, len(chosen), many):
+        some = chosen[begin : begin + many]
+        if dims == width:
+            rows[some] = change(rows[some])
+        elif select == "first":
+            rows[some, :dims] = change(rows[some, :dims])
+        elif columns is not None:
+            rows[some[:, None], columns] = change(rows[some[:, None], columns])
+        else:
+            size = np.abs(rows[some].astype(np.float32))
+            largest = np.argpartition(size, width - dims, axis=-1)[:, width - dims :]
+            rows[some[:, None], largest] = change(rows[some[:, None], largest])
     return out

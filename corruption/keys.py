@@ -9,12 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
+from numpy.random import SFC64
 
 MIN_SECRET_BYTES = 16
 
@@ -34,10 +31,10 @@ def digest(secret: bytes, policy: str, purpose: str, data: bytes) -> bytes:
     return hmac.digest(secret, bytes(message), hashlib.sha256)
 
 
-def generator(secret: bytes, policy: str, ids: Sequence[int]) -> torch.Generator:
-    """A CPU generator seeded by these token ids. Its algorithm uses 32 of the seed's bits."""
-    import torch
+def generator(secret: bytes, policy: str, ids: Sequence[int]) -> SFC64:
+    """A source of random bits, seeded by these token ids.
 
+    numpy promises the bits of a source, not what its generators make of them: only the bits are to be used.
+    """
     data = np.asarray(ids, dtype="<u8").tobytes()
-    seed = int.from_bytes(digest(secret, policy, "noise", data)[:8], "big")
-    return torch.Generator().manual_seed(seed % 2**63)
+    return SFC64(int.from_bytes(digest(secret, policy, "noise", data), "big"))

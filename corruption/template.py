@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from corruption.conversation import (
     ContentFormat,
@@ -23,7 +23,9 @@ from corruption.conversation import (
     developer_as_system,
     texts,
 )
+from corruption.rendering import render
 from corruption.spec import CorruptionError
+from corruption.tokenizer import ModelTokenizer
 
 PLACEHOLDER = "<prompt_embeds>"
 # Keys that steer tokenisation: without effect on a text prompt, but vLLM obeys them beside embeddings.
@@ -61,21 +63,13 @@ class ModelText:
         chat_template: str | None = None,
         chat_template_content_format: Literal["auto", "string", "openai"] = "auto",
     ) -> None:
-        """The two options repeat vLLM's own, when its server was started with them."""
+        """The two options repeat vLLM's own, when its server was started with them. Raises ValueError."""
         self.folder = Path(model_dir)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model folder {self.folder}: no usable tokenizer: {error}") from error
-        if not self.tokenizer.is_fast:
-            raise ValueError(f"model folder {self.folder}: tokenizer has no offsets (not a fast tokenizer)")
-        self.size = len(self.tokenizer)
-        self.tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
-        self._placeholder = int(self.tokenizer.convert_tokens_to_ids(PLACEHOLDER))
-        # The bare tokenizer keeps no state between calls, so threads can't disturb each other.
-        self._fast = self.tokenizer.backend_tokenizer
-        self._fast.no_truncation()
-        self._fast.no_padding()
+        self.tokenizer = ModelTokenizer(self.folder)
+        self._fast = self.tokenizer.backend
+        self.size = self._fast.get_vocab_size()
+        self._fast.add_special_tokens([AddedToken(PLACEHOLDER, normalized=False, special=True)])
+        self._placeholder = _id(self._fast, PLACEHOLDER)
         self._template = chat_template
         self._format = chat_template_content_format
 
@@ -144,10 +138,6 @@ class ModelText:
         bare = self._fast.decode(anchor, skip_special_tokens=False)
         texts = self._fast.decode_batch([anchor + [i] for i in ids], skip_special_tokens=False)
         return [text.removeprefix(bare) for text in texts]
-
-    def special_ids(self) -> frozenset[int]:
-        """Tokens that are not made of text: control tokens and everything added to the vocabulary."""
-        return frozenset(self.tokenizer.all_special_ids) | frozenset(self.tokenizer.get_added_vocab().values())
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.size for i in ids):
@@ -226,17 +216,13 @@ class ModelText:
             raise CorruptionError("chat_template_kwargs is not an object")
         if steering := sorted(TOKENIZING_KWARGS & given.keys()):
             raise CorruptionError(f"chat_template_kwargs {steering} steer tokenisation")
-        kwargs = {**given, **_template_kwargs(body)}
+        kwargs = {**self.tokenizer.named, **given, **_template_kwargs(body)}
         try:
-            template = self.tokenizer.get_chat_template(self._template, tools=tools)
+            template = self.tokenizer.template(self._template, tools=tools is not None)
             messages = conversation(_messages(body), self._content_format(template), replacements)
             if "'developer'" not in template and '"developer"' not in template:
                 messages = developer_as_system(messages)
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tools=tools, chat_template=template, tokenize=False, **kwargs
-                )
-            )
+            return render(template, messages, tools=tools, **kwargs)
         except CorruptionError:
             raise
         except Exception as error:
@@ -253,6 +239,12 @@ class ModelText:
         except (TypeError, UnicodeEncodeError):
             raise CorruptionError("a text holds characters that can't be encoded (lone surrogates)") from None
         return _Tokens(text, encoding.ids, encoding.offsets)
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    assert found is not None
+    return found
 
 
 def _messages(body: Mapping[str, Any]) -> Sequence[Any]:

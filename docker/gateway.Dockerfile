@@ -1,8 +1,6 @@
 # The gateway alone: no vLLM, no CUDA, no compiler, no root.
 #   docker build -f docker/gateway.Dockerfile -t lethe-gateway .
-#   docker build -f docker/gateway.Dockerfile --build-arg EXTRA=corrupt -t lethe-gateway:corrupt .
-# EXTRA: `forget` (default) judges, penalises, watches, refuses, routes, fits and forgets on request. `corrupt` rewrites
-# embeddings as well, which takes torch (its CPU build) and transformers.
+# It judges, corrupts, penalises, watches, refuses, routes, fits and forgets on request, all of it without torch.
 
 # The Python that constraints.txt was tested with. For a build that can be repeated to the byte add its digest.
 ARG PYTHON=python:3.11.14-slim-bookworm
@@ -13,9 +11,7 @@ RUN pip install --no-cache-dir uv==0.13.9 && uv venv /opt/lethe
 WORKDIR /src
 # What the code needs comes first: it changes less often than the code.
 COPY pyproject.toml requirements/constraints.txt ./
-ARG EXTRA=forget
-RUN uv pip install --python /opt/lethe --torch-backend cpu --constraints constraints.txt \
-        --requirements pyproject.toml --extra forget --extra "${EXTRA}"
+RUN uv pip install --python /opt/lethe --constraints constraints.txt --requirements pyproject.toml --extra forget
 COPY README.md LICENSE ./
 COPY server server
 COPY classifier classifier

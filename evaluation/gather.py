@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 from tqdm import tqdm
 
@@ -352,9 +353,9 @@ class Play:
         if policy.corrupt.uses_evidence:
             marked = [*evidence(artifact, question)]
             marked += [(a + shift, b + shift) for a, b in evidence(artifact, answer)]
-        rows = guard.corruptor.rows(span, 0, marked, policy.corrupt, policy.name)[len(before.ids) :].float()
-        end = guard.corruptor.table.rows([scorer.end]).float() if scorer.end is not None else rows[:0]
-        return torch.cat([rows, end])
+        rows = guard.corruptor.rows(span, 0, marked, policy.corrupt, policy.name)[len(before.ids) :]
+        end = guard.corruptor.table.rows([] if scorer.end is None else [scorer.end])
+        return torch.from_numpy(np.concatenate([rows, end]).astype(np.float32))
 
 
 def _chat(question: str, system: str | None = None) -> Body:

@@ -84,7 +84,7 @@ class Scorer:
         self._exits: tuple[int, ...] = (
             tuple(ends) if isinstance(ends, list | tuple) else (() if ends is None else (ends,))
         )
-        own = self.text.tokenizer.eos_token_id
+        own = self.text.tokenizer.id("eos_token")
         self.end = own if own in self._exits or not self._exits else self._exits[0]
         self._guards: dict[str, Guard] = {}
 
@@ -184,7 +184,7 @@ class Scorer:
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        return from_tokenizer(self.text.tokenizer, self._model.get_output_embeddings().weight.shape[0])
+        return from_tokenizer(self.text.tokenizer.backend, self._model.get_output_embeddings().weight.shape[0])
 
     @torch.inference_mode()
     def answers(
@@ -195,7 +195,7 @@ class Scorer:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         made: list[str] = [""] * len(ids)
         noise = LogitsProcessorList([] if seed is None else [_Gumbel(seed)])
-        pad = self.text.tokenizer.pad_token_id or 0
+        pad = self.text.tokenizer.id("pad_token") or 0
         for start in tqdm(range(0, len(order), 32), desc=label, unit="batch", leave=False):
             chunk = order[start : start + 32]
             width = max(len(ids[i]) for i in chunk)
@@ -209,7 +209,7 @@ class Scorer:
                 logits_processor=noise,
                 pad_token_id=pad,
             )
-            texts = self.text.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+            texts = self.text.tokenizer.backend.decode_batch(out[:, width:].tolist(), skip_special_tokens=True)
             for i, text in zip(chunk, texts, strict=True):
                 made[i] = text
         return made

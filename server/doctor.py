@@ -110,13 +110,11 @@ def _model(settings: Settings) -> Iterator[Finding]:
         yield Finding(True, f"tokenizer in {settings.model_dir}")
     except (SettingsError, ValueError, OSError) as error:
         yield Finding(False, str(error), "point LETHE_MODEL_DIR at the folder that vLLM serves")
-    try:
-        from corruption.table import EmbeddingTable
+    from corruption.table import EmbeddingTable
 
+    try:
         table = EmbeddingTable(settings.model_dir)
         yield Finding(True, f"embedding table: {table.size} rows of {table.width}, row RMS {table.row_rms:.4f}")
-    except ImportError:
-        yield Finding(None, "torch is not installed: nothing can be corrupted (pip install 'lethe-gateway[corrupt]')")
     except (ValueError, OSError) as error:
         yield Finding(False, str(error), "point LETHE_MODEL_DIR at the folder that vLLM serves")
 

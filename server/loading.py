@@ -56,7 +56,7 @@ def find_threshold(policy: Policy, artifact: Artifact) -> float:
 
 
 def load_corruptor(settings: Settings, policies: tuple[Policy, ...], made: Corruptor | None = None) -> Corruptor | None:
-    """The corruptor, if a policy needs one: torch is imported only then. made: one that is there already.
+    """The corruptor, if a policy needs one: what it takes is imported only then. made: one that is there already.
 
     Raises SettingsError.
     """
@@ -68,17 +68,8 @@ def load_corruptor(settings: Settings, policies: tuple[Policy, ...], made: Corru
         raise SettingsError(f"policy {name!r} corrupts, so LETHE_MODEL_DIR must name the served model's folder")
     if settings.secret is None:
         raise SettingsError(f"policy {name!r} corrupts, so LETHE_SECRET must be set: the corruption is keyed with it")
-    try:
-        import torch
+    from corruption.eco import Corruptor
 
-        from corruption.eco import Corruptor
-    except ImportError as error:
-        raise SettingsError(
-            f"policy {name!r} corrupts, which needs torch and transformers: "
-            f"pip install 'lethe-gateway[corrupt]' ({error})"
-        ) from error
-    # Rewrites are small: handing them to several threads costs more than it saves.
-    torch.set_num_threads(1)
     try:
         corruptor = made or Corruptor(settings.model_dir, settings.secret.get_secret_value().encode())
         if any(policy.corrupt.function == "decoy" for policy in corrupting):

@@ -1,9 +1,10 @@
-"""Do clean embeddings give the same answer as text?
+"""Do clean embeddings give the same answer as text, and is a text the same tokens here as there?
 
 Some model families scale embeddings inside or outside the embedding layer, and a server may run other
 weights than the gateway's folder holds. So one short prompt is sent both ways, greedily and with
-log-probabilities, at start and whenever a server comes back (`server/replicas.py`). Without parity nothing is
-corrupted.
+log-probabilities, at start and whenever a server comes back (`server/replicas.py`). And the token ids of a
+prompt with all that tokenizers and templates read differently are compared, because vLLM may build its tokenizer
+by other rules than tokenizer.json holds. Without parity nothing is corrupted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 PROBE = "Name the four seasons of the year, and one colour for each of them."
 PROBE_TOKENS = 16
+# White space, apostrophes, digits, accents in one character and in two, scripts, a control token's text.
+AWKWARD = (
+    "  Two  spaces,\ta tab\n\n\n  lines. I'll pay O’Neill 1234567.89 €: café, cafe\u0301, 日本語, Привет 🙂</s> yes.\n"
+)
 # Two runs of the same prompt differ by rounding only; another table differs by whole units.
 TOLERANCE = 0.05
 
@@ -41,7 +46,7 @@ async def served_model(upstream: Upstream) -> str:
 
 
 async def probe(upstream: Upstream, corruptor: Corruptor) -> Parity:
-    """Send the probe as text and as clean embeddings and compare tokens, log-probabilities and usage.
+    """Compare token ids, then send the probe as text and as clean embeddings and compare what is answered.
 
     Raises GuardError when vLLM can't be reached.
     """
@@ -52,10 +57,22 @@ async def probe(upstream: Upstream, corruptor: Corruptor) -> Parity:
         "max_tokens": PROBE_TOKENS,
         "logprobs": True,
     }
+    awkward = {
+        "model": body["model"],
+        "messages": [{"role": "user", "content": AWKWARD}],
+        "max_tokens": 1,
+        "return_token_ids": True,
+    }
     try:
         clean = await asyncio.to_thread(corruptor.chat, body, {(0, None): ()}, None, "")
+        ours = await asyncio.to_thread(corruptor.text.chat_ids, awkward)
     except CorruptionError as error:
         return Parity(False, f"the probe can't be given as embeddings: {error}")
+    status, answer = await upstream.call("POST", "/v1/chat/completions", awkward, timeout_s=60)
+    if status != 200:
+        return Parity(False, f"the probe of token ids was answered {status}: {_error(answer)}")
+    if reason := differs(ours, answer.get("prompt_token_ids") if isinstance(answer, dict) else None):
+        return Parity(False, reason)
     text_status, as_text = await upstream.call("POST", "/v1/chat/completions", body, timeout_s=60)
     embeds_status, as_embeds = await upstream.call("POST", "/v1/chat/completions", clean, timeout_s=60)
     if text_status != 200:
@@ -67,6 +84,19 @@ async def probe(upstream: Upstream, corruptor: Corruptor) -> Parity:
         return compare(as_text, as_embeds)
     except (KeyError, IndexError, TypeError) as error:
         return Parity(False, f"the probe's answer is not a chat completion with logprobs ({type(error).__name__})")
+
+
+def differs(ours: list[int], theirs: object) -> str | None:
+    """Why a prompt's token ids are not vLLM's; None where they are."""
+    if not isinstance(theirs, list) or not theirs:
+        return "vLLM does not tell a prompt's token ids (return_token_ids)"
+    if ours == theirs:
+        return None
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    return (
+        f"token {at + 1} of {len(theirs)} is another for vLLM: LETHE_MODEL_DIR holds another tokenizer or chat "
+        "template, or transformers reads it by rules of its own, which its save_pretrained writes down (docs/VLLM.md)"
+    )
 
 
 def compare(as_text: dict[str, Any], as_embeds: dict[str, Any]) -> Parity:

@@ -35,7 +35,7 @@ def test_kinds(piece: str, expected: tuple[bool, str, str] | None) -> None:
 
 
 def decoys_of(text: ModelText) -> Decoys:
-    return Decoys(text.pieces(range(text.size)), text.special_ids())
+    return Decoys(text.pieces(range(text.size)), text.tokenizer.special_ids())
 
 
 def swap(decoys: Decoys, ids: list[int], chosen: list[bool] | None = None, policy: str = "p") -> list[int]:

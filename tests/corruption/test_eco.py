@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -28,9 +29,14 @@ def corruptor(model_folder: ModelFolder) -> Corruptor:
 
 
 def tensor(data: str) -> torch.Tensor:
+    """What vLLM reads."""
     loaded = torch.load(io.BytesIO(base64.b64decode(data, validate=True)), weights_only=True)
     assert isinstance(loaded, torch.Tensor)
     return loaded
+
+
+def table_rows(corruptor: Corruptor, ids: Any) -> torch.Tensor:
+    return torch.from_numpy(corruptor.table.rows(ids).view(np.uint16)).view(torch.bfloat16)
 
 
 def user(content: object = QUESTION) -> dict[str, Any]:
@@ -75,15 +81,15 @@ def test_a_neighbour_that_shares_a_token_comes_along_clean(corruptor: Corruptor)
     out = corruptor.chat(user(content), {(0, 1): []}, NOISE, "p")
     first, second = (tensor(part["data"]) for part in out["messages"][0]["content"])
     spans = corruptor.text.chat_spans(user(content), [(0, 0), (0, 1)])
-    assert torch.equal(first, corruptor.table.rows(spans[0, 0].ids))
-    assert not torch.equal(second, corruptor.table.rows(spans[0, 1].ids))
+    assert torch.equal(first, table_rows(corruptor, spans[0, 0].ids))
+    assert not torch.equal(second, table_rows(corruptor, spans[0, 1].ids))
 
 
 def test_clean_rows_are_the_tables(corruptor: Corruptor) -> None:
     ids = corruptor.text.chat_spans(user(), [(0, None)])[0, None].ids
-    assert torch.equal(rows_of(corruptor, None), corruptor.table.rows(ids))
+    assert torch.equal(rows_of(corruptor, None), table_rows(corruptor, ids))
     part = corruptor.clean_chat(user())["messages"][0]["content"][0]
-    assert torch.equal(tensor(part["data"]), corruptor.table.rows(ids))
+    assert torch.equal(tensor(part["data"]), table_rows(corruptor, ids))
 
 
 @pytest.mark.parametrize(
@@ -115,12 +121,12 @@ def test_identifying_adds_the_words_without_a_token_of_their_own(corruptor: Corr
     start = question.index("Ann")
     spec = CorruptSpec(tokens="identifying")
     rows = corruptor.rows(first, 0, [(start, start + 3)], spec, "p")
-    differ = (rows != corruptor.table.rows(first.ids)).any(dim=1).tolist()
+    differ = (rows != corruptor.table.rows(first.ids)).any(axis=1).tolist()
     pieces = [p for p, other in zip(corruptor.text.pieces(first.ids), differ, strict=True) if other]
     assert "".join(pieces).replace(" ", "") == "Annradiologist"
     everything = corruptor.rows(first, 0, (), spec, "p")
     content = corruptor.rows(first, 0, (), CorruptSpec(tokens="content"), "p")
-    assert torch.equal(everything, content)
+    assert np.array_equal(everything, content)
 
 
 def test_content_ignores_the_evidence(corruptor: Corruptor) -> None:
@@ -141,7 +147,7 @@ def test_sigma_is_in_multiples_of_the_tables_rms_or_absolute(corruptor: Corrupto
 
 
 def test_a_decoy_row_is_a_row_of_the_table(corruptor: Corruptor) -> None:
-    everything = corruptor.table.rows(range(corruptor.table.size))
+    everything = table_rows(corruptor, range(corruptor.table.size))
     for row in rows_of(corruptor, CorruptSpec(tokens="content")):
         assert (everything == row).all(dim=1).any()
 
@@ -150,6 +156,24 @@ def test_strength_is_a_straight_line_to_the_decoy(corruptor: Corruptor) -> None:
     clean, whole = rows_of(corruptor, None).float(), rows_of(corruptor, CorruptSpec(tokens="content")).float()
     half = rows_of(corruptor, CorruptSpec(tokens="content", strength=0.5)).float()
     assert torch.allclose(half, (clean + whole) / 2, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("strength", [0.2, 0.5, 0.85, 1.7])
+def test_strengths_are_those_of_torch_but_for_the_last_bit(
+    model_folder: ModelFolder, tmp_path: Any, dtype: torch.dtype, strength: float
+) -> None:
+    """torch.lerp made the rows that strengths were tuned with."""
+    folder = shutil.copytree(model_folder("parts"), tmp_path / "typed")
+    size = Corruptor(folder, SECRET).table.size
+    weights = torch.randn(size, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
+    save_file({"wte.weight": weights}, folder / "model.safetensors")
+    made = Corruptor(folder, SECRET)
+    clean, whole = rows_of(made, None), rows_of(made, CorruptSpec(tokens="content"))
+    found = rows_of(made, CorruptSpec(tokens="content", strength=strength))
+    ulp = torch.finfo(dtype).eps * torch.maximum(clean.abs(), whole.abs()).float() * (1 + strength)
+    assert found.dtype == dtype
+    assert ((found.float() - torch.lerp(clean, whole, strength).float()).abs() <= ulp).all()
 
 
 def test_the_same_prompt_meets_the_same_noise_and_another_secret_another(
@@ -216,7 +240,7 @@ def test_values_that_overflow_are_refused(model_folder: ModelFolder, tmp_path: A
         folder / "model.safetensors",
     )
     spec = CorruptSpec(function="noise", sigma=1e6, sigma_unit="absolute", tokens="content")
-    with pytest.raises(CorruptionError, match="too large for torch.float16"):
+    with pytest.raises(CorruptionError, match="too large for float16"):
         Corruptor(folder, SECRET).chat(user(), {(0, None): []}, spec, "p")
 
 

@@ -9,20 +9,18 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from corruption import keys
 
 SECRET = b"sixteen bytes or more"
 PROGRAM = """
-import torch
 from corruption import keys
-print(torch.randn(4, generator=keys.generator(b"sixteen bytes or more", "p", [1, 2, 3])).tolist())
+print(keys.generator(b"sixteen bytes or more", "p", [1, 2, 3]).random_raw(4).tolist())
 """
 
 
-def drawn(secret: bytes = SECRET, policy: str = "p", ids: tuple[int, ...] = (1, 2, 3)) -> list[float]:
-    values: list[float] = torch.randn(4, generator=keys.generator(secret, policy, ids)).tolist()
+def drawn(secret: bytes = SECRET, policy: str = "p", ids: tuple[int, ...] = (1, 2, 3)) -> list[int]:
+    values: list[int] = keys.generator(secret, policy, ids).random_raw(4).tolist()
     return values
 
 

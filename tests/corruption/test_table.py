@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,14 +23,19 @@ def table(rows: int = 12, width: int = 8, dtype: torch.dtype = torch.bfloat16) -
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+def bits(rows: Any) -> bytes:
+    """The bytes of a tensor or of an array."""
+    return (rows.view(torch.uint8).numpy() if isinstance(rows, torch.Tensor) else rows).tobytes()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_rows_are_bit_identical_to_the_stored_ones(tmp_path: Path, dtype: torch.dtype) -> None:
     weights = table(dtype=dtype)
     save_file({"lm_head.weight": weights + 1, NAME: weights}, tmp_path / "model.safetensors")
     found = EmbeddingTable(tmp_path)
     rows = found.rows([3, 0, 3, 11])
-    assert rows.dtype == dtype
-    assert torch.equal(rows, weights[[3, 0, 3, 11]])
+    assert str(dtype) == f"torch.{rows.dtype.name}"
+    assert bits(rows) == bits(weights[[3, 0, 3, 11]])
     assert (found.size, found.width, found.name) == (12, 8, NAME)
     assert found.rows([]).shape == (0, 8)
 
@@ -33,8 +43,8 @@ def test_rows_are_bit_identical_to_the_stored_ones(tmp_path: Path, dtype: torch.
 def test_rows_are_a_copy(tmp_path: Path) -> None:
     save_file({NAME: table()}, tmp_path / "model.safetensors")
     found = EmbeddingTable(tmp_path)
-    found.rows([0]).zero_()
-    assert torch.equal(found.rows([0]), table()[[0]])
+    found.rows([0])[:] = 0
+    assert bits(found.rows([0])) == bits(table()[[0]])
 
 
 @pytest.mark.parametrize(
@@ -57,13 +67,41 @@ def test_the_index_says_which_shard_holds_the_table(tmp_path: Path) -> None:
     save_file({"b": table(2, 2), NAME: table()}, tmp_path / "model-00002-of-00002.safetensors")
     weight_map = {"a": "model-00001-of-00002.safetensors", NAME: "model-00002-of-00002.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert torch.equal(EmbeddingTable(tmp_path).rows([5]), table()[[5]])
+    assert bits(EmbeddingTable(tmp_path).rows([5])) == bits(table()[[5]])
 
 
 def test_row_rms_is_the_root_mean_square(tmp_path: Path) -> None:
     save_file({NAME: table(5000, 8)}, tmp_path / "model.safetensors")
     expected = table(5000, 8).double().square().mean().sqrt().item()
     assert EmbeddingTable(tmp_path).row_rms == pytest.approx(expected, rel=0.03)
+
+
+def resident_kib(what: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{what}:\s+(\d+) kB", status)[1])  # type: ignore[index]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system doesn't tell what is in memory")
+def test_the_table_never_comes_into_memory(tmp_path: Path) -> None:
+    rows, width = 16384, 2048  # 64 MiB
+    values = np.zeros((rows, width), dtype=ml_dtypes.bfloat16)
+    values[:, 0] = np.arange(rows)
+    save_file({NAME: torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)}, tmp_path / "model.safetensors")
+    found = EmbeddingTable(tmp_path)
+    before = resident_kib("RssFile")
+    for ids in np.random.default_rng(0).permutation(rows).reshape(-1, 128):
+        assert (found.rows(ids)[:, 0] == values[ids, 0]).all()
+    assert resident_kib("RssFile") - before < 4096
+
+
+def test_a_file_that_is_shortened_while_it_is_in_use_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({NAME: table()}, file)
+    found = EmbeddingTable(tmp_path)
+    os.truncate(file, file.stat().st_size - 4)
+    found.rows([0])
+    with pytest.raises(ValueError, match="shortened"):
+        found.rows([0, 11])
 
 
 def test_a_table_of_zeros_has_no_scale(tmp_path: Path) -> None:

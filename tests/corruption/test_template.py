@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
+from transformers import AutoTokenizer
 
 from corruption.conversation import content_format, texts
 from corruption.spec import CorruptionError
@@ -26,6 +29,18 @@ def parts(*found: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text} for text in found]
 
 
+@cache
+def _loaded(folder: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
+    return tokenizer
+
+
+def vllms(text: ModelText) -> Any:
+    """The tokenizer as vLLM has it."""
+    return _loaded(text.folder)
+
+
 def spliced(text: ModelText, body: dict[str, Any], wanted: list[tuple[int, int | None]]) -> list[int]:
     """The slow, obvious way: put placeholders into the body, render, tokenise, put the ids in."""
     spans = text.chat_spans(body, wanted)
@@ -37,17 +52,18 @@ def spliced(text: ModelText, body: dict[str, Any], wanted: list[tuple[int, int |
             content = list(messages[m]["content"])
             content[p] = {"type": "text", "text": PLACEHOLDER}
             messages[m]["content"] = content
-    rendered = text.tokenizer.apply_chat_template(_joined(text, messages), tokenize=False, add_generation_prompt=True)
+    tokenizer = vllms(text)
+    rendered = tokenizer.apply_chat_template(_joined(text, messages), tokenize=False, add_generation_prompt=True)
     out: list[int] = []
     queue = [list(span.ids) for span in spans.values()]
-    for token in text.tokenizer(rendered, add_special_tokens=False)["input_ids"]:
-        out += queue.pop(0) if token == text.tokenizer.convert_tokens_to_ids(PLACEHOLDER) else [token]
+    for token in tokenizer(rendered, add_special_tokens=False)["input_ids"]:
+        out += queue.pop(0) if token == tokenizer.convert_tokens_to_ids(PLACEHOLDER) else [token]
     assert not queue
     return out
 
 
 def _joined(text: ModelText, messages: list[Any]) -> list[Any]:
-    if content_format(text.tokenizer.chat_template) == "openai":
+    if content_format(text.tokenizer.template(None, tools=False)) == "openai":
         return messages
     return [
         m if isinstance(m["content"], str) else m | {"content": "\n".join(p["text"] for p in m["content"])}
@@ -56,10 +72,11 @@ def _joined(text: ModelText, messages: list[Any]) -> list[Any]:
 
 
 def whole(text: ModelText, body: dict[str, Any]) -> list[int]:
-    rendered = text.tokenizer.apply_chat_template(
+    tokenizer = vllms(text)
+    rendered = tokenizer.apply_chat_template(
         _joined(text, body["messages"]), tokenize=False, add_generation_prompt=True
     )
-    ids: list[int] = text.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     return ids
 
 

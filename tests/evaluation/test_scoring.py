@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corruption.penalties import ARGUMENT, Penalty, to_argument
 from evaluation import tofu
@@ -40,14 +40,15 @@ def score(request: dict[str, Any], answer: str) -> Scores:
 
 def test_without_a_guard_a_loss_is_transformers_own() -> None:
     made = scorer()
+    tokenizer = AutoTokenizer.from_pretrained(FOLDERS["full"])
     model = AutoModelForCausalLM.from_pretrained(FOLDERS["full"], dtype=torch.float32).eval()
     jobs = [Job(made.prompt(body(f.question)), made.answer_ids(f.answer, end=True)) for f in FACTS]
     for fact, scores in zip(FACTS, made.score(jobs), strict=True):
-        text = made.text.tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             body(fact.question)["messages"], tokenize=False, add_generation_prompt=True
         )
-        before = made.text.tokenizer.encode(text, add_special_tokens=False)
-        whole = torch.tensor([before + made.text.tokenizer.encode(fact.answer, add_special_tokens=False) + [2]])
+        before = tokenizer.encode(text, add_special_tokens=False)
+        whole = torch.tensor([before + tokenizer.encode(fact.answer, add_special_tokens=False) + [2]])
         labels = whole.clone()
         labels[0, : len(before)] = -100
         with torch.inference_mode():

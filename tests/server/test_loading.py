@@ -64,12 +64,15 @@ def test_token_ids_are_read_with_the_models_own_tokenizer(tmp_path: Path) -> Non
         load_decode(tmp_path)
 
 
-def test_serving_without_corruption_imports_neither_torch_nor_what_fitting_needs(home: Path) -> None:
+@pytest.mark.parametrize("action", ["corrupt", "penalize"])
+def test_serving_imports_neither_torch_nor_what_fitting_needs(home: Path, tmp_path: Path, action: str) -> None:
+    (tmp_path / "p.yaml").write_text(f"name: p\nartifact: small\naction: {action}\n")
     code = f"""
 import sys
 from server.app import create_app
 from server.settings import Settings
-create_app(Settings(policies={str(home / "policies")!r}, artifacts={str(home / "artifacts")!r}, audit=None))
+given = dict(policies={str(tmp_path)!r}, artifacts={str(home / "artifacts")!r}, audit=None)
+create_app(Settings(model_dir={str(FOLDERS["full"])!r}, secret="a secret of the tests", **given))
 heavy = ["torch", "transformers", "sentence_transformers", "scipy", "sklearn", "onnx", "vllm", "classifier.fit"]
 print([name for name in heavy if name in sys.modules])
 """

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.parity import compare
+from server.parity import compare, differs
 
 
 def reply(*tokens: tuple[str, float], prompt_tokens: int = 7) -> dict[str, Any]:
@@ -36,3 +36,22 @@ def test_another_answer_is_no_parity(other: dict[str, Any], reason: str) -> None
 
 def test_two_candidates_that_are_equally_likely_may_swap() -> None:
     assert compare(reply(("a", -0.1), ("b", -0.7)), reply(("a", -0.1), ("c", -0.7), ("d", -9.0))).holds
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reason"),
+    [
+        ([5, 6, 8], "token 3 of 3"),
+        ([5, 6, 7, 8], "token 4 of 4"),
+        ([5, 6], "token 3 of 2"),
+        (None, "return_token_ids"),
+        ([], "return_token_ids"),
+        ("5 6 7", "return_token_ids"),
+    ],
+)
+def test_other_token_ids_are_no_parity(theirs: object, reason: str) -> None:
+    assert reason in str(differs([5, 6, 7], theirs))
+
+
+def test_the_same_token_ids_are_parity() -> None:
+    assert differs([5, 6, 7], [5, 6, 7]) is None

@@ -38,6 +38,7 @@ class FakeVllm:
     health: int = 200
     started: float = 1000.0
     indexes: frozenset[str] = frozenset()
+    ids: tuple[int, ...] = (1, 2, 3)
     answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
@@ -67,7 +68,8 @@ class FakeVllm:
             self.asked.append(body)
             if self.answer is not None:
                 return await self.answer(request)
-        return web.json_response(reply(("a", -0.1)), headers={"x-from": str(self.port)})
+        ids = {"prompt_token_ids": self.ids} if body.get("return_token_ids") else {}
+        return web.json_response(reply(("a", -0.1)) | ids, headers={"x-from": str(self.port)})
 
     async def start(self) -> None:
         app = web.Application()
@@ -102,6 +104,13 @@ class Clean:
     def chat(self, body: dict[str, Any], targets: Any, spec: Any, policy: str) -> dict[str, Any]:
         assert spec is None
         return {**body, "messages": [{"role": "user", "content": [{"type": "prompt_embeds", "data": "x"}]}]}
+
+    @property
+    def text(self) -> Clean:
+        return self
+
+    def chat_ids(self, body: dict[str, Any]) -> list[int]:
+        return [1, 2, 3]
 
 
 @contextlib.asynccontextmanager
@@ -384,6 +393,12 @@ async def test_a_server_that_goes_away_loses_parity_until_it_is_shown_again() ->
         await one.start()
         await made.check()
         assert made.settled and made.all[0].parity.holds
+
+
+async def test_another_tokenizer_is_no_parity() -> None:
+    one = FakeVllm(ids=(1, 4, 3))
+    async with running(one), pool(one, guard=corrupting()) as made:
+        assert made.settled and "token 2 of 3" in made.all[0].parity.reason and not made.all[0].parity.holds
 
 
 async def test_a_template_that_cant_be_rewritten_is_no_parity() -> None:
