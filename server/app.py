@@ -148,8 +148,6 @@ def _add_own_routes(app: FastAPI, metrics: Metrics) -> None:
             )
         else:
             made = NotFound(f"{request.method} is not served here", code="method_not_allowed")
-        return Response(
-            errors.body(made, errors.dialect(request.url.path)),
-            status_code=error.status_code, headers={"x-should-retry": "false"},
-            media_type="application/json",
-        )  # fmt: skip
+        headers, payload = errors.answer(made, request.url.path)
+        named = {name.decode(): value.decode() for name, value in headers}
+        return Response(payload, status_code=error.status_code, headers=named)

@@ -21,6 +21,8 @@ A decision of the guard is never a 5xx: official clients retry those by themselv
 from __future__ import annotations
 
 import math
+import re
+import secrets
 from typing import ClassVar, Final, Literal
 
 import orjson
@@ -33,6 +35,11 @@ ANTHROPIC_KINDS: Final = {
     413: "request_too_large", 414: "request_too_large", 429: "rate_limit_error", 431: "request_too_large",
     503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
+
+# How much of another server's words an error repeats.
+MAX_MESSAGE_CHARS: Final = 2000
+# A key: within a string its quotation marks would be escaped.
+_NUMBER: Final = re.compile(rb'(?<!\\)"sequence_number":\s*(\d{1,18})')
 
 
 class GuardError(Exception):
@@ -127,6 +134,10 @@ class UpstreamTimeout(GuardError):
     retryable = True
 
 
+# What an error of that status is called on OpenAI's routes when its own server has no name for it.
+OPENAI_KINDS: Final = {kind.status: kind.kind for kind in (Unauthorized, TooSlow, RateLimited)}
+
+
 def dialect(path: str) -> Dialect:
     """Whose error bodies the clients of a route read."""
     if path.startswith("/v1/messages"):
@@ -134,23 +145,78 @@ def dialect(path: str) -> Dialect:
     return "responses" if path.startswith("/v1/responses") else "openai"
 
 
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
+
+
+def id_headers(request_id: str, dialect: Dialect) -> list[tuple[bytes, bytes]]:
+    """The request's id under the name that the clients of the route look for."""
+    named = [(b"x-request-id", request_id.encode())]
+    return [*named, (b"request-id", request_id.encode())] if dialect == "anthropic" else named
+
+
+def answer(error: GuardError, path: str, request_id: str | None = None) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an answer that is an error, for the clients of `path`; without an id it gets a new one."""
+    request_id, whose = request_id or new_request_id(), dialect(path)
+    payload = body(error, whose, request_id)
+    length = (b"content-length", str(len(payload)).encode())
+    return [*headers(error), length, *id_headers(request_id, whose)], payload
+
+
 def body(error: GuardError, dialect: Dialect = "openai", request_id: str | None = None) -> bytes:
     """The OpenAI error body, all four keys always there; or Anthropic's, which has others."""
     if dialect == "anthropic":
-        kind = ANTHROPIC_KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        told = {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
-        return orjson.dumps(told)
+        return _anthropic(error.status, error.message, request_id)
     return orjson.dumps({"error": _told(error)})
 
 
-def event(error: GuardError, dialect: Dialect = "openai", request_id: str | None = None) -> bytes:
-    """The same as a server-sent event, for a stream that has already begun."""
+def _anthropic(status: int, message: str, request_id: str | None) -> bytes:
+    kind = ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id})
+
+
+def retold(status: int, raw: bytes, dialect: Dialect, request_id: str) -> bytes | None:
+    """The upstream's error `raw` in the form that the route's clients read. None: it has that form, and may pass.
+
+    vLLM tells what its web framework finds in the framework's form, or in OpenAI's on Anthropic's routes; and what
+    stands between gateway and vLLM has forms of its own.
+    """
+    try:
+        told = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        told = None
+    told = told if isinstance(told, dict) else {}
+    error = told["error"] if isinstance(told.get("error"), dict) else {}
+    if isinstance(error.get("message"), str) and isinstance(error.get("type"), str):
+        if (
+            told.get("type") == "error"
+            if dialect == "anthropic"
+            else {"message", "type", "param", "code"} <= set(error)
+        ):
+            return None
+    said = (error.get("message"), told.get("message"), told.get("detail"), told.get("error"))
+    message = next((text for text in said if isinstance(text, str) and text), "")[:MAX_MESSAGE_CHARS]
+    message = message or f"the model server answered with status {status}"
+    if dialect == "anthropic":
+        return _anthropic(status, message, request_id)
+    kind = OPENAI_KINDS.get(status, BadRequest.kind if status < 500 else UpstreamFailed.kind)
+    param, code = (value if isinstance(value := error.get(key), str) else None for key in ("param", "code"))
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def event(error: GuardError, dialect: Dialect = "openai", request_id: str | None = None, last: bytes = b"") -> bytes:
+    """The same as a server-sent event, for a stream that has already begun.
+
+    last: the end of what was sent of it; events of responses are numbered, and this one follows.
+    """
     name, payload = b"", body(error, dialect, request_id)
     if dialect != "openai":
         # Their events have names, and responses' events are flat; the official clients look for `error`, too.
         name = b"event: error\n"
     if dialect == "responses":
-        payload = orjson.dumps({**_told(error), "type": "error", "error": _told(error)})
+        sent = _NUMBER.findall(last)
+        number = int(sent[-1]) + 1 if sent else 0
+        payload = orjson.dumps({**_told(error), "type": "error", "sequence_number": number, "error": _told(error)})
     # The stream may have broken off within a line; a blank line more between events is ignored.
     return b"\n\n" + name + b"data: " + payload + b"\n\n"
 

@@ -52,14 +52,9 @@ class _Refusal:
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, payload = _answer(self._error, scope["path"])
+        headers, payload = errors.answer(self._error, scope["path"])
         await send({"type": "http.response.start", "status": self._error.status, "headers": headers})
         await send({"type": "http.response.body", "body": payload})
-
-
-def _answer(error: GuardError, path: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    payload = errors.body(error, errors.dialect(path))
-    return [*errors.headers(error), (b"content-length", str(len(payload)).encode())], payload
 
 
 def _abandon(cycle: RequestResponseCycle) -> None:
@@ -225,7 +220,7 @@ class _Bounded(HttpToolsProtocol):
                 return
             # Whoever waits for the rest of the body learns that the client is gone.
             _abandon(self._answering)
-        headers, payload = _answer(error, "")
+        headers, payload = errors.answer(error, "")
         lines = [STATUS_LINE[error.status], *(b"%s: %s\r\n" % header for header in headers)]
         self.transport.write(b"".join([*lines, b"connection: close\r\n\r\n", payload]))
         # Half closed: what the client still sends is thrown away, else a reset would take the answer with it.

@@ -7,9 +7,9 @@ they came. Whatever can change the status happens before the first byte.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +42,16 @@ log = logging.getLogger("lethe.routes")
 
 # A smaller body is read faster than a thread is woken; a larger one would hold up everybody else.
 READ_AT_ONCE = 32_768
+# The key that numbers events of responses.
+NUMBERED = b'"sequence_number"'
+# An error is read whole before it is told; a longer one is told without its own words.
+MAX_ERROR_BYTES = 2**20
+# What vLLM answers to a request that it finds wrong.
+REFUSALS = frozenset([400, 404, 422])
+# How long vLLM may take to refuse a request as it came; it does so before any work.
+REFUSED_AT_ONCE_S = 5.0
+# Status, headers and body of an error.
+ErrorAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
 MODEL_NAME = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)
 
 
@@ -57,6 +67,8 @@ class Exchange:
     window: str = "reading"
     status: int = 0
     streamed: bool = False
+    last: bytes = b""  # of a stream with numbered events: the piece that told the last number
+    original: tuple[Any, bytes] | None = None  # model and body as they came, where another body goes up
     # Which replica may answer, and which had better.
     model: Any = None
     affinity: bytes | None = None
@@ -81,21 +93,22 @@ class Exchange:
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = status
-        if not any(name == b"x-request-id" for name, _ in headers):
-            headers = [*headers, (b"x-request-id", self.request_id.encode())]
+        there = {name for name, _ in headers}
+        ids = errors.id_headers(self.request_id, errors.dialect(self.scope["path"]))
+        headers = [*headers, *(pair for pair in ids if pair[0] not in there)]
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *self.told]})
 
     async def fail(self, error: GuardError) -> None:
         """Answer with the error body of the route's clients, or end a stream that has begun with an error event."""
         self.failed = self.failed or error
-        dialect = errors.dialect(self.scope["path"])
+        path = self.scope["path"]
         if self.status == 0:
-            payload = errors.body(error, dialect, self.request_id)
-            length = (b"content-length", str(len(payload)).encode())
-            await self.start(error.status, [*errors.headers(error), length])
+            headers, payload = errors.answer(error, path, self.request_id)
+            await self.start(error.status, headers)
             await self.send({"type": "http.response.body", "body": payload})
         elif self.streamed:
-            await self.send({"type": "http.response.body", "body": errors.event(error, dialect, self.request_id)})
+            event = errors.event(error, errors.dialect(path), self.request_id, self.last)
+            await self.send({"type": "http.response.body", "body": event})
         else:
             # Part of a whole answer is out: only a broken connection tells the client so.
             raise error
@@ -178,7 +191,7 @@ class Gateway:
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")
         if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):
-            request_id = f"req-{secrets.token_hex(12)}"
+            request_id = errors.new_request_id()
         exchange = Exchange(scope, send, endpoint or scope["path"].rsplit("/", 1)[-1], request_id)
         self._metrics.in_flight.inc()
         try:
@@ -340,6 +353,8 @@ class Gateway:
             exchange.told = _told(outcome)
         if outcome.refusal is not None:
             raise outcome.refusal
+        if outcome.payload is not None:
+            exchange.original = exchange.model, raw
         exchange.model, exchange.needs = outcome.model, outcome.needs
         exchange.watch(guard, judged.body, outcome.watch)
         return raw if outcome.payload is None else outcome.payload
@@ -368,9 +383,11 @@ class Gateway:
             ) as response:  # fmt: skip
                 self._metrics.upstream_seconds.observe(time.perf_counter() - sent)
                 exchange.window = "first_byte"
+                if response.status >= 400:
+                    await self._relay_error(exchange, response, first)
+                    return
                 exchange.streamed = response.content_type == "text/event-stream"
-                # An error of vLLM's holds nothing that a model said.
-                if exchange.answer is not None and response.status < 400:
+                if exchange.answer is not None:
                     await self._relay_watched(exchange, response, exchange.answer, first)
                     return
                 await exchange.start(response.status, response_headers(response))
@@ -390,6 +407,37 @@ class Gateway:
             self._metrics.upstream_errors.labels(error.code).inc()
             raise
 
+    async def _relay_error(self, exchange: Exchange, response: aiohttp.ClientResponse, first: asyncio.Timeout) -> None:
+        """The upstream's error, in the form that the route's clients read. It holds nothing that a model said."""
+        status, headers, raw = await _error(response, first)
+        if exchange.original is not None and status in REFUSALS:
+            status, headers, raw = await self._refused_as_it_came(exchange) or (status, headers, raw)
+        said = None
+        if not any(name == b"content-encoding" for name, _ in headers):
+            said = errors.retold(status, raw, errors.dialect(exchange.scope["path"]), exchange.request_id)
+        if said is not None:
+            headers = [pair for pair in headers if pair[0] not in (b"content-type", b"content-length")]
+            headers += [(b"content-type", b"application/json"), (b"content-length", str(len(said)).encode())]
+        await exchange.start(status, headers)
+        await exchange.send({"type": "http.response.body", "body": raw if said is None else said})
+
+    async def _refused_as_it_came(self, exchange: Exchange) -> ErrorAnswer | None:
+        """What vLLM says of the request as it came, where it refuses that, too.
+
+        Its words on the rewritten one (how many fields there are, of which kind) would tell that it was rewritten.
+        """
+        assert exchange.original is not None
+        model, body = exchange.original
+        path, headers = exchange.scope["path"], self._own_headers(exchange)
+        with contextlib.suppress(aiohttp.ClientError, OSError, GuardError):  # a TimeoutError is an OSError
+            async with asyncio.timeout(REFUSED_AT_ONCE_S) as limit:
+                async with self._upstream.open(
+                    "POST", path, headers, body, model=model, affinity=exchange.affinity
+                ) as response:
+                    # If it is answered, nobody reads the answer: leaving it ends it.
+                    return await _error(response, limit) if response.status in REFUSALS else None
+        return None
+
     async def _relay_watched(
         self, exchange: Exchange, response: aiohttp.ClientResponse, answer: Answer, first: asyncio.Timeout
     ) -> None:
@@ -407,6 +455,7 @@ class Gateway:
                     exchange.window = "streaming"
                     first.reschedule(None)
                     for piece in answer.feed(chunk):
+                        exchange.last = piece if NUMBERED in piece else exchange.last
                         await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
                     if answer.cut:
                         break
@@ -471,11 +520,25 @@ class Gateway:
         self._audit.put(record)
 
 
+async def _error(response: aiohttp.ClientResponse, first: asyncio.Timeout) -> ErrorAnswer:
+    """An error that the upstream answers, read whole; one that is too long is left without a body."""
+    raw = bytearray()
+    async for chunk in response.content.iter_any():
+        first.reschedule(None)
+        raw += chunk
+        if len(raw) > MAX_ERROR_BYTES:
+            return response.status, [], b""
+    return response.status, response_headers(response), bytes(raw)
+
+
 async def _relay(exchange: Exchange, response: aiohttp.ClientResponse, first: asyncio.Timeout) -> None:
     """The answer's bytes as they come."""
+    numbered = exchange.streamed and exchange.endpoint == "responses"
     async for chunk in response.content.iter_any():
         exchange.window = "streaming"
         first.reschedule(None)
+        if numbered and NUMBERED in chunk:
+            exchange.last = chunk
         await exchange.send({"type": "http.response.body", "body": chunk, "more_body": True})
     await exchange.send({"type": "http.response.body", "body": b""})
 

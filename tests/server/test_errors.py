@@ -123,6 +123,77 @@ def test_an_error_in_a_response_is_an_event_of_its_own_and_one_that_every_client
     error = UpstreamFailed("gone", code="broken")
     name, data = errors.event(error, "responses").strip().split(b"\n")
     told = json.loads(data.removeprefix(b"data: "))
-    assert name == b"event: error" and told["error"] == json.loads(errors.body(error, "responses"))["error"]
-    read = ResponseErrorEvent.model_construct(**told)
+    assert (
+        name == b"event: error"
+        and told["sequence_number"] == 0
+        and told["error"] == json.loads(errors.body(error, "responses"))["error"]
+    )
+    read = ResponseErrorEvent.model_validate(told, strict=True)
     assert (read.type, read.code, read.message, read.param) == ("error", "broken", "gone", None)
+
+
+@pytest.mark.parametrize(("last", "number"), [
+    (b'data: {"delta":"a","sequence_number":7,"type":"x"}\n\ndata: {"sequence_number": 8, "type', 9),
+    (b'data: {"delta":"\\"sequence_number\\":99","sequence_number":7}\n\n', 8),
+    (b"data: {}", 0),
+])  # fmt: skip
+def test_an_error_in_a_response_has_the_number_after_the_last(last: bytes, number: int) -> None:
+    data = errors.event(UpstreamFailed("gone"), "responses", last=last).strip().split(b"data: ")[1]
+    assert json.loads(data)["sequence_number"] == number
+
+
+@pytest.mark.parametrize(("path", "names"), [
+    ("/v1/chat/completions", {b"x-request-id"}), ("/v1/messages", {b"x-request-id", b"request-id"}),
+])  # fmt: skip
+def test_an_answer_names_its_request_as_the_clients_of_the_route_look_for_it(path: str, names: set[bytes]) -> None:
+    made, payload = errors.answer(Refused("no"), path)
+    ids = {name: value for name, value in made if name.endswith(b"request-id")}
+    assert ids.keys() == names and len(set(ids.values())) == 1
+    assert dict(made)[b"content-length"] == str(len(payload)).encode()
+    assert errors.answer(Refused("no"), path)[0] != made
+
+
+OURS = b'{"error": {"message":"m", "type":"BadRequestError", "param":"temperature", "code":400}}'
+THEIRS = b'{"type":"error","error":{"type":"NotFoundError","message":"m"}}'
+
+
+def test_the_upstreams_error_passes_in_the_form_of_the_routes_clients() -> None:
+    assert errors.retold(400, OURS, "openai", "r") is errors.retold(400, OURS, "responses", "r") is None
+    assert errors.retold(404, THEIRS, "anthropic", "r") is None
+
+
+@pytest.mark.parametrize(("status", "raw", "told"), [
+    (404, b'{"detail":"Not Found"}', ("Not Found", "invalid_request_error", None, None)),
+    (401, b'{"error":"Unauthorized"}', ("Unauthorized", "authentication_error", None, None)),
+    (400, b'{"error":{"message":"m","code":"c","param":"p"}}', ("m", "invalid_request_error", "p", "c")),
+    (400, b'{"error":{"message":"m","type":"t","param":1}}', ("m", "invalid_request_error", None, None)),
+    (400, b'{"message":"m"}', ("m", "invalid_request_error", None, None)),
+    (404, THEIRS, ("m", "invalid_request_error", None, None)),
+    (500, b"Internal Server Error", ("the model server answered with status 500", "upstream_error", None, None)),
+    (502, b"<html>bad</html>", ("the model server answered with status 502", "upstream_error", None, None)),
+    (502, b'["x"]', ("the model server answered with status 502", "upstream_error", None, None)),
+    (422, b'{"detail":[1]}', ("the model server answered with status 422", "invalid_request_error", None, None)),
+    (429, b"\xff", ("the model server answered with status 429", "rate_limit_error", None, None)),
+])  # fmt: skip
+def test_any_other_error_of_the_upstream_is_told_in_openais_form(
+    status: int, raw: bytes, told: tuple[str, str, str | None, str | None]
+) -> None:
+    made = errors.retold(status, raw, "openai", "r")
+    assert made is not None
+    assert json.loads(made) == {"error": dict(zip(("message", "type", "param", "code"), told, strict=True))}
+    assert errors.retold(status, made, "openai", "r") is None
+
+
+@pytest.mark.parametrize(("status", "raw", "kind"), [
+    (400, OURS, "invalid_request_error"), (404, b'{"detail":"m"}', "not_found_error"), (500, OURS, "api_error"),
+])  # fmt: skip
+def test_any_other_error_of_the_upstream_is_told_in_anthropics_form(status: int, raw: bytes, kind: str) -> None:
+    made = errors.retold(status, raw, "anthropic", "r")
+    assert made is not None
+    assert json.loads(made) == {"type": "error", "error": {"type": kind, "message": "m"}, "request_id": "r"}
+    assert errors.retold(status, made, "anthropic", "r") is None
+
+
+def test_a_message_is_repeated_up_to_a_length() -> None:
+    made = errors.retold(500, json.dumps({"message": "a" * 10_000}).encode(), "openai", "r")
+    assert made is not None and json.loads(made)["error"]["message"] == "a" * errors.MAX_MESSAGE_CHARS

@@ -176,12 +176,13 @@ async def test_a_stream_that_breaks_off_keeps_what_was_held(http: aiohttp.Client
 
 
 async def test_an_error_of_the_upstream_comes_back_as_it_is(http: aiohttp.ClientSession) -> None:
+    error = b'{"error": {"message":"Ozren Dalmatin?", "type":"NotFoundError", "param":null, "code":404}}'
     async with (
-        upstream(whole(b"no such thing", status=404)) as fake,
+        upstream(whole(error, status=404)) as fake,
         gateway(fake.url, guard(policy(action="watch"))) as gate,
     ):
         status, raw, _ = await post(http, gate.url, asked())
-    assert (status, raw) == (404, b"no such thing")
+    assert (status, raw) == (404, error)
 
 
 async def test_an_unflagged_answer_comes_back_as_its_bytes(http: aiohttp.ClientSession) -> None:
