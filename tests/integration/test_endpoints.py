@@ -12,6 +12,7 @@ import pytest
 
 from evaluation import demo, tofu
 from evaluation.tofu import holds, is_named
+from server import errors
 from tests.integration.test_gateway import audited
 
 SECRET = next(s for s in tofu.secrets() if is_named(s.entity))
@@ -23,6 +24,10 @@ GUARDED = {
     "responses": "/v1/responses",
     "messages": "/v1/messages",
 }
+# The headers that the gateway adds.
+IDS: dict[str, list[str]] = {
+    "openai": ["x-request-id"], "responses": ["x-request-id"], "anthropic": ["request-id", "x-request-id"],
+}  # fmt: skip
 STREAMED = [endpoint for endpoint in GUARDED if endpoint != "batch"]
 
 
@@ -140,7 +145,7 @@ def test_a_flagged_stream_tells_nothing_and_looks_like_any_other(
         more["stream_options"] = {"include_usage": True}
     plain = http.post(vllm_url + path, json=asking(endpoint, "off", SECRET.question, **more))
     got = http.post(gateway_url + path, json=asking(endpoint, way, SECRET.question, **more))
-    assert sorted(got.headers) == sorted([*plain.headers, "x-request-id"])
+    assert sorted(got.headers) == sorted([*plain.headers, *IDS[errors.dialect(path)]])
     # All end at the same token: the last event of an answer that reaches its limit holds text, another's doesn't.
     short = [
         http.post(url + path, json=asking(endpoint, which, SECRET.question, most=4, **more))
@@ -171,7 +176,7 @@ def test_what_is_not_flagged_is_answered_as_by_vllm_itself(
         assert {name for name, _ in events(got)} == {name for name, _ in events(plain)}
     else:
         assert settled(got.json()) == settled(plain.json())
-    assert sorted(got.headers) == sorted([*plain.headers, "x-request-id"])
+    assert sorted(got.headers) == sorted([*plain.headers, *IDS[errors.dialect(path)]])
 
 
 def test_tokens_are_counted_as_by_vllm_itself(http: httpx.Client, vllm_url: str, gateway_url: str) -> None:
@@ -202,8 +207,35 @@ def test_relayed_endpoints_answer_as_vllm_itself(
 ) -> None:
     sent = {**body, "model": demo.WAYS["penalize"]}
     plain, got = (http.post(url + path, json=sent) for url in (vllm_url, gateway_url))
-    assert (got.status_code, got.content) == (plain.status_code, plain.content)
-    assert got.status_code == (200 if path in ("/tokenize", "/detokenize") else 404)
+    assert got.status_code == plain.status_code == (200 if path in ("/tokenize", "/detokenize") else 404)
+    if plain.json() == {"detail": "Not Found"}:
+        # So vLLM's web framework says it; OpenAI's clients look for four keys.
+        kind = "invalid_request_error"
+        assert got.json() == {"error": {"message": "Not Found", "type": kind, "param": None, "code": None}}
+    else:
+        assert got.content == plain.content
+
+
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    ("messages", {"max_tokens": None}),  # vLLM tells how many fields there are
+    ("chat", {"messages": [{"role": "user", "content": SECRET.question, "name": 5}]}),  # ... and of which kind
+    ("chat", {"max_tokens": 100_000}),
+    ("completions", {"max_tokens": 100_000}),
+    ("responses", {"temperature": -1}),
+    ("batch", {"n": 2}),
+]
+
+
+@pytest.mark.parametrize("way", ["corrupt", "penalize"])
+@pytest.mark.parametrize(("endpoint", "wrong"), WRONG)
+def test_vllm_refuses_a_flagged_request_in_the_words_for_any_other(
+    endpoint: str, wrong: dict[str, Any], way: str, http: httpx.Client, vllm_url: str, gateway_url: str
+) -> None:
+    body = {**asking(endpoint, way, SECRET.question), **wrong}
+    body = {key: value for key, value in body.items() if value is not None}
+    plain, got = (http.post(url + GUARDED[endpoint], json=body) for url in (vllm_url, gateway_url))
+    assert plain.status_code == got.status_code == 400
+    assert got.json()["error"]["message"] == plain.json()["error"]["message"]
 
 
 BROUGHT_BACK: list[tuple[str, dict[str, Any]]] = [
