@@ -1,15 +1,18 @@
 """The audit trail: one JSON line a judged request, written by a thread of its own.
 
 The request path only puts a record into a bounded queue. A record that can't be kept is counted, never
-waited for. Everything accepted is written, or counted as lost, before `close` returns.
+waited for. Everything accepted is written, or counted as lost, before `close` returns; a file that takes nothing
+holds up the end for CLOSE_S at most.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import queue
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ log = logging.getLogger("lethe.audit")
 
 QUEUE_RECORDS = 10_000
 BATCH_RECORDS = 256
+CLOSE_S = 5.0
 
 
 class Audit:
@@ -31,6 +35,7 @@ class Audit:
         self._metrics = metrics
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_RECORDS)
         self._thread: threading.Thread | None = None
+        self._writing = 0  # records that the thread has in hand
         self._kept = path is not None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,12 +54,23 @@ class Audit:
             self._metrics.audit_lost.inc()
 
     def close(self) -> None:
-        """Write what was accepted, then close the file."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._lines.close()
-            self._thread = None
+        """Write what was accepted, then close the file; what a file does not take in time is lost."""
+        if self._thread is None:
+            return
+        thread, self._thread = self._thread, None
+        until = time.monotonic() + CLOSE_S
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=CLOSE_S)
+        thread.join(max(0.0, until - time.monotonic()))
+        if thread.is_alive():
+            # A write that does not return (a dead network file system, a pipe that nobody reads) can't be ended.
+            with self._queue.mutex:
+                lost = self._writing + sum(record is not None for record in self._queue.queue)
+                self._queue.queue.clear()
+            self._metrics.audit_lost.inc(lost)
+            log.error("%d audit records were not written: the file takes nothing", lost)
+            return
+        self._lines.close()
 
     def _write(self) -> None:
         failing = False
@@ -63,6 +79,7 @@ class Audit:
             while batch[-1] is not None and len(batch) < BATCH_RECORDS and not self._queue.empty():
                 batch.append(self._queue.get())
             records = [record for record in batch if record is not None]
+            self._writing = len(records)
             lines = [line for record in records if (line := _line(record)) is not None]
             written, error = self._lines.write(lines)
             if error is not None and not failing:
@@ -71,6 +88,7 @@ class Audit:
             failing = error is not None
             self._metrics.audit_records.inc(written)
             self._metrics.audit_lost.inc(len(records) - written)
+            self._writing = 0
             if batch[-1] is None:
                 return
 

@@ -29,6 +29,8 @@ NOT_FORWARDED = HOP_BY_HOP | OPERATORS | {b"host", b"content-length", b"expect"}
 
 # Bytes of a body that are written in one go.
 AT_ONCE = 2**18
+# The longest answer to a call of the gateway's own: a list of models, or of a few tokens with log-probabilities.
+MOST_CALLED_BYTES = 2**24
 
 
 def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -60,9 +62,14 @@ ERRORS: tuple[tuple[type[BaseException], type[GuardError], str, str], ...] = (
         aiohttp.ConnectionTimeoutError,
         UpstreamFailed,
         "connect_timeout",
-        "the model server does not accept connections",
+        "the model server does not accept connections (LETHE_CONNECT_TIMEOUT_S)",
     ),
-    (asyncio.TimeoutError, UpstreamTimeout, "read_timeout", "the model server did not answer in time"),
+    (
+        asyncio.TimeoutError,
+        UpstreamTimeout,
+        "read_timeout",
+        "the model server was silent for too long (LETHE_READ_TIMEOUT_S)",
+    ),
     (aiohttp.ClientConnectorError, UpstreamFailed, "connect", "the model server can't be reached"),
     (aiohttp.ClientError, UpstreamFailed, "broken", "the model server broke off the connection"),
     (OSError, UpstreamFailed, "broken", "the model server broke off the connection"),
@@ -126,7 +133,8 @@ class Upstream:
     async def call(self, method: str, path: str, payload: Any = None, *, timeout_s: float = 10.0) -> tuple[int, Any]:
         """The gateway's own small calls (health, models, probes): status and JSON, or text.
 
-        Raises UpstreamFailed or UpstreamTimeout, also for an answer that says JSON and is none.
+        Raises UpstreamFailed or UpstreamTimeout, also for an answer that says JSON and is none, or that is longer
+        than MOST_CALLED_BYTES.
         """
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         if payload is not None:
@@ -139,12 +147,22 @@ class Upstream:
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:
-                raw = await response.read()
+                raw = bytearray()
+                async for chunk in response.content.iter_any():
+                    raw += chunk
+                    if len(raw) > MOST_CALLED_BYTES:
+                        response.close()
+                        raise UpstreamFailed(f"the model server's answer to {path} has no end", code="too_long")
                 is_json = "json" in response.headers.get("Content-Type", "")
                 return response.status, orjson.loads(raw) if is_json else raw.decode("utf-8", "replace")
         except orjson.JSONDecodeError as error:
             raise UpstreamFailed("the model server answered with broken JSON", code="broken") from error
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        except aiohttp.ConnectionTimeoutError as error:
+            raise mapped(error) from error  # type: ignore[misc]  # it is in the table
+        except TimeoutError as error:
+            message = f"the model server did not answer {path} within {timeout_s:g} s"
+            raise UpstreamTimeout(message, code="read_timeout") from error
+        except (aiohttp.ClientError, OSError) as error:
             made = mapped(error)
             assert made is not None
             raise made from error

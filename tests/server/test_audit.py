@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,26 @@ def test_a_full_queue_loses_the_record_without_waiting(monkeypatch: pytest.Monke
     trail.close()
     assert [record["number"] for record in lines(file.content)] == [0, 1, 2]
     assert counted(metrics) == (3, 2)
+
+
+@pytest.mark.parametrize("waiting", [3, 50])
+def test_a_file_that_takes_nothing_holds_up_the_end_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, waiting: int
+) -> None:
+    monkeypatch.setattr(audit, "CLOSE_S", 0.2)
+    monkeypatch.setattr(audit, "QUEUE_RECORDS", 40)
+    file = Held()
+    trail, metrics = opened(monkeypatch, file)
+    trail.put({"number": 0})
+    assert file.begun.wait(10)
+    for number in range(waiting):
+        trail.put({"number": number})
+    begun = time.monotonic()
+    trail.close()
+    assert time.monotonic() - begun < 2
+    assert counted(metrics) == (0, 1 + waiting)
+    assert f"{1 + min(waiting, 40)} audit records were not written" in caplog.text
+    file.go.set()
 
 
 @pytest.mark.parametrize("value", [object(), 2**64, "\ud800", {1: 2}])

@@ -215,14 +215,15 @@ async def test_an_answer_read_to_its_end_leaves_the_connection_for_the_next() ->
         assert (server.connections, len(server.heads)) == (1, 3)
 
 
-async def test_an_answer_left_unread_closes_the_connection() -> None:
-    async def endless(server: Server, writer: asyncio.StreamWriter) -> None:
-        writer.write(CHUNKED)
-        while True:
-            writer.write(b"3\r\nabc\r\n")
-            await writer.drain()
-            await asyncio.sleep(0.001)
+async def endless(server: Server, writer: asyncio.StreamWriter) -> None:
+    writer.write(CHUNKED)
+    while True:
+        writer.write(b"8000\r\n%s\r\n" % bytes(0x8000))
+        await writer.drain()
+        await asyncio.sleep(0)
 
+
+async def test_an_answer_left_unread_closes_the_connection() -> None:
     async with serving(endless) as server, to(server.url) as way:
         async with way.open("GET", "/", [], None) as response:
             await response.content.readany()
@@ -346,5 +347,12 @@ async def test_own_calls_fail_as_the_table_says() -> None:
         with pytest.raises(UpstreamFailed):
             await way.call("GET", "/health")
     async with serving(silent) as server, to(server.url) as way:
-        with pytest.raises(UpstreamTimeout):
+        with pytest.raises(UpstreamTimeout, match="/health within 0.05 s"):
             await way.call("GET", "/health", timeout_s=0.05)
+
+
+async def test_an_own_call_does_not_read_without_end() -> None:
+    async with serving(endless) as server, to(server.url) as way:
+        with pytest.raises(UpstreamFailed, match="/v1/models has no end"):
+            await way.call("GET", "/v1/models")
+        assert await asyncio.wait_for(server.closed.wait(), 5)
