@@ -7,6 +7,7 @@ Kinds come from the vocabulary, for byte-level and SentencePiece tokenizers alik
 
 from __future__ import annotations
 
+import struct
 import unicodedata
 from collections.abc import Collection, Sequence
 from itertools import pairwise
@@ -18,6 +19,7 @@ Kind = tuple[bool, str, str]
 WINDOW = 512
 # A digest of 32 bytes holds so many draws of 4 bytes.
 DRAWS = 8
+_DRAWN = struct.Struct(f">{DRAWS}I")
 
 
 def kind(piece: str) -> Kind | None:
@@ -48,14 +50,15 @@ class Decoys:
         self._kinds = kinds
         # Parts of characters all look alike as text.
         self._folded = [f"�{token}" if "�" in piece else piece.strip().casefold() for token, piece in enumerate(pieces)]
-        # Each kind's ids in rising order, and where in that order an id stands.
-        self._members: dict[Kind, list[int]] = {}
+        # For each token the ids of its kind in rising order, and where in that order it stands.
+        self._alike: list[list[int]] = [[]] * len(pieces)
         self._place = [0] * len(pieces)
+        members: dict[Kind, list[int]] = {}
         for token, found in enumerate(kinds):
             if found is not None:
-                members = self._members.setdefault(found, [])
-                self._place[token] = len(members)
-                members.append(token)
+                alike = self._alike[token] = members.setdefault(found, [])
+                self._place[token] = len(alike)
+                alike.append(token)
 
     def words(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Ranges of positions, one for each word; a space, punctuation or a control token ends a word."""
@@ -89,21 +92,19 @@ class Decoys:
         text = "".join(self._folded[token] for token in word).encode()
         draws: list[int] = []
         for block in range(0, len(word), DRAWS):
-            data = keys.digest(secret, policy, "decoy", block.to_bytes(4, "big") + text)
-            draws += [int.from_bytes(data[i : i + 4], "big") for i in range(0, len(data), 4)]
+            draws += _DRAWN.unpack(keys.digest(secret, policy, "decoy", block.to_bytes(4, "big") + text))
         return [self._decoy(token, draw) for token, draw in zip(word, draws, strict=False)]
 
     def _decoy(self, token: int, draw: int) -> int:
         """Another token of the same kind, about as frequent; the token itself when there is none."""
-        found = self._kinds[token]
-        if found is None:
-            return token
-        members = self._members[found]
-        first = max(0, min(self._place[token] - WINDOW // 2, len(members) - WINDOW))
-        size = min(WINDOW, len(members))
+        alike = self._alike[token]
+        size, first = len(alike), 0
+        if size > WINDOW:
+            size, first = WINDOW, max(0, min(self._place[token] - WINDOW // 2, size - WINDOW))
+        folded, own = self._folded, self._folded[token]
         for step in range(size):
-            other = members[first + (draw + step) % size]
-            if self._folded[other] != self._folded[token]:
+            other = alike[first + (draw + step) % size]
+            if folded[other] != own:
                 return other
         return token
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from corruption import decoy, keys
 from corruption.conversation import Target, texts
-from corruption.functions import FUNCTIONS, is_finite
-from corruption.payload import encoded
+from corruption.functions import FUNCTIONS, between, is_finite
+from corruption.payload import TensorFile
 from corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec, is_settled
 from corruption.table import EmbeddingTable
 from corruption.template import ModelText, Span
@@ -110,21 +110,36 @@ class Corruptor:
 
     def rows(self, span: Span, front: int, evidence: Characters, spec: CorruptSpec | None, policy: str) -> NDArray[Any]:
         """(T, D) rows of the span, changed as the spec says. front: tokens before the text (BOS)."""
+        rows = np.empty((len(span.ids), self.table.width), dtype=self.table.dtype)
+        self._fill(rows, span, front, evidence, spec, policy)
+        return rows
+
+    def _fill(
+        self,
+        rows: NDArray[Any],
+        span: Span,
+        front: int,
+        evidence: Characters,
+        spec: CorruptSpec | None,
+        policy: str,
+    ) -> None:
         if spec is None:
-            return self.table.rows(span.ids)
+            self.table.rows(span.ids, out=rows)
+            return
         chosen = self._chosen(span, front, evidence, spec)
         if spec.function == "decoy":
-            return self._decoyed(span, chosen, spec, policy)
-        x, mask = self.table.rows(span.ids), np.array(chosen, dtype=np.bool_)
+            self._fill_decoys(rows, span, chosen, spec, policy)
+            return
+        self.table.rows(span.ids, out=rows)
         assert spec.dims != "tuned"
         dims = self.table.width if spec.dims == "all" else spec.dims
-        arguments: dict[str, Any] = {"dims": dims, "select": spec.select}
+        arguments: dict[str, Any] = {"dims": dims, "select": spec.select, "out": rows}
         arguments["rng"] = keys.generator(self._secret, policy, span.ids)
         if spec.function in NEEDS_SIGMA:
             assert spec.sigma is not None and is_settled(spec.sigma)
             arguments["sigma"] = spec.sigma * (self.table.row_rms if spec.sigma_unit == "rms" else 1.0)
         try:
-            return FUNCTIONS[spec.function](x, mask, **arguments)
+            FUNCTIONS[spec.function](rows, np.array(chosen, dtype=np.bool_), **arguments)
         except ValueError as error:
             raise CorruptionError(f"policy {policy!r}: {error}") from error
 
@@ -147,17 +162,19 @@ class Corruptor:
                     marked[start:end] = content[start:end]
         return marked
 
-    def _decoyed(self, span: Span, chosen: Sequence[bool], spec: CorruptSpec, policy: str) -> NDArray[Any]:
+    def _fill_decoys(
+        self, rows: NDArray[Any], span: Span, chosen: Sequence[bool], spec: CorruptSpec, policy: str
+    ) -> None:
         assert is_settled(spec.strength)
         ids = self.decoys.replace(span.ids, chosen, secret=self._secret, policy=policy)
         if spec.strength == 1.0:
-            return self.table.rows(ids)
-        rows = self.table.rows(span.ids)
+            self.table.rows(ids, out=rows)
+            return
+        self.table.rows(span.ids, out=rows)
         swapped = [p for p, (token, other) in enumerate(zip(span.ids, ids, strict=True)) if token != other]
         for begin in range(0, len(swapped), _ROWS_AT_ONCE):
             some = swapped[begin : begin + _ROWS_AT_ONCE]
-            rows[some] = _between(rows[some], self.table.rows([ids[p] for p in some]), spec.strength)
-        return rows
+            rows[some] = between(rows[some], self.table.rows([ids[p] for p in some]), spec.strength)
 
     @cached_property
     def decoys(self) -> decoy.Decoys:
@@ -167,21 +184,13 @@ class Corruptor:
 
     def _data(self, span: Span, front: int, evidence: Characters, spec: CorruptSpec | None, policy: str) -> str:
         try:
-            rows = self.rows(span, front, evidence, spec, policy)
+            file = TensorFile(len(span.ids), self.table.width, self.table.dtype)
+            self._fill(file.rows, span, front, evidence, spec, policy)
         except CorruptionError:
             raise
         except ValueError as error:
             raise CorruptionError(str(error)) from error
-        if not is_finite(rows):
+        if not is_finite(file.rows):
             # One row of infinities makes every logit NaN, and the engine serves others too.
             raise CorruptionError(f"policy {policy!r}: sigma is too large for {self.table.dtype}")
-        return encoded(rows)
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def _between(one: NDArray[Any], other: NDArray[Any], strength: float) -> NDArray[Any]:
-    """On the straight line from `one` to `other`: from the nearer end, so that both ends are exact."""
-    wide = np.promote_types(one.dtype, np.float32)
-    a, b = one.astype(wide), other.astype(wide)
-    found: NDArray[Any] = a + (b - a) * wide.type(strength) if strength < 0.5 else b - (b - a) * wide.type(1 - strength)
-    return found.astype(one.dtype)
+        return file.base64()

@@ -5,11 +5,11 @@ rows to change, how many coordinates to touch (`dims`) and which (`select`):
     first   coordinates 0..dims-1
     random  one random set of `dims` coordinates, the same for all rows of the call
     top     per row, the `dims` coordinates of largest absolute value
-and, where it needs chance, a source of random bits. Each returns a new array of x's shape and type; x is never
-modified, and rows outside the mask and coordinates not selected are bit-identical. Raises ValueError when dims
-is not in [1, D], the mask doesn't fit, or sigma is negative or not finite. The paper's reorderings are left
-out: its code permutes the token axis of the whole sequence, masked or not, so its figures describe something
-else.
+and, where it needs chance, a source of random bits. Each returns an array of x's shape and type: a new one, or
+`out`, which may be x itself and is the only thing that is modified. Rows outside the mask and coordinates not
+selected are bit-identical. Raises ValueError when dims is not in [1, D], the mask doesn't fit, or sigma is
+negative or not finite. The paper's reorderings are left out: its code permutes the token axis of the whole
+sequence, masked or not, so its figures describe something else.
 """
 
 from __future__ import annotations
@@ -26,43 +26,46 @@ from numpy.typing import NDArray
 
 # ml_dtypes' bfloat16 is a numpy type without a name in numpy's own hierarchy.
 Array = NDArray[Any]
+Mask = NDArray[np.bool_]
 
 # Changed rows are handled this many values at a time: what is at work stays in the processor's cache.
 AT_ONCE = 1 << 16
 
 
-def add_noise(x: Array, mask: NDArray[np.bool_], *, dims: int, select: str, sigma: float, rng: BitGenerator) -> Array:
+def add_noise(
+    x: Array, mask: Mask, *, dims: int, select: str, sigma: float, rng: BitGenerator, out: Array | None = None
+) -> Array:
     """Add N(0, sigma²); sigma is absolute, in units of x. sigma 0 is the identity."""
-    _check_sigma(sigma)
+    quantiles = _quantiles_of(sigma)
 
     def change(values: Array) -> Array:
-        noise = gaussian(rng, values.size).reshape(values.shape)
-        noise *= np.float32(sigma)
-        return (values.astype(np.promote_types(values.dtype, np.float32)) + noise).astype(x.dtype)
+        wide = values.astype(np.promote_types(values.dtype, np.float32))
+        wide += draw(rng, quantiles, values.size).reshape(values.shape)
+        return wide
 
-    return _changed(x, mask, dims, select, rng, change)
+    return _changed(x, mask, dims, select, rng, change, out)
 
 
-def set_noise(x: Array, mask: NDArray[np.bool_], *, dims: int, select: str, sigma: float, rng: BitGenerator) -> Array:
+def set_noise(
+    x: Array, mask: Mask, *, dims: int, select: str, sigma: float, rng: BitGenerator, out: Array | None = None
+) -> Array:
     """Overwrite with N(0, sigma²). Rows outside the mask are kept (the paper's code zeroes them)."""
-    _check_sigma(sigma)
+    quantiles = _quantiles_of(sigma)
 
     def change(values: Array) -> Array:
-        noise = gaussian(rng, values.size).reshape(values.shape)
-        noise *= np.float32(sigma)
-        return noise.astype(x.dtype)
+        return draw(rng, quantiles, values.size).reshape(values.shape)
 
-    return _changed(x, mask, dims, select, rng, change)
+    return _changed(x, mask, dims, select, rng, change, out)
 
 
-def zero_out(x: Array, mask: NDArray[np.bool_], *, dims: int, select: str, rng: BitGenerator) -> Array:
+def zero_out(x: Array, mask: Mask, *, dims: int, select: str, rng: BitGenerator, out: Array | None = None) -> Array:
     """Set to zero."""
-    return _changed(x, mask, dims, select, rng, np.zeros_like)
+    return _changed(x, mask, dims, select, rng, np.zeros_like, out)
 
 
-def flip_sign(x: Array, mask: NDArray[np.bool_], *, dims: int, select: str, rng: BitGenerator) -> Array:
+def flip_sign(x: Array, mask: Mask, *, dims: int, select: str, rng: BitGenerator, out: Array | None = None) -> Array:
     """Multiply by -1."""
-    return _changed(x, mask, dims, select, rng, np.negative)
+    return _changed(x, mask, dims, select, rng, np.negative, out)
 
 
 FUNCTIONS: dict[str, Callable[..., Array]] = {
@@ -73,19 +76,29 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
 }
 
 
-def gaussian(rng: BitGenerator, size: int) -> NDArray[np.float32]:
-    """`size` draws from N(0, 1), each one of 65,536 equally likely quantiles; none lies beyond 4.4.
+def draw(rng: BitGenerator, quantiles: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """`size` draws, each of them one of 65,536 equally likely `quantiles`.
 
-    Several times faster than exact draws, and the same for the same bits in every version of numpy. Neighbouring
-    quantiles differ by less than 0.0001 within one standard deviation; mean and variance are exact.
+    Several times faster than exact draws from a normal distribution, and the same for the same bits in every
+    version of numpy.
     """
     bits = rng.random_raw(-(-size // 4)).astype("<u8", copy=False).view("<u2")
-    drawn: NDArray[np.float32] = _quantiles().take(bits[:size])
+    drawn: NDArray[np.float32] = quantiles.take(bits[:size])
     return drawn
 
 
+def _quantiles_of(sigma: float) -> NDArray[np.float32]:
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise ValueError(f"sigma {sigma} is not a finite number >= 0")
+    return standard_quantiles() * np.float32(sigma)
+
+
 @cache
-def _quantiles() -> NDArray[np.float32]:
+def standard_quantiles() -> NDArray[np.float32]:
+    """(65536,) in rising order, of N(0, 1): mean and variance are exact, none lies beyond 4.4.
+
+    Neighbours differ by less than 0.0001 within one standard deviation.
+    """
     normal = NormalDist()
     upper = np.array([normal.inv_cdf(0.5 + (i + 0.5) / 65536) for i in range(32768)])
     upper /= np.sqrt(np.mean(upper**2))
@@ -93,26 +106,45 @@ def _quantiles() -> NDArray[np.float32]:
     return table
 
 
+@np.errstate(over="ignore", invalid="ignore")
+def between(one: Array, other: Array, strength: float) -> Array:
+    """On the straight line from `one` to `other`: from the nearer end, so that both ends are exact."""
+    wide = np.promote_types(one.dtype, np.float32)
+    a, b = one.astype(wide), other.astype(wide)
+    way = b - a
+    if strength < 0.5:
+        way *= wide.type(strength)
+        way += a
+    else:
+        way *= wide.type(1.0 - strength)
+        np.subtract(b, way, out=way)
+    return way.astype(one.dtype)
+
+
 def is_finite(x: Array) -> bool:
     """Whether all values of a floating type are finite numbers."""
+    flat = x.reshape(-1)
+    return all(_is_finite(flat[begin : begin + AT_ONCE]) for begin in range(0, flat.size, AT_ONCE))
+
+
+def _is_finite(x: Array) -> bool:
     # In 16 bits an exponent of ones means infinity or NaN; asking the bits is five times faster.
     ones = {"bfloat16": 0x7F80, "float16": 0x7C00}.get(x.dtype.name)
-    if ones is None:
-        return bool(np.isfinite(x).all())
-    return x.size == 0 or int((x.view(np.uint16) & 0x7FFF).max()) < ones
-
-
-def _check_sigma(sigma: float) -> None:
-    if not (math.isfinite(sigma) and sigma >= 0):
-        raise ValueError(f"sigma {sigma} is not a finite number >= 0")
+    return bool(np.isfinite(x).all()) if ones is None else int((x.view(np.uint16) & 0x7FFF).max()) < ones
 
 
 # What is too large becomes infinite; whoever sends the rows looks whether they are finite.
 @np.errstate(over="ignore", invalid="ignore")
 def _changed(
-    x: Array, mask: NDArray[np.bool_], dims: int, select: str, rng: BitGenerator, change: Callable[[Array], Array]
+    x: Array,
+    mask: Mask,
+    dims: int,
+    select: str,
+    rng: BitGenerator,
+    change: Callable[[Array], Array],
+    out: Array | None,
 ) -> Array:
-    """A copy of x with `change` applied to the selected coordinates of the masked rows."""
+    """x with `change` applied to the selected coordinates of the masked rows."""
     width = x.shape[-1]
     if not 1 <= dims <= width:
         raise ValueError(f"dims {dims} is not in [1, {width}]")
@@ -122,16 +154,19 @@ def _changed(
         raise ValueError(f"select {select!r} is not one of first, random, top")
     # Sorted random numbers are a random order.
     columns = np.argsort(rng.random_raw(width), kind="stable")[:dims] if select == "random" else None
-    out = x.copy()
+    if out is None:
+        out = x.copy()
+    elif out is not x:
+        out[...] = x
     rows = out.reshape(-1, width)
     chosen = np.flatnonzero(mask)
     many = max(1, AT_ONCE // width)
     for begin in range(0, len(chosen), many):
         some = chosen[begin : begin + many]
-        if dims == width:
-            rows[some] = change(rows[some])
-        elif select == "first":
-            rows[some, :dims] = change(rows[some, :dims])
+        if dims == width or select == "first":
+            # Neighbours need no copy.
+            where = slice(some[0], some[-1] + 1) if some[-1] - some[0] + 1 == len(some) else some
+            rows[where, :dims] = change(rows[where, :dims])
         elif columns is not None:
             rows[some[:, None], columns] = change(rows[some[:, None], columns])
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.random import SFC64
@@ -25,10 +26,12 @@ def check_secret(secret: bytes) -> bytes:
 
 def digest(secret: bytes, policy: str, purpose: str, data: bytes) -> bytes:
     """32 keyed bytes. Lengths stand before the texts, so no two inputs share a message."""
-    message = bytearray()
-    for part in (policy.encode(), purpose.encode(), data):
-        message += len(part).to_bytes(8, "big") + part
-    return hmac.digest(secret, bytes(message), hashlib.sha256)
+    return hmac.digest(secret, _message(policy, purpose) + len(data).to_bytes(8, "big") + data, hashlib.sha256)
+
+
+@lru_cache(maxsize=1024)
+def _message(policy: str, purpose: str) -> bytes:
+    return b"".join(len(part).to_bytes(8, "big") + part for part in (policy.encode(), purpose.encode()))
 
 
 def generator(secret: bytes, policy: str, ids: Sequence[int]) -> SFC64:

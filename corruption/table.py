@@ -67,12 +67,12 @@ class EmbeddingTable:
         self._stream = os.open(self.file, os.O_RDONLY)
         weakref.finalize(self, os.close, self._stream)
 
-    def rows(self, ids: Sequence[int]) -> NDArray[Any]:
-        """A fresh (T, D) array of type `dtype`. Raises ValueError for an id outside the table."""
+    def rows(self, ids: Sequence[int], *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """A (T, D) array of type `dtype`: `out`, or a fresh one. Raises ValueError for an id outside the table."""
         index = np.asarray(ids, dtype=np.int64).reshape(-1)
         if index.size and (index.min() < 0 or index.max() >= self.size):
             raise ValueError(f"token ids {index.min()}..{index.max()} are not all in [0, {self.size}) ({self.file})")
-        found = np.empty((len(index), self.width), dtype=self.dtype)
+        found = np.empty((len(index), self.width), dtype=self.dtype) if out is None else out
         places: dict[int, int] = {}
         for place, token in enumerate(index.tolist()):
             known = places.setdefault(token, place)

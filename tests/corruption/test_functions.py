@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.random import SFC64
 
-from corruption.functions import add_noise, flip_sign, gaussian, is_finite, set_noise, zero_out
+from corruption.functions import add_noise, draw, flip_sign, is_finite, set_noise, standard_quantiles, zero_out
 
 X = np.array([[1.0, -5.0, 2.0, 0.5], [3.0, 1.0, -4.0, 0.0]], dtype=np.float32)
 MASK = np.array([True, False])
@@ -51,7 +51,7 @@ def test_flipping_twice_gives_the_rows_back() -> None:
 def test_draws_are_normal() -> None:
     """Shares of the normal distribution below these points, within four standard errors of as many draws."""
     size = 1_000_000
-    drawn = gaussian(rng(), size)
+    drawn = draw(rng(), standard_quantiles(), size)
     for point, share in [(-3.0, 0.00135), (-1.0, 0.158655), (0.0, 0.5), (0.5, 0.691462), (2.0, 0.97725)]:
         error = 4 * (share * (1 - share) / size) ** 0.5 + 1e-5  # and as coarse as the quantiles are
         assert (drawn < point).mean() == pytest.approx(share, abs=error)
@@ -63,7 +63,7 @@ def test_draws_are_normal() -> None:
 def test_the_draws_of_a_seed_are_these_for_good() -> None:
     """A prompt meets the same noise after every upgrade: vLLM's prefix cache and answers hang on it."""
     expected = [0.948499, -1.556028, 0.086722, -0.381007, -0.266084]
-    assert gaussian(SFC64(1956), 5).tolist() == pytest.approx(expected, abs=1e-6)
+    assert draw(SFC64(1956), standard_quantiles(), 5).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
