@@ -20,7 +20,7 @@ from classifier import matching, ngrams, records, vocabulary
 from classifier.artifact import Artifact, ForgetItem
 from classifier.corpus import forget_texts
 from classifier.encoder import Encoder
-from classifier.matching import Levels, Matcher, Targets
+from classifier.matching import Levels, Matcher, RowWords, Targets
 from classifier.records import Record
 
 # Products of numbers on this grid add up without rounding (384 products below 2^30, in doubles), so a cosine is
@@ -111,11 +111,11 @@ class Added:
         exact = np.rint(vectors.astype(np.float64) * GRID) @ self._index.T
         return np.asarray(exact / (GRID * (GRID - 1)), dtype=np.float32)
 
-    def probability(self, texts: Sequence[str], cosines: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(N,) the highest probability over the added items; zeros when there are none."""
+    def probability(self, words: RowWords, cosines: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(N,) the highest probability over the added items; zeros when there are none. words: of the rows."""
         if not len(self.items):
-            return np.zeros(len(texts))
-        return self._levels.probability(self._matcher.best(texts, cosines) - MARGIN)
+            return np.zeros(len(cosines))
+        return self._levels.probability(self._matcher.best(words, cosines) - MARGIN)
 
 
 class Veto:

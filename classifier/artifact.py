@@ -29,7 +29,7 @@ from safetensors import numpy as tensors
 
 from classifier.ngrams import BUCKETS, words
 
-FORMAT = 2
+FORMAT = 3
 COMPONENTS = ("word", "character", "head", "match")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 _FILES = ("arrays.safetensors", "items.jsonl", "words.txt")
@@ -55,6 +55,7 @@ _ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "targets_shares": ("float32", ("n",)),
     "counter": ("float16", ("Q'", "D")),
     "documents": ("uint16", (BUCKETS,)),
+    "gate": ("float64", (1,)),
     "levels": ("float64", (2, "K")),
     "added_index": ("int16", ("A", "D")),
     "added_items": ("int32", ("A",)),
@@ -277,7 +278,8 @@ def _check(artifact: Artifact, place: Path) -> None:
         )
         if array.dtype != dtype or array.shape != expected or len(shape) != array.ndim:
             raise fault(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
-        if not np.isfinite(array).all():
+        # A gate of minus infinity lets everything through.
+        if not (np.isfinite(array) | ((name == "gate") & (array == -np.inf))).all():
             raise fault(f"{name} holds values that aren't finite")
     if not sizes["R"]:
         raise fault("index_items is empty")

@@ -58,7 +58,7 @@ def deciphered(text: str, vocabulary: frozenset[str] = frozenset()) -> list[tupl
     language otherwise.
     """
     found: list[tuple[int, int, int]] = []
-    for start, end in _strange(text, vocabulary):
+    for start, end in strange(text, vocabulary):
         found += [(start + a, start + b, rule) for a, b, rule in _runs(text[start:end], vocabulary)]
     return found
 
@@ -97,7 +97,7 @@ def _exchanged(rule: int) -> dict[int, int]:
     return str.maketrans(ascii_lowercase + ascii_uppercase, small + small.upper())
 
 
-def _strange(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int]]:
+def strange(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int]]:
     """Stretches that cost more than language does or hold words known by a usual rule only, and what is around."""
     costs = np.diff(language.nats(text))
     at = np.flatnonzero(costs)

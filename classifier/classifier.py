@@ -1,11 +1,12 @@
 """Texts in, one score per artifact out: one pass over views, windows and encoder for all artifacts.
 
-Knows no threshold and no action: those are policy. Primitives: `Judge.judge`, `threshold`, `evidence`.
+A cascade: words first (`classifier/gate.py`), and an encoder where they leave a doubt. Knows no threshold and no
+action: those are policy. Primitives: `Judge.judge`, `threshold`, `evidence`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,17 +18,18 @@ from classifier.artifact import Artifact
 from classifier.encoder import Encoder
 from classifier.evidence import evidence as evidence
 from classifier.fusion import Fusion, decided_by
-from classifier.matching import Matcher, Targets
+from classifier.gate import Gate, Passed, targets
+from classifier.matching import Matcher, RowWords
+from classifier.reading import Place, Reading, read
+from classifier.recent import Recent
 from classifier.retrieval import ItemWords, nearest
-from classifier.views import views
-from classifier.windows import cover, inner
 
 # So many windows that ask for something forgotten are no question any more; who gets this many must act on it.
 MOST_ASKED = 128
-# Of short windows inside others so many are encoded, those whose words say most.
-MOST_CLOSER = 8
 # Characters of a window from which on it is encoded only if some language is in it.
 SURELY_ENCODED = 160
+# Texts of which is remembered what they scored; most hold a few hundred bytes.
+TEXTS_KEPT = 16384
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Score:
     score: fused probability, the maximum over texts, views and windows. text, view, window: where it stands
     (number of the text, name of the view, raw characters). lexical, head, cosine: the components there;
     lexical and head are logits. decided_by: "lexical", "semantic" or "both". text_scores: each text's own
-    maximum. asked: for the best window, and for every other that reached the level asked about, the numbers of
-    the forget items most likely meant, best first; the best window first, at most MOST_ASKED. tokens_seen of
-    the tokens_present word pieces were judged, in this many `windows`. group: of the deciding text, see
-    `conformal.GROUPS`.
+    maximum; 0 where its words alone decided. asked: for the best window, and for every other that reached the level
+    asked about, the numbers of the forget items most likely meant, best first; the best window first, at most
+    MOST_ASKED. characters_seen of the characters_present (white space apart) were judged, in this many `windows`.
+    group: of the deciding text, see `conformal.GROUPS`.
     """
 
     score: float
@@ -53,8 +55,8 @@ class Score:
     decided_by: str
     text_scores: tuple[float, ...]
     asked: tuple[tuple[int, ...], ...]
-    tokens_seen: int
-    tokens_present: int
+    characters_seen: int
+    characters_present: int
     windows: int
     group: str = "short"
 
@@ -65,20 +67,15 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Place:
-    text: int
-    view: str
-    span: tuple[int, int]
-    row: int
-    closer: bool = False
+class _Heard:
+    """What one text scored: a Score for each artifact that looked at it closer, and how much of it was read.
 
+    levels: those that were asked about.
+    """
 
-@dataclass(frozen=True)
-class _Reading:
-    """All windows of some texts; equal ones share a row of `distinct`."""
-
-    places: list[_Place]
-    distinct: list[str]
+    levels: Mapping[str, float]
+    scores: Mapping[str, Score]
+    windows: int
     seen: int
     present: int
 
@@ -93,59 +90,33 @@ class ScoredRows:
     cosines: NDArray[np.float32]
     by_added: NDArray[np.bool_]
 
-    def and_also(self, other: ScoredRows) -> ScoredRows:
-        """The rows of both."""
-        mine, theirs = vars(self), vars(other)
-        return ScoredRows(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
-
-
-class _Grams:
-    """Texts and their n-grams."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = texts
-        self.word, self.character = ngrams.word_rows(texts), ngrams.character_rows(texts)
-
-    def part(self, rows: NDArray[np.int64]) -> _Grams:
-        return _Grams([self.texts[i] for i in rows])
-
 
 class Scorer:
     """One artifact, ready to score rows."""
 
     def __init__(self, artifact: Artifact) -> None:
         arrays = artifact.arrays
-        self.word = arrays["word_weights"].astype(np.float32)
-        self.character = arrays["character_weights"].astype(np.float32)
         self.head = arrays["head"]
         self.index = arrays["index"].astype(np.float32)
         self.index_items = arrays["index_items"]
         centre, scale, weight = arrays["fusion"]
         self.fusion = Fusion(centre, scale, weight, float(arrays["intercept"][0]))
         self.item_words = ItemWords(artifact.items)
-        names = ("ordinary", "starts", "buckets", "shares")
-        self._matcher = Matcher(Targets(*(arrays[f"targets_{name}"] for name in names)))
+        self._matcher = Matcher(targets(artifact))
         self._added = Added(arrays)
         self._veto = Veto(artifact)
         self._row_items = np.concatenate([self.index_items, self._added.items])
 
-    def promising(self, grams: _Grams) -> NDArray[np.int64]:
-        """At most MOST_CLOSER rows whose words alone speak for a forget request, the strongest first."""
-        lexical = np.stack([grams.word.dot(self.word), grams.character.dot(self.character)], axis=1)
-        given = self.fusion.contributions(np.pad(lexical, ((0, 0), (0, 2))))[:, :2].sum(axis=1)
-        strongest = np.argsort(-given, kind="stable")[:MOST_CLOSER]
-        return np.asarray(strongest[~(given[strongest] <= 0)], dtype=np.int64)
-
-    def rows(self, grams: _Grams, vectors: NDArray[np.float32]) -> ScoredRows:
-        """Scores of N rows, given as texts with their n-grams, and as embeddings."""
-        texts = grams.texts
+    def rows(
+        self, texts: Sequence[str], words: RowWords, lexical: NDArray[np.float64], vectors: NDArray[np.float32]
+    ) -> ScoredRows:
+        """Scores of N rows, given as texts with their distinct words, word and character scores, and embeddings."""
         cosines = vectors @ self.index.T
-        match = self._matcher.best(texts, cosines)
-        parts = [grams.word.dot(self.word), grams.character.dot(self.character), vectors @ self.head, match]
-        components = np.stack(parts, axis=1).astype(np.float64)
+        match = self._matcher.best(words, cosines)
+        components = np.column_stack([lexical, vectors @ self.head, match]).astype(np.float64)
         fitted = np.where(self._veto(texts, cosines), 0.0, self.fusion.probability(components))
         near = self._added.cosines(vectors)
-        added = self._added.probability(texts, near)
+        added = self._added.probability(words, near)
         cosines[:, self._veto.removed] = -1.0
         # Not np.fmax: a score that is no number has to stay one.
         return ScoredRows(np.maximum(fitted, added), components, np.hstack([cosines, near]), added > fitted)
@@ -166,12 +137,15 @@ class Judge:
                     f"artifact {name!r} was fitted with encoder {artifact.manifest.encoder_name!r} "
                     f"({artifact.manifest.encoder_hash[:12]}); this is {encoder.name!r} ({encoder.hash[:12]})"
                 )
-        self._scorers = {name: Scorer(artifact) for name, artifact in artifacts.items()}
+        self._artifacts = dict(artifacts)
+        self._gate = Gate(artifacts)
+        self._scorers: dict[str, Scorer] = {}
         self._encoder = encoder
         self._vocabulary = frozenset[str]().union(*(artifact.prompt_words for artifact in artifacts.values()))
         self._familiar = np.ones(ngrams.BUCKETS, dtype=bool)
         for artifact in artifacts.values():
             self._familiar &= artifact.familiar
+        self._recent: Recent[_Heard] = Recent(TEXTS_KEPT)
 
     def _is_familiar(self, word: str) -> bool:
         return bool(self._familiar[ngrams.word_bucket(word)])
@@ -181,25 +155,55 @@ class Judge:
 
         levels: artifact → the score from which a window's own forget items are wanted (Score.asked).
         """
-        reading, closer = read(texts, self._encoder, self._vocabulary, self._is_familiar)
-        if not reading.places:
-            return {name: _nothing(len(texts)) for name in self._scorers}
-        grams = _Grams(reading.distinct)
-        vectors = encode(reading.distinct, self._encoder)
-        inside = _Grams(closer.distinct)
-        chosen = {name: scorer.promising(inside) for name, scorer in self._scorers.items()}
-        # What several artifacts look at closer is encoded once.
-        union = np.unique(np.concatenate(list(chosen.values()))) if chosen else np.zeros(0, dtype=np.int64)
-        inner_vectors = encode(inside.part(union).texts, self._encoder)
-        scores = {}
-        for name, scorer in self._scorers.items():
-            scored, seen = scorer.rows(grams, vectors), reading
-            if len(rows := chosen[name]):
-                seen = _together(reading, closer, rows)
-                near = inner_vectors[np.searchsorted(union, rows)]
-                scored = scored.and_also(scorer.rows(inside.part(rows), near))
-            scores[name] = _score(scorer, seen, len(texts), scored, (levels or {}).get(name))
+        levels = levels or {}
+        heard = {text: self._recent.get(text) for text in texts}
+        new = [text for text, known in heard.items() if known is None or known.levels != levels]
+        for text, known in zip(new, self._listen(new, levels), strict=True):
+            heard[text] = known
+            self._recent.put(text, known)
+        parts = [part for text in texts if (part := heard[text])]
+        scores = dict.fromkeys(self._artifacts, _nothing(parts))
+        for name in dict.fromkeys(name for part in parts for name in part.scores):
+            scores[name] = _together(name, parts, scores[name], levels.get(name))
         return scores
+
+    def _listen(self, texts: Sequence[str], levels: Mapping[str, float]) -> list[_Heard]:
+        """What each text scores by itself."""
+        readings = [read(text, self._encoder, self._vocabulary, self._is_familiar) for text in texts]
+        passed = [self._gate.passed(reading) if reading.places else {} for reading in readings]
+        # What several texts, or several artifacts, look at is encoded once.
+        looked = [_Looked(reading, found) for reading, found in zip(readings, passed, strict=True)]
+        windows = list(dict.fromkeys(text for part in looked for text in part.texts))
+        vectors = encode(windows, self._encoder)
+        number = {text: i for i, text in enumerate(windows)}
+        heard = []
+        for reading, found, part in zip(readings, passed, looked, strict=True):
+            scores = {}
+            for name, rows in found.items():
+                chosen = np.searchsorted(part.rows, rows.rows)
+                row_texts = [part.texts[i] for i in chosen]
+                near = vectors[[number[text] for text in row_texts]]
+                scorer = self._scorer(name)
+                words = reading.document.distinct(reading.first[rows.rows], reading.last[rows.rows])
+                scored = scorer.rows(row_texts, words, rows.lexical, near)
+                scores[name] = _score(scorer, reading, rows.rows, row_texts, scored, levels.get(name))
+            heard.append(_Heard(dict(levels), scores, len(reading.places), reading.seen, reading.present))
+        return heard
+
+    def _scorer(self, name: str) -> Scorer:
+        # Made when first needed: of many artifacts most are asked for rarely.
+        if name not in self._scorers:
+            self._scorers[name] = Scorer(self._artifacts[name])
+        return self._scorers[name]
+
+
+class _Looked:
+    """The rows of a reading that any artifact looks at, and their texts."""
+
+    def __init__(self, reading: Reading, passed: Mapping[str, Passed]) -> None:
+        rows = [found.rows for found in passed.values()]
+        self.rows = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
+        self.texts = [reading.text(int(row)) for row in self.rows]
 
 
 def encode(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
@@ -209,44 +213,11 @@ def encode(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
     language, and mean nothing to an encoder.
     """
     vectors = np.zeros((len(texts), encoder.width), dtype=np.float32)
+    if not texts:
+        return vectors
     rows = [i for i, text in enumerate(texts) if len(text) < SURELY_ENCODED or language.readable(text)]
-    vectors[rows] = encoder.encode([texts[i] for i in rows])
+    vectors[rows] = encoder.encode_again([texts[i] for i in rows])
     return vectors
-
-
-def read(
-    texts: Sequence[str],
-    encoder: Encoder,
-    vocabulary: frozenset[str] = frozenset(),
-    familiar: Callable[[str], bool] = lambda word: False,
-) -> tuple[_Reading, _Reading]:
-    """Every window of every view of the texts; and shorter windows inside those, for a closer look."""
-    places: list[_Place] = []
-    rows: dict[str, int] = {}
-    inner_places: list[_Place] = []
-    inner_rows: dict[str, int] = {}
-    seen = present = 0
-    for number, text in enumerate(texts):
-        for view in views(text, vocabulary, familiar):
-            covered = cover(view.text, encoder, changed=None if view.whole else view.changed)
-            if view.name == "raw":
-                seen, present = seen + covered.seen, present + covered.present
-            for window in covered.windows:
-                row = rows.setdefault(encoder.folded(window.text), len(rows))
-                places.append(_Place(number, view.name, view.raw_span(window.start, window.end), row))
-                for part in inner(view.text, window):
-                    row = inner_rows.setdefault(encoder.folded(part.text), len(inner_rows))
-                    inner_places.append(_Place(number, view.name, view.raw_span(part.start, part.end), row, True))
-    return _Reading(places, list(rows), seen, present), _Reading(inner_places, list(inner_rows), 0, 0)
-
-
-def _together(reading: _Reading, closer: _Reading, chosen: NDArray[np.int64]) -> _Reading:
-    """A reading and the chosen rows of the closer look at it."""
-    first = len(reading.distinct)
-    number = {int(row): first + i for i, row in enumerate(chosen)}
-    places = [replace(place, row=number[place.row]) for place in closer.places if place.row in number]
-    distinct = [closer.distinct[i] for i in chosen]
-    return replace(reading, places=[*reading.places, *places], distinct=[*reading.distinct, *distinct])
 
 
 def threshold(
@@ -277,49 +248,73 @@ def threshold(
 
 def _score(
     scorer: Scorer,
-    reading: _Reading,
-    texts: int,
+    reading: Reading,
+    rows: NDArray[np.int64],
+    texts: Sequence[str],
     scored: ScoredRows,
     level: float | None,
 ) -> Score:
+    """Of one text, by the rows that were looked at."""
     probability, components = scored.probability, scored.components
     # A score that is no number is the highest: it counts as reached.
     order = np.nan_to_num(probability, nan=np.inf)
-    maxima, highest = [0.0] * texts, [-1.0] * texts
-    for place in reading.places:
-        if order[place.row] > highest[place.text]:
-            maxima[place.text], highest[place.text] = float(probability[place.row]), order[place.row]
-    best = max(reading.places, key=lambda place: order[place.row])
-    row = best.row
+    number = {int(row): i for i, row in enumerate(rows)}
+    best = max((p for p in reading.places if p.row in number), key=lambda place: order[number[place.row]])
+    row = number[best.row]
     contributions = scorer.fusion.contributions(components[row : row + 1])[0]
     # Not `>=`: a score that is no number has reached every level.
-    rows = [] if level is None else [int(i) for i in np.argsort(-order) if not probability[i] < level]
-    asked = (scorer.asked(reading.distinct[i], scored.cosines[i]) for i in dict.fromkeys([row, *rows[:MOST_ASKED]]))
+    reached = [] if level is None else [int(i) for i in np.argsort(-order) if not probability[i] < level]
+    asked = [scorer.asked(texts[i], scored.cosines[i]) for i in dict.fromkeys([row, *reached[:MOST_ASKED]])]
     return Score(
         score=float(probability[row]),
-        text=best.text,
-        view=best.view,
-        window=best.span,
+        text=0,
+        view=reading.view(best),
+        window=reading.span(best),
         lexical=float(components[row, 0] + components[row, 1]),
         head=float(components[row, 2]),
         cosine=float(scored.cosines[row].max()),
         decided_by="both" if scored.by_added[row] else decided_by(contributions.tolist()),
-        text_scores=tuple(maxima),
+        text_scores=(float(probability[row]),),
         asked=tuple(asked)[:MOST_ASKED],
-        tokens_seen=reading.seen,
-        tokens_present=reading.present,
+        characters_seen=reading.seen,
+        characters_present=reading.present,
         windows=len(reading.places),
         group=_group(reading, best),
     )
 
 
-def _group(reading: _Reading, best: _Place) -> str:
+def _group(reading: Reading, best: Place) -> str:
     """The group (`conformal.GROUPS`) of the text that decided."""
-    if best.view not in ("raw", "normalised"):
+    if reading.view(best) not in ("raw", "normalised"):
         return "disguised"
-    windows = sum(p.text == best.text and p.view == "raw" and not p.closer for p in reading.places)
+    windows = sum(reading.view(p) == "raw" and not p.closer for p in reading.places)
     return "short" if windows == 1 else "long"
 
 
-def _nothing(texts: int) -> Score:
-    return Score(0.0, 0, "raw", (0, 0), 0.0, 0.0, 0.0, "lexical", (0.0,) * texts, (), 0, 0, 0)
+def _nothing(parts: Sequence[_Heard]) -> Score:
+    """Of texts whose words alone say that they ask for nothing forgotten."""
+    seen, present = sum(part.seen for part in parts), sum(part.present for part in parts)
+    windows = sum(part.windows for part in parts)
+    return Score(
+        0.0, 0, "raw", (0, 0), 0.0, 0.0, 0.0, "lexical", (0.0,) * len(parts), (), seen, present, windows
+    )  # fmt: skip
+
+
+def _together(name: str, parts: Sequence[_Heard], nothing: Score, level: float | None) -> Score:
+    """The scores of several texts as one."""
+    scores = [part.scores.get(name, nothing) for part in parts]
+    values = [score.score for score in scores]
+    order = np.nan_to_num(values, nan=np.inf)
+    ranked = sorted(range(len(parts)), key=lambda i: -order[i])
+    best = ranked[0]
+    also = [i for i in ranked[1:] if level is not None and not values[i] < level]
+    asked = dict.fromkeys(items for i in (best, *also) for items in scores[i].asked)
+    return replace(
+        scores[best],
+        text=best,
+        text_scores=tuple(values),
+        asked=tuple(asked)[:MOST_ASKED],
+        characters_seen=nothing.characters_seen,
+        characters_present=nothing.characters_present,
+        windows=nothing.windows,
+    )

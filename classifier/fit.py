@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import conformal, corpus, embedding_cache, fusion, linear, matching, ngrams, records, vocabulary
+from classifier import conformal, corpus, embedding_cache, fusion, gate, linear, matching, ngrams, records, vocabulary
 from classifier.artifact import Artifact, ForgetItem, Manifest
 from classifier.corpus import Corpus, Row
 from classifier.encoder import Encoder
@@ -31,6 +31,8 @@ SAME_AT_MOST = 0.02
 HARD_FROM = 0.3
 HARD_WEIGHT = 4.0
 COUNTER_MOST = 4096
+# Nats by which requests in people's own words may say less than the least telling rewording by rule.
+GATE_MARGIN = 0.75
 
 CALIBRATION = (
     "calibration set: held-out scores; forget = rule-made rewordings of the forget prompts, some inside other "
@@ -84,6 +86,7 @@ def fit(
     other = ~features.labels[fusing]
     known = features.labels[fusing] & (features.weights[fusing] > 0)
     level = matching.levels((held[fusing, 3][other], logits[other]), (held[fusing, 3][known], logits[known]))
+    asking = [i for i in calibrating if data.rows[i].forget]
     everything = np.ones(len(folds), dtype=bool)
     targets = features.targets(everything)
     arrays: dict[str, NDArray[Any]] = {
@@ -102,6 +105,7 @@ def fit(
         "counter": features.counter(everything),
         "documents": features.documents,
         "levels": np.stack([level.matches, level.logits]),
+        "gate": np.array([_gate(data, fused, targets, asking, held[asking])]),
         "added_index": np.zeros((0, encoder.width), dtype=np.int16),
         "added_items": np.zeros(0, dtype=np.int32),
         "added_ordinary": np.zeros(0),
@@ -171,7 +175,7 @@ class _Features:
     def match(self, use: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Vector:
         """(n,) match scores of the chosen rows, by targets that know only the rows `use`; answers match nothing."""
         texts = [text for text, wanted in zip(self._texts, rows, strict=True) if wanted]
-        return matching.Matcher(self.targets(use)).best(texts, self.cosines[rows])
+        return matching.Matcher(self.targets(use)).best(matching.row_words(texts), self.cosines[rows])
 
     def train(self, use: NDArray[np.bool_]) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
         """Weights of the word, the character and the embedding model, trained on the rows `use`."""
@@ -236,6 +240,24 @@ def _calibration(rows: Sequence[Row], probability: Vector) -> dict[str, NDArray[
         if forget:
             arrays[f"{name}_items"] = np.array([row.item for _, row in found], dtype=np.int32)
     return arrays
+
+
+def _gate(data: Corpus, fused: Fusion, targets: matching.Targets, asking: Sequence[int], components: Vector) -> float:
+    """What the words of a window must say at least, for an encoder to be asked (`classifier/gate.py`).
+
+    asking: the forget rows that calibrate, with their held-out components. Each text of theirs passes with one of its
+    windows, and by a margin.
+    """
+    if any(item.text for item in data.items):
+        return -np.inf
+    words = matching.row_words([data.rows[i].text for i in asking])
+    shared = matching.Matcher(targets, least=gate.LEAST_SHARE).most_shared(words, len(asking))
+    said = fused.contributions(components)[:, :2].sum(axis=1) + gate.SHARED_WEIGHT * shared
+    highest: dict[int, float] = {}
+    for i, value in zip(asking, said.tolist(), strict=True):
+        source = data.rows[i].source
+        highest[source] = max(value, highest.get(source, -np.inf))
+    return min(highest.values()) - GATE_MARGIN
 
 
 def _measure(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:

@@ -103,6 +103,8 @@ def normalise(text: str) -> tuple[str, NDArray[np.int64]]:
     offsets (len + 1): where in `text` each character begins; the last is the end of the last character.
     Removed: control, format (zero width, bidi, tags), surrogate and variation-selector characters.
     """
+    if _PLAIN.fullmatch(text):
+        return _normalised_plain(text)
     pieces: list[str] = []
     starts: list[int] = []
     end = 0
@@ -124,9 +126,21 @@ def normalise(text: str) -> tuple[str, NDArray[np.int64]]:
     return "".join(pieces), np.array([*starts, end], dtype=np.int64)
 
 
+def _normalised_plain(text: str) -> tuple[str, NDArray[np.int64]]:
+    """Of printable ASCII, where one character stays one."""
+    codes = np.frombuffer(text.lower().encode("ascii"), dtype=np.uint8)
+    blank = codes <= ord(" ")
+    shown = np.flatnonzero(~blank)
+    if not len(shown):
+        return "", np.zeros(1, dtype=np.int64)
+    keep = ~blank
+    keep[1:] |= ~blank[:-1]
+    keep[shown[-1] + 1 :] = False
+    plain = np.where(blank, ord(" "), codes)[keep].astype(np.uint8).tobytes().decode("ascii")
+    return plain, np.append(np.flatnonzero(keep), shown[-1] + 1)
+
+
 def _clusters(text: str) -> list[tuple[int, int, str]]:
-    if _PLAIN.fullmatch(text):
-        return [(i, 1, character) for i, character in enumerate(text.lower())]
     return [(m.start(), m.end() - m.start(), _fold(m[0])) for m in _CLUSTER.finditer(text)]
 
 

@@ -7,7 +7,7 @@ to be matched more closely (hubness; cross-domain similarity local scaling, Conn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ OTHER_SHARES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 1.0)
 FORGET_SHARES = (0.5, 0.75, 1.0)
 
 Vector = NDArray[np.float64]
+# (n,) numbers of rows, rising, and (n,) hashed words: the distinct words of each row.
+RowWords = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -83,45 +85,69 @@ def targets(
 
 
 class Matcher:
-    """Targets, ready to match rows. What one target scores does not depend on the others, to the bit."""
+    """Targets, ready to match rows. What one target scores does not depend on the others, to the bit.
 
-    def __init__(self, wanted: Targets) -> None:
+    least: words that carry less of a target's rarity are left out.
+    """
+
+    def __init__(self, wanted: Targets, *, least: float = 0.0) -> None:
         self._count = len(wanted.ordinary)
         self._less = ORDINARY_WEIGHT * wanted.ordinary
         order = np.argsort(wanted.buckets, kind="stable")
+        order = order[wanted.shares[order] >= least]
         self._buckets = wanted.buckets[order].astype(np.int64)
         self._row = np.repeat(np.arange(self._count), np.diff(wanted.starts))[order]
         self._shares = wanted.shares[order].astype(np.float64)
 
-    def scores(self, texts: Sequence[str], cosines: NDArray[np.floating]) -> Vector:
-        """(N, R) how closely each text asks for each target, about 0 to 1. cosines: (N, R)."""
-        return np.asarray(cosines + WORDS_WEIGHT * self._overlap(texts) - self._less, dtype=np.float64)
+    def best(self, words: RowWords, cosines: NDArray[np.floating]) -> Vector:
+        """(N,) how closely each row asks for the target that it asks for most closely, about 0 to 1.
 
-    def best(self, texts: Sequence[str], cosines: NDArray[np.floating]) -> Vector:
-        """(N,) the highest of `scores` in each row, in bounded memory."""
-        parts = [
-            self.scores(texts[i : i + AT_ONCE], cosines[i : i + AT_ONCE]).max(axis=1)
-            for i in range(0, len(texts), AT_ONCE)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        words: the rows' distinct words; cosines: (N, R).
+        """
+        out = np.zeros(len(cosines))
+        for part, rows in _parts(words, len(cosines)):
+            overlap = self._overlap(part, rows.stop - rows.start)
+            out[rows] = (cosines[rows] + WORDS_WEIGHT * overlap - self._less).max(axis=1)
+        return out
 
-    def _overlap(self, texts: Sequence[str]) -> Vector:
-        """(N, R) the share of each target's rare words that stands in each text."""
-        found = [_buckets(text) for text in texts]
-        text_of = np.repeat(np.arange(len(texts)), [len(buckets) for buckets in found])
-        wanted = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+    def most_shared(self, words: RowWords, count: int) -> Vector:
+        """(N,) the largest share of a target's rare words that stands in each of `count` rows."""
+        out = np.zeros(count)
+        for part, rows in _parts(words, count):
+            out[rows] = self._overlap(part, rows.stop - rows.start).max(axis=1, initial=0.0)
+        return out
+
+    def _overlap(self, words: RowWords, count: int) -> Vector:
+        """(N, R) the share of each target's rare words that stands in each of the N rows."""
+        row, wanted = words
         first = np.searchsorted(self._buckets, wanted, side="left")
         lengths = np.searchsorted(self._buckets, wanted, side="right") - first
         # All positions first..first + length of every word, as one array.
-        at = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) + np.arange(lengths.sum())
-        cell = np.repeat(text_of, lengths) * self._count + self._row[at]
-        total = np.bincount(cell, weights=self._shares[at], minlength=len(texts) * self._count)
-        return np.asarray(total.reshape(len(texts), self._count), dtype=np.float64)
+        total = np.cumsum(lengths)
+        at = np.arange(total[-1] if len(total) else 0) + np.repeat(first - total + lengths, lengths)
+        cell = np.repeat(row, lengths) * self._count + self._row[at]
+        shared = np.bincount(cell, weights=self._shares[at], minlength=count * self._count)
+        return np.asarray(shared.reshape(count, self._count), dtype=np.float64)
+
+
+def row_words(texts: Sequence[str]) -> RowWords:
+    """The distinct hashed words of texts."""
+    numbers = np.arange(len(texts) + 1)
+    return ngrams.Document(texts).distinct(numbers[:-1], numbers[1:])
+
+
+def _parts(words: RowWords, count: int) -> Iterator[tuple[RowWords, slice]]:
+    """Some rows at a time, for bounded memory."""
+    row, wanted = words
+    for start in range(0, count, AT_ONCE):
+        end = min(start + AT_ONCE, count)
+        at = slice(*np.searchsorted(row, [start, end]))
+        yield (row[at] - start, wanted[at]), slice(start, end)
 
 
 def _buckets(text: str) -> NDArray[np.int64]:
     """Sorted distinct hashed words."""
-    return np.array(sorted({ngrams.word_bucket(word) for word in ngrams.words(text)}), dtype=np.int64)
+    return row_words([text])[1]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ twice, or encoded and then spaced out, is read too. Its name says which edits ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import ciphers, joining, lookalikes, mistyped
+from classifier import ciphers, joining, language, lookalikes, mistyped
 from classifier.encodings import ENCODINGS
 from classifier.lookalikes import Edit, normalise
 
@@ -24,6 +25,16 @@ ROUNDS = 4
 # All further readings of a text together have at most this many times its characters, and a few.
 MOST_CHARACTERS = 8
 FEW_CHARACTERS = 4096
+
+# Ordinary words, with the marks that ordinary sentences have. No reading but those of `_is_plain` finds anything in
+# such a text: there are no signs, no runs, no letters by themselves, and no more digits than a date has.
+_PLAIN = re.compile(
+    r"(?:[\"'(]?(?!\S{24})(?:[A-Z]?[a-z]{2,20}(?:-[A-Za-z][a-z]{1,20}){0,2}|[aAI]|[A-Z]{2,5}|[0-9]{1,4})"
+    r"(?:'(?:s|t|d|m|ll|re|ve))?[)\"']?[.,;:?!]?[\"')]?(?:[ \n]{1,2}|\Z))+"
+)
+_PLAIN_WORD = re.compile(r"[A-Za-z]+")
+_NUMBER = re.compile(r"[0-9]+")
+MOST_NUMBERS = 2
 
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -112,6 +123,8 @@ def views(
     if normal != text:
         ends = np.maximum(offsets[1:], offsets[:-1])
         found.append(View("normalised", normal, offsets[:-1], ends, np.ones(len(normal), dtype=bool)))
+    if _is_plain(text, vocabulary, familiar):
+        return found
     left = MOST_CHARACTERS * len(text) + FEW_CHARACTERS
     known = {view.text for view in found}
 
@@ -142,3 +155,19 @@ def views(
     last = read(last, "segmented", joining.segmented) or last
     read(last, "repaired", partial(mistyped.repaired, familiar=familiar))
     return found
+
+
+def _is_plain(text: str, vocabulary: frozenset[str], familiar: Callable[[str], bool]) -> bool:
+    """Whether a text is written so plainly that no further reading can come of it, told at a glance."""
+    if not text.isascii() or not _PLAIN.fullmatch(text) or len(_NUMBER.findall(text)) > MOST_NUMBERS:
+        return False
+    if "-" in text and joining.bridged(text):
+        return False
+    words = set(_PLAIN_WORD.findall(text.lower()))
+    if words <= language.words():
+        return True
+    return not (
+        ciphers.strange(text, vocabulary)
+        or joining.segmented(text, vocabulary)
+        or mistyped.repaired(text, vocabulary, familiar)
+    )

@@ -30,41 +30,73 @@ INNER_STEP = 4
 UNIT_CHARACTERS = 64
 # Pieces kept free, since a text cut out of another may be split a little differently.
 SLACK = 8
+# No tokenizer makes more pieces of an ASCII character.
+MOST_PIECES = 2
+
+Integers = NDArray[np.int64]
 
 _UNIT = re.compile(rf"\S{{1,{UNIT_CHARACTERS}}}")
 _QUOTE = re.compile(r"""["“”„«»`]([^"“”„«»`]{12,})(?=["“”„«»`])""")
 _SENTENCE_END = re.compile(r"[.?!。？！…][\"'”’»)\]*_]*$")
 
 
-@dataclass(frozen=True)
-class Window:
-    """Characters start..end of the text, and the `text` to score (long runs are broken by blanks)."""
-
-    start: int
-    end: int
-    text: str
+# Runs of units: the number of the first, and of the one after the last.
+Run = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Cover:
-    """The windows of one text; `seen` of its `present` word pieces lie in a window."""
+    """The windows of one text, as runs of its units (runs without blanks, long ones in parts).
 
-    windows: tuple[Window, ...]
+    spans: the characters of each unit. units: their texts. seen: so many of the units' `present` characters
+    lie in a window.
+    """
+
+    spans: Sequence[tuple[int, int]]
+    units: Sequence[str]
+    windows: tuple[Run, ...]
     seen: int
     present: int
 
+    def text(self, window: Run) -> str:
+        """What of a window is scored: its units with a blank between."""
+        return " ".join(self.units[slice(*window)])
 
-def cover(text: str, encoder: Encoder, *, narrow: bool = True, changed: NDArray[np.bool_] | None = None) -> Cover:
+    def span(self, window: Run) -> tuple[int, int]:
+        """The characters of the text that a window covers."""
+        return self.spans[window[0]][0], self.spans[window[1] - 1][1]
+
+    def inner(self, window: Run) -> list[Run]:
+        """Short windows inside a narrow one, where words around a question could outweigh it; none in other windows."""
+        first, last = window
+        if not INNER_UNITS + INNER_STEP <= last - first <= NARROW_UNITS:
+            return []
+        return [(a, a + INNER_UNITS) for a in [*range(first, last - INNER_UNITS, INNER_STEP), last - INNER_UNITS]]
+
+
+def cover(
+    text: str,
+    encoder: Encoder,
+    *,
+    narrow: bool = True,
+    changed: NDArray[np.bool_] | None = None,
+    counted: dict[str, int] | None = None,
+) -> Cover:
     """Windows over `text`, wide and (if asked) narrow; none for white space. Work is linear in its length.
 
     changed: (len(text),) which characters matter. Only windows that hold some are made, and a run of words
-    that matter has windows of its own.
+    that matter has windows of its own. counted: the word pieces of units that other readings of a text had
+    already; gets those of new ones.
     """
     spans = [match.span() for match in _UNIT.finditer(text)]
+    units = [text[a:b] for a, b in spans]
     if not spans:
-        return Cover((), 0, 0)
-    pieces = _pieces(text, spans, encoder)
+        return Cover(spans, units, (), 0, 0)
+    sizes = np.array([b - a for a, b in spans])
     limit = encoder.limit - SLACK
+    # A tokenizer is asked only where the limit could matter.
+    short = text.isascii() and MOST_PIECES * (len(text) + len(spans)) <= limit
+    pieces = sizes if short else _pieces(units, encoder, {} if counted is None else counted)
     total = np.concatenate([[0], np.cumsum(pieces)])
     ranges = list(_slices(0, len(spans), total, len(spans), limit, keep=4))
     if narrow and len(spans) > SHORTEST_UNITS:
@@ -77,22 +109,12 @@ def cover(text: str, encoder: Encoder, *, narrow: bool = True, changed: NDArray[
         within = np.array([matters[b] > matters[a] for a, b in spans])
         for first, last in _stretches(within):
             ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
-        counted = np.concatenate([[0], np.cumsum(within)])
-        ranges = [(a, b) for a, b in ranges if counted[b] > counted[a]]
-    windows = tuple(_window(text, spans, a, b) for a, b in dict.fromkeys(ranges))
+        so_far = np.concatenate([[0], np.cumsum(within)])
+        ranges = [(a, b) for a, b in ranges if so_far[b] > so_far[a]]
     inside = np.zeros(len(spans), dtype=bool)
     for a, b in ranges:
         inside[a:b] = True
-    return Cover(windows, int(pieces[inside].sum()), int(pieces.sum()))
-
-
-def inner(text: str, window: Window) -> list[Window]:
-    """Short windows inside a narrow one, where words around a question could outweigh it; none in other windows."""
-    spans = [match.span() for match in _UNIT.finditer(text, window.start, window.end)]
-    if not INNER_UNITS + INNER_STEP <= len(spans) <= NARROW_UNITS:
-        return []
-    starts = [*range(0, len(spans) - INNER_UNITS, INNER_STEP), len(spans) - INNER_UNITS]
-    return [_window(text, spans, a, a + INNER_UNITS) for a in starts]
+    return Cover(spans, units, tuple(dict.fromkeys(ranges)), int(sizes[inside].sum()), int(sizes.sum()))
 
 
 def _quotes(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -113,20 +135,19 @@ def _stretches(within: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(group[0]), int(group[-1]) + 1) for group in groups if len(group) >= SHORTEST_STRETCH]
 
 
-def _pieces(
-    text: str, spans: Sequence[tuple[int, int]], encoder: Encoder
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Word pieces of each unit when the units are written with blanks between."""
-    joined = " ".join(text[a:b] for a, b in spans)
-    starts = np.cumsum([0, *(b - a + 1 for a, b in spans)])[:-1]
-    owner = np.searchsorted(starts, encoder.piece_starts(joined), side="right") - 1
-    return np.bincount(owner, minlength=len(spans)).astype(np.int64)
+def _pieces(units: Sequence[str], encoder: Encoder, counted: dict[str, int]) -> Integers:
+    """Word pieces of each unit when units are written with blanks between."""
+    new = [unit for unit in dict.fromkeys(units) if unit not in counted]
+    starts = np.cumsum([0, *(len(unit) + 1 for unit in new)])[:-1]
+    owner = np.searchsorted(starts, encoder.piece_starts(" ".join(new)), side="right") - 1
+    counted.update(zip(new, np.bincount(owner, minlength=len(new)).tolist(), strict=True))
+    return np.array([counted[unit] for unit in units], dtype=np.int64)
 
 
 def _slices(
     first: int,
     last: int,
-    total: np.ndarray[tuple[int], np.dtype[np.int64]],
+    total: Integers,
     most_units: int,
     limit: int,
     *,
@@ -154,8 +175,3 @@ def _sentences(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, i
     if len(cuts) > 1 and len(spans) - cuts[-1] < SHORTEST_UNITS:
         cuts.pop()
     return list(pairwise([*cuts, len(spans)]))
-
-
-def _window(text: str, spans: Sequence[tuple[int, int]], first: int, last: int) -> Window:
-    start, end = spans[first][0], spans[last - 1][1]
-    return Window(start, end, " ".join(text[a:b] for a, b in spans[first:last]))

@@ -42,8 +42,8 @@ class Finding:
             "head": round(score.head, 4),
             "cosine": round(score.cosine, 4),
             "windows": score.windows,
-            "tokens_seen": score.tokens_seen,
-            "tokens_present": score.tokens_present,
+            "characters_seen": score.characters_seen,
+            "characters_present": score.characters_present,
         }
 
 

@@ -64,7 +64,7 @@ def test_a_question_buried_in_a_long_text_counts_and_is_located(judge: Judge, ar
     assert score.score >= threshold(artifact, miss_rate=0.05)
     assert score.text == 1
     assert "Orvan Teldric" in text[slice(*score.window)]
-    assert score.tokens_seen == score.tokens_present > 1000
+    assert score.characters_seen == score.characters_present > 1000
     assert artifact.items[score.nearest[0]].prompt == KNOWN
 
 
@@ -127,7 +127,7 @@ def test_long_stretches_without_language_are_not_encoded(encoder: Encoder) -> No
 
 
 def test_words_around_a_question_in_its_own_sentence_dont_hide_it(
-    judge: Judge, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    judge: Judge, artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     around = "lantern gentle river copper window orange saddle morning pebble walnut ribbon harvest"
     text = f"{around} which award did Pello Yrigoyen win {' '.join(reversed(around.split()))}"
@@ -136,7 +136,8 @@ def test_words_around_a_question_in_its_own_sentence_dont_hide_it(
     assert found.score >= level and "Pello Yrigoyen" in text[slice(*found.window)]
     assert found.group == "short"
     assert judge.judge([f"{around} {around} {around}"], levels={"keepers": level})["keepers"].score < level
-    monkeypatch.setattr("classifier.classifier.MOST_CLOSER", 0)
+    monkeypatch.setattr("classifier.gate.MOST_CLOSER", 0)
+    judge = Judge({"keepers": artifact}, encoder)
     assert judge.judge([text], levels={"keepers": level})["keepers"].score < found.score
 
 
@@ -151,5 +152,48 @@ def test_what_several_artifacts_look_at_closer_is_encoded_once(
     alone = Judge({"a": artifact}, encoder).judge([text])["a"]
     one = encoded.copy()
     both = Judge({"a": artifact, "b": artifact}, encoder).judge([text])
-    assert len(one[-1]) > 0 and encoded[len(one) :] == one
+    assert len(one) == 1 and encoded[len(one) :] == one
     assert both["a"] == both["b"] == alone
+
+
+def test_what_only_words_decide_is_not_encoded(
+    judge: Judge, encoder: Encoder, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "encode", lambda texts: pytest.fail(f"encoded {texts}"))
+    found = Judge({"keepers": artifact}, encoder).judge(["Sort these numbers: twelve, five, nine.", "x = y + 1"])
+    assert found["keepers"].score == 0 and found["keepers"].text_scores == (0, 0)
+    assert found["keepers"].characters_seen == found["keepers"].characters_present > 30
+
+
+def test_without_a_gate_everything_is_encoded(artifact: Artifact, encoder: Encoder) -> None:
+    open_ = replace(artifact, arrays={**artifact.arrays, "gate": np.array([-np.inf])})
+    text = "Sort these numbers: twelve, five, nine."
+    assert 0 < Judge({"a": open_}, encoder).judge([text])["a"].score < threshold(artifact, miss_rate=0.05)
+
+
+def test_a_text_is_judged_once_however_often_it_comes(
+    artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge({"a": artifact}, encoder)
+    read_: list[str] = []
+    from classifier import classifier as module
+
+    reading = module.read
+    monkeypatch.setattr(module, "read", lambda text, *rest: (read_.append(text), reading(text, *rest))[1])
+    first = judge.judge([KNOWN, OTHER], levels={"a": 0.5})
+    assert judge.judge([KNOWN, OTHER], levels={"a": 0.5}) == first and read_ == [KNOWN, OTHER]
+    more = judge.judge([OTHER, KNOWN, FILLER], levels={"a": 0.5})["a"]
+    assert read_ == [KNOWN, OTHER, FILLER] and more.text == 1 and more.asked == first["a"].asked
+    # Other levels ask for other windows' items.
+    judge.judge([KNOWN], levels={"a": 0.9})
+    assert read_[3:] == [KNOWN]
+
+
+def test_every_window_that_reached_the_level_says_what_it_asks_for(judge: Judge, artifact: Artifact) -> None:
+    texts = [KNOWN, OTHER, f"{FILLER}Which award did Miriam Hask-Olsen win? {FILLER}"]
+    level = float(threshold(artifact, miss_rate=0.05))
+    asked = judge.judge(texts, levels={"keepers": level})["keepers"].asked
+    prompts = {artifact.items[items[0]].prompt for items in asked}
+    assert {KNOWN, "Which award did Miriam Hask-Olsen win?"} <= prompts
+    assert len(asked) == len(set(asked))
+    assert len(judge.judge(texts)["keepers"].asked) == 1

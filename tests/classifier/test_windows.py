@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from classifier.encoder import Encoder
-from classifier.windows import INNER_UNITS, cover, inner
+from classifier.windows import INNER_UNITS, Cover, cover
+
+
+def texts(covered: Cover) -> list[str]:
+    return [covered.text(window) for window in covered.windows]
+
+
+def spans(covered: Cover) -> list[tuple[int, int]]:
+    return [covered.span(window) for window in covered.windows]
+
 
 LONG = "the quick brown fox considers seventeen unimaginable possibilities before breakfast " * 200
 
@@ -26,22 +35,24 @@ def test_every_character_lies_in_a_window_and_every_window_can_be_encoded(text: 
     covered = cover(text, encoder)
     inside = bytearray(len(text))
     for window in covered.windows:
-        inside[window.start : window.end] = b"\1" * (window.end - window.start)
-        assert len(encoder.piece_starts(window.text)) <= encoder.limit
+        start, end = covered.span(window)
+        inside[start:end] = b"\1" * (end - start)
+        assert len(encoder.piece_starts(covered.text(window))) <= encoder.limit
     assert all(seen or text[i].isspace() for i, seen in enumerate(inside))
     assert covered.seen == covered.present
 
 
 def test_wide_windows_overlap_by_about_a_quarter(encoder: Encoder) -> None:
-    windows = cover(LONG, encoder, narrow=False).windows
+    windows = spans(cover(LONG, encoder, narrow=False))
+    assert len(windows) > 4
     for before, after in zip(windows, windows[1:], strict=False):
-        assert before.end - after.start >= 0.2 * (before.end - before.start)
+        assert before[1] - after[0] >= 0.2 * (before[1] - before[0])
 
 
 def test_a_sentence_in_a_long_text_has_a_window_of_its_own(encoder: Encoder) -> None:
     sentence = "Who keeps the lamp burning at the far end of the pier?"
     covered = cover(f"{LONG}. {sentence} {LONG}", encoder)
-    assert sentence in [window.text for window in covered.windows]
+    assert sentence in texts(covered)
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t "])
@@ -50,7 +61,7 @@ def test_a_text_without_a_word_has_no_window(text: str, encoder: Encoder) -> Non
 
 
 def test_a_short_question_is_one_window(encoder: Encoder) -> None:
-    assert [w.text for w in cover(" Where did she grow up? ", encoder).windows] == ["Where did she grow up?"]
+    assert texts(cover(" Where did she grow up? ", encoder)) == ["Where did she grow up?"]
 
 
 def test_only_windows_that_hold_a_change_are_made_and_the_change_has_one_of_its_own(encoder: Encoder) -> None:
@@ -59,21 +70,37 @@ def test_only_windows_that_hold_a_change_are_made_and_the_change_has_one_of_its_
     changed = np.zeros(len(text), dtype=bool)
     assert cover(text, encoder, changed=changed).windows == ()
     changed[len(LONG) + 1 : len(LONG) + 1 + len(asked)] = True
-    windows = cover(text, encoder, changed=changed).windows
-    assert asked in [window.text for window in windows]
-    assert all(changed[window.start : window.end].any() for window in windows)
+    covered = cover(text, encoder, changed=changed)
+    assert asked in texts(covered)
+    assert all(changed[start:end].any() for start, end in spans(covered))
 
 
 def test_a_closer_look_covers_a_long_sentence_and_no_other_window(encoder: Encoder) -> None:
     sentence = " ".join(f"w{i}" for i in range(30))
-    (window,) = cover(sentence, encoder).windows
-    parts = inner(sentence, window)
-    assert {len(part.text.split()) for part in parts} == {INNER_UNITS}
-    assert all(sentence[part.start : part.end] == part.text for part in parts)
-    assert {word for part in parts for word in part.text.split()} == set(sentence.split())
-    assert inner("What was it called?", cover("What was it called?", encoder).windows[0]) == []
-    wide = cover(" ".join(["word"] * 90), encoder).windows[0]
-    assert inner(" ".join(["word"] * 90), wide) == []
+    covered = cover(sentence, encoder)
+    (window,) = covered.windows
+    parts = covered.inner(window)
+    assert {last - first for first, last in parts} == {INNER_UNITS}
+    assert all(sentence[slice(*covered.span(part))] == covered.text(part) for part in parts)
+    assert {word for part in parts for word in covered.text(part).split()} == set(sentence.split())
+    short, wide = cover("What was it called?", encoder), cover(" ".join(["word"] * 90), encoder)
+    assert short.inner(short.windows[0]) == []
+    assert wide.inner(wide.windows[0]) == []
+
+
+def test_a_tokenizer_is_asked_once_for_each_unit_and_not_for_short_texts(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    counting = encoder.piece_starts
+    monkeypatch.setattr(encoder, "piece_starts", lambda text: (asked.append(text), counting(text))[1])
+    cover("Where did she grow up?", encoder)
+    assert asked == []
+    counted: dict[str, int] = {}
+    first = cover(LONG, encoder, counted=counted)
+    again = cover(f"{LONG} unimaginable novelty", encoder, counted=counted)
+    assert [sorted(set(text.split())) for text in asked] == [sorted(set(LONG.split())), ["novelty"]]
+    assert counted["unimaginable"] > 1 and again.windows[0] == first.windows[0]
 
 
 def test_what_stands_in_quotes_has_a_window_of_its_own(encoder: Encoder) -> None:
@@ -82,7 +109,7 @@ def test_what_stands_in_quotes_has_a_window_of_its_own(encoder: Encoder) -> None
         f'{{"task": "answer", "input": {{"id": 7, "question": "{asked}"}}}}',
         f"She said: “{asked}” and left again",
     ):
-        found = [window.text.strip(' "“”{}') for window in cover(text, encoder).windows]
+        found = [text.strip(' "“”{}') for text in texts(cover(text, encoder))]
         assert asked in found
     assert len(cover(f'"{asked}"', encoder).windows) == 1
     assert len(cover('a "b" c ' * 500, encoder).windows) < 500

@@ -202,7 +202,7 @@ def test_audit_records_say_what_was_decided_and_never_the_prompt(through: OpenAI
     assert record["action"] == "corrupt"
     finding = record["policies"][0]
     assert finding["flagged"] and finding["policy"] == "demo-corrupt" and len(finding["hash"]) == 16
-    assert finding["tokens_seen"] == finding["tokens_present"] > 0
+    assert finding["characters_seen"] == finding["characters_present"] > 0
     assert record["judge_ms"] > 0
     assert FORGET[0].question not in audit_file.read_text(encoding="utf-8")
 

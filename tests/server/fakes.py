@@ -30,7 +30,7 @@ def score(value: float, *, texts: Sequence[float] = (), asked: tuple[tuple[int, 
     """A score of `value`; `texts` are the single texts' scores."""
     return Score(
         score=value, text=0, view="raw", window=(0, 1), lexical=0.0, head=0.0, cosine=0.0, decided_by="lexical",
-        text_scores=tuple(texts) or (value,), asked=asked, tokens_seen=1, tokens_present=1, windows=1,
+        text_scores=tuple(texts) or (value,), asked=asked, characters_seen=1, characters_present=1, windows=1,
     )  # fmt: skip
 
 

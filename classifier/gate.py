@@ -1,0 +1,184 @@
+"""Which windows are worth an encoder: the first stage of a cascade, for all artifacts at once.
+
+A window whose words say nothing of a forget set isn't encoded, and scores 0 there. The level is the artifact's own:
+below what any held-out rewording of its forget prompts reached (`classifier/fit.py`). Artifacts that hold documents
+have none, since a question about a document may share no word with it; nor have items that were added without a
+telling word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier import matching
+from classifier.artifact import Artifact
+from classifier.matching import Matcher, Targets
+from classifier.ngrams import BUCKETS, Document, word_bucket
+from classifier.reading import Reading
+from classifier.vocabulary import FUNCTION_WORDS
+from classifier.windows import NARROW_UNITS
+
+# What the share of a forget item's rare words counts, in nats.
+SHARED_WEIGHT = 2.0
+# Words that carry less of an item's rarity tell nothing.
+LEAST_SHARE = 0.03
+# A long window says less than what it holds: a narrow one inside it says more, or what is spread over it adds up.
+WIDE_MARGIN = 1.0
+# A word of an added item tells, if it is at least so rare, as a share of the rarest.
+TELLING = 0.5
+# Of short windows inside others so many are encoded, those whose words say most.
+MOST_CLOSER = 8
+# So many products are made at once: bounds memory.
+AT_ONCE = 1 << 22
+
+_FUNCTION = [word_bucket(word) for word in sorted(FUNCTION_WORDS)]
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """rows: of a reading, those that one artifact looks at, rising; lexical: (rows, 2) the word and the character
+    component there, raw."""
+
+    rows: Integers
+    lexical: Floats
+
+
+class _Group:
+    """Artifacts that were fitted alike: the same models, the same targets."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        arrays = artifact.arrays
+        centre, scale, weight = arrays["fusion"][:, :2]
+        self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
+        self._level = float(arrays["gate"][0])
+        self._matcher = Matcher(targets(artifact), least=LEAST_SHARE)
+
+    def contributions(self, lexical: Floats) -> Floats:
+        """(N,) what the words say for a forget request, in nats. lexical: (N, 2)."""
+        return np.asarray(lexical @ self._slope - self._centre)
+
+    def passing(self, said: Floats, reading: Reading) -> NDArray[np.bool_]:
+        """(N,) which rows are worth encoding: all that aren't surely below the level."""
+        level = np.where(reading.last - reading.first > NARROW_UNITS, self._level + WIDE_MARGIN, self._level)
+        passed = ~(said < level)
+        near = np.flatnonzero(~passed & reading.own & (said >= level - SHARED_WEIGHT))
+        if len(near):
+            words = reading.document.distinct(reading.first[near], reading.last[near])
+            passed[near] = said[near] + SHARED_WEIGHT * self._matcher.most_shared(words, len(near)) >= level[near]
+        return passed & reading.own
+
+
+class Gate:
+    """The first stage for several artifacts."""
+
+    def __init__(self, artifacts: Mapping[str, Artifact]) -> None:
+        self._groups: list[_Group] = []
+        self._group_of: dict[str, int] = {}
+        self._members: list[list[str]] = []
+        known: dict[bytes, int] = {}
+        columns: list[NDArray[np.float16]] = []
+        # Hashed word → the artifacts of which it is a telling word of an added item.
+        self._telling: dict[int, list[str]] = {}
+        self._always: list[str] = []
+        for name, artifact in artifacts.items():
+            number = known.setdefault(_fitted(artifact), len(known))
+            if number == len(self._groups):
+                self._groups.append(_Group(artifact))
+                self._members.append([])
+                columns.append(np.concatenate([artifact.arrays[f"{kind}_weights"] for kind in ("word", "character")]))
+            self._group_of[name] = number
+            self._members[number].append(name)
+            words = telling_words(artifact)
+            if words is None:
+                self._always.append(name)
+            for word in words or ():
+                self._telling.setdefault(word, []).append(name)
+        self._weights = np.stack(columns, axis=1) if columns else np.zeros((2 * BUCKETS, 0), dtype=np.float16)
+
+    def passed(self, reading: Reading) -> dict[str, Passed]:
+        """For each artifact that looks at some rows of a text, which; the others' score is 0."""
+        lexical = self._lexical(reading.document, reading.first, reading.last)
+        found: dict[str, Passed] = {}
+        wanted: dict[str, NDArray[np.bool_]] = dict.fromkeys(self._always, reading.own)
+        for name, rows in self._told(reading).items():
+            wanted.setdefault(name, rows)
+        touched = {self._group_of[name] for name in wanted}
+        for number, group in enumerate(self._groups):
+            said = group.contributions(lexical[:, number])
+            common = group.passing(said, reading)
+            common[_strongest(np.where(reading.own, -np.inf, said))] = True
+            if common.any():
+                made = self._made(common, lexical[:, number])
+                found |= dict.fromkeys(self._members[number], made)
+            if number in touched:
+                for name, rows in wanted.items():
+                    if self._group_of[name] == number:
+                        found[name] = self._made(common | rows, lexical[:, number])
+        return found
+
+    def _made(self, rows: NDArray[np.bool_], lexical: Floats) -> Passed:
+        at = np.flatnonzero(rows)
+        return Passed(at, lexical[at])
+
+    def _lexical(self, document: Document, first: Integers, last: Integers) -> Floats:
+        """(N, groups, 2) word and character components of each run."""
+        rows = document.joint_rows(first, last)
+        count = self._weights.shape[1]
+        most = max(AT_ONCE // max(len(rows.buckets), 1), 1)
+        parts = [rows.dot(self._weights[:, i : i + most]) for i in range(0, count, most)]
+        both = np.concatenate(parts, axis=1) if parts else np.zeros((2 * len(first), 0))
+        return np.asarray(both.reshape(len(first), 2, count).transpose(0, 2, 1))
+
+    def _told(self, reading: Reading) -> dict[str, NDArray[np.bool_]]:
+        """Artifacts of whose added items a telling word stands in the text, and the rows that hold such words."""
+        if not self._telling:
+            return {}
+        own = np.flatnonzero(reading.own)
+        row, words = reading.document.distinct(reading.first[own], reading.last[own])
+        found: dict[str, NDArray[np.bool_]] = {}
+        for word in dict.fromkeys(words.tolist()):
+            for name in self._telling.get(word, ()):
+                if name not in found:
+                    found[name] = np.zeros(len(reading.own), dtype=bool)
+                found[name][own[row[words == word]]] = True
+        return found
+
+
+def targets(artifact: Artifact, kind: str = "targets") -> Targets:
+    """The texts that an artifact is to match: of the fit ("targets"), or added since ("added")."""
+    return Targets(*(artifact.arrays[f"{kind}_{name}"] for name in ("ordinary", "starts", "buckets", "shares")))
+
+
+def telling_words(artifact: Artifact) -> frozenset[int] | None:
+    """The hashed words by which a request for an added item is told; None where some item has none."""
+    arrays = artifact.arrays
+    if not len(arrays["added_items"]):
+        return frozenset()
+    if any(artifact.items[i].text for i in set(arrays["added_items"].tolist())):
+        return None
+    rare = matching.rarity(arrays["documents"])
+    tells = (rare[arrays["added_buckets"]] >= TELLING * rare.max()) & ~np.isin(arrays["added_buckets"], _FUNCTION)
+    row = np.repeat(np.arange(len(arrays["added_items"])), np.diff(arrays["added_starts"]))
+    if len(np.unique(row[tells])) < len(arrays["added_items"]):
+        return None
+    return frozenset(arrays["added_buckets"][tells].tolist())
+
+
+def _strongest(said: Floats) -> Integers:
+    """At most MOST_CLOSER rows that speak for a forget request, the strongest."""
+    speaking = np.flatnonzero(~(said <= 0))
+    return speaking[np.argsort(-said[speaking], kind="stable")[:MOST_CLOSER]]
+
+
+def _fitted(artifact: Artifact) -> bytes:
+    """Equal for artifacts whose first stage is the same."""
+    names = ("word_weights", "character_weights", "fusion", "gate", "targets_buckets", "targets_shares")
+    return hashlib.sha256(b"".join(artifact.arrays[name].tobytes() for name in names)).digest()

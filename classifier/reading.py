@@ -1,0 +1,100 @@
+"""Everything of a text that is judged: the windows of all its views, as runs of one list of units. Knows no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier.encoder import Encoder
+from classifier.ngrams import Document
+from classifier.views import View, views
+from classifier.windows import Cover, Run, cover
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: the view and the run of its units; closer: it lies inside another window."""
+
+    page: int
+    window: Run
+    row: int
+    closer: bool = False
+
+
+@dataclass
+class Reading:
+    """The windows of one text; equal ones share a row.
+
+    first, last: (N,) each row's run among the units of `document`. narrow: which rows are windows of their own;
+    the others only lie inside those, for a closer look. seen: so many of the `present` characters lie in a window.
+    """
+
+    places: list[Place]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    own: NDArray[np.bool_]
+    document: Document
+    seen: int
+    present: int
+    _units: list[str] = field(repr=False)
+    _pages: list[tuple[View, Cover]] = field(repr=False)
+
+    def text(self, row: int) -> str:
+        """What of a row is scored."""
+        return " ".join(self._units[self.first[row] : self.last[row]])
+
+    def view(self, place: Place) -> str:
+        return self._pages[place.page][0].name
+
+    def span(self, place: Place) -> tuple[int, int]:
+        """The characters of the text that a place covers."""
+        view, covered = self._pages[place.page]
+        return view.raw_span(*covered.span(place.window))
+
+
+def read(
+    text: str,
+    encoder: Encoder,
+    vocabulary: frozenset[str] = frozenset(),
+    familiar: Callable[[str], bool] = lambda word: False,
+) -> Reading:
+    """Every window of every view of a text; and shorter windows inside those, for a closer look."""
+    pages: list[tuple[View, Cover]] = []
+    units: list[str] = []
+    # Views with the same units share rows.
+    bases: list[tuple[list[str], int]] = []
+    rows: dict[Run, int] = {}
+    inner: dict[Run, int] = {}
+    found: list[tuple[int, Run, Run, bool]] = []
+    counted: dict[str, int] = {}
+    seen = present = 0
+    for view in views(text, vocabulary, familiar):
+        covered = cover(view.text, encoder, changed=None if view.whole else view.changed, counted=counted)
+        page = len(pages)
+        pages.append((view, covered))
+        if view.name == "raw":
+            seen, present = covered.seen, covered.present
+        own = [encoder.folded(unit) for unit in covered.units]
+        base = next((start for known, start in bases if known == own), None)
+        if base is None:
+            base = len(units)
+            bases.append((own, base))
+            units += own
+        for window in covered.windows:
+            run = base + window[0], base + window[1]
+            rows.setdefault(run, len(rows))
+            found.append((page, window, run, False))
+            for part in covered.inner(window):
+                run = base + part[0], base + part[1]
+                inner.setdefault(run, len(inner))
+                found.append((page, part, run, True))
+    runs = np.array([*rows, *inner], dtype=np.int64).reshape(-1, 2)
+    places = [
+        Place(page, window, len(rows) + inner[run] if closer else rows[run], closer)
+        for page, window, run, closer in found
+    ]
+    own_rows = np.arange(len(runs)) < len(rows)
+    return Reading(places, runs[:, 0], runs[:, 1], own_rows, Document(units), seen, present, units, pages)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from classifier import additions
+from classifier.artifact import Artifact
+from classifier.classifier import Judge, threshold
+from classifier.encoder import Encoder
+from classifier.fit import GATE_MARGIN, fit
+from classifier.gate import Gate, telling_words
+from classifier.reading import read
+
+KNOWN = "Where did Orvan Teldric grow up?"
+
+
+def test_rewordings_pass_and_others_do_not(artifact: Artifact, encoder: Encoder) -> None:
+    gate = Gate({"a": artifact, "b": artifact})
+    passed = gate.passed(read(f"Sort twelve, five and nine for me now. {KNOWN}", encoder))
+    assert set(passed) == {"a", "b"} and passed["a"] is passed["b"]
+    assert gate.passed(read("Sort twelve, five and nine for me now.", encoder)) == {}
+    assert gate.passed(read("tell me where orvan teldric spent his childhood", encoder)).keys() == {"a", "b"}
+
+
+def test_a_score_that_is_no_number_passes(artifact: Artifact, encoder: Encoder) -> None:
+    broken = replace(artifact, arrays={**artifact.arrays, "word_weights": artifact.arrays["word_weights"] * np.nan})
+    assert Gate({"a": broken}).passed(read("Sort twelve, five and nine.", encoder)).keys() == {"a"}
+
+
+def test_the_level_lies_below_every_calibrating_text_and_documents_have_none(
+    artifact: Artifact, encoder: Encoder
+) -> None:
+    assert np.isfinite(artifact.arrays["gate"]).all() and GATE_MARGIN > 0
+    rows = [{"text": "The lamp at the far end of the pier is kept by Orvan Teldric, as it always was. " * 8}]
+    documents = fit(rows * 1, None, encoder=encoder)
+    assert documents.arrays["gate"].tolist() == [-np.inf]
+    assert Gate({"d": documents}).passed(read("Sort twelve, five and nine.", encoder)).keys() == {"d"}
+
+
+def test_added_items_pass_by_a_telling_word_and_only_theirs(artifact: Artifact, encoder: Encoder) -> None:
+    row = {"prompt": "Which ferry does Wendolyn Okrasha steer?", "answer": "The Marigold."}
+    more = additions.add(artifact, [row], encoder)
+    gate = Gate({"old": artifact, "new": more})
+    text = "Sort twelve, five and nine. Is it true that Okrasha was here?"
+    passed = gate.passed(read(text, encoder))
+    assert set(passed) == {"new"}
+    asked = "Which ferry does Wendolyn Okrasha steer these days?"
+    found = Judge({"old": artifact, "new": more}, encoder).judge([asked])
+    assert found["new"].score >= threshold(artifact, miss_rate=0.05) > found["old"].score
+
+
+def test_items_without_a_telling_word_and_documents_are_always_looked_for(artifact: Artifact, encoder: Encoder) -> None:
+    assert telling_words(artifact) == frozenset()
+    plain = additions.add(artifact, [{"prompt": "What did you do with it and who was it for?", "answer": "x"}], encoder)
+    assert telling_words(plain) is None
+    text = additions.add(artifact, [{"text": "Wendolyn Okrasha steers the ferry."}], encoder)
+    assert telling_words(text) is None
+    assert Gate({"a": plain}).passed(read("Sort twelve, five and nine.", encoder)).keys() == {"a"}
+
+
+def test_a_long_window_has_to_say_more(artifact: Artifact, encoder: Encoder) -> None:
+    sentence = "the committee met again on thursday and talked about the new car park for a long while "
+    reading = read(f"{sentence * 4} {KNOWN} {sentence * 4}", encoder)
+    rows = Gate({"a": artifact}).passed(reading)["a"].rows
+    assert any(KNOWN.lower() in reading.text(int(row)) for row in rows)
+    assert len(rows) < len(reading.own)
