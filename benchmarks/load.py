@@ -2,8 +2,8 @@
 
     python -m benchmarks.load        reads orders as JSON lines from its standard input, answers each with one line
 
-Order: {"port", "request" (the bytes, as Latin-1), "requests", "connections"}. Answer: seconds, p50 and p99 of the time of
-a whole answer and p50 to its first byte, in milliseconds; requests that failed; one answer's bytes; own CPU seconds.
+Order: {"port", "request" (the bytes, as Latin-1), "requests", "connections"}. Answer: seconds, p50 and p99 of the time
+of a whole answer and p50 to its first byte, in milliseconds; requests that failed; one answer's bytes; own CPU seconds.
 """
 
 from __future__ import annotations

@@ -17,10 +17,9 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 import orjson
 
 from server.errors import GuardError, UpstreamDown, UpstreamFailed, UpstreamTimeout
@@ -30,6 +29,7 @@ from server.parity import Parity, probe
 from server.settings import Settings
 from server.upstream import Headers, Upstream
 from server.verbatim import known
+from server.wire import Response
 
 log = logging.getLogger("lethe.upstream")
 
@@ -44,6 +44,7 @@ START_OF_PROCESS = b"\nprocess_start_time_seconds "
 # The line stands near the top of what vLLM exports; all of it would be a hundred times as much.
 MOST_METRICS_BYTES = 65_536
 BEGINNING_CHARS = 1_024
+NOTHING = Needs()
 
 
 def beginning(body: Mapping[str, Any]) -> bytes | None:
@@ -107,29 +108,27 @@ class Replica:
     def can(self, needs: Needs) -> bool:
         return (self.parity.holds or not needs.parity) and needs.indexes <= self.indexes
 
-    @asynccontextmanager
-    async def open(
-        self, method: str, path: str, headers: Headers, body: bytes | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """`Upstream.open`, counted. Trouble has the replica looked at at once."""
+    async def send(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> Response:
+        """`Upstream.send`, counted until `done`. Trouble has the replica looked at at once."""
         self._count(1)
         try:
-            async with self.upstream.open(method, path, headers, body) as response:
-                if response.status >= 500:
-                    # A client may bring about one of these by what it asks for: the health check decides.
-                    self._metrics.replica_errors.labels(self.url, "5xx").inc()
-                    self.wake.set()
-                else:
-                    self._failures = 0
-                yield response
-        except (UpstreamFailed, UpstreamTimeout) as error:
+            response = await self.upstream.send(method, path, headers, body)
+        except BaseException as error:
+            self.done(error)
+            raise
+        if response.status >= 500:
+            # A client may bring about one of these by what it asks for: the health check decides.
+            self._metrics.replica_errors.labels(self.url, "5xx").inc()
+            self.wake.set()
+        else:
+            self._failures = 0
+        return response
+
+    def done(self, error: BaseException | None) -> None:
+        """An answer was read to its end or left; error: what ended it."""
+        if isinstance(error, UpstreamFailed | UpstreamTimeout):
             self._failed(error.code or "broken")
-            raise
-        except aiohttp.ClientError:
-            self._failed("broken")
-            raise
-        finally:
-            self._count(-1)
+        self._count(-1)
 
     def _count(self, step: int) -> None:
         self.in_flight += step
@@ -210,15 +209,15 @@ class Replica:
         """When its process was started, in seconds since the epoch, as its metrics say; None where they don't."""
         read = b"\n"
         try:
-            async with asyncio.timeout(5), self.upstream.open("GET", "/metrics", [], None) as response:
-                async for chunk in response.content.iter_any():
+            async with asyncio.timeout(5), self.upstream.open("GET", b"/metrics", [], None) as response:
+                async for chunk in response.chunks():
                     read += chunk
                     _, found, after = read.partition(START_OF_PROCESS)
                     if found and b"\n" in after:
                         return float(after.partition(b"\n")[0])
                     if len(read) > MOST_METRICS_BYTES:
                         return None
-        except (GuardError, aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (GuardError, TimeoutError, ValueError):
             return None
         return None
 
@@ -376,29 +375,36 @@ class Replicas:
     async def open(
         self,
         method: str,
-        path: str,
+        path: bytes,
         headers: Headers,
         body: bytes | None,
         *,
         model: Any = None,
         affinity: bytes | None = None,
-        needs: Needs | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request to a replica and yield the response with its body unread; see `Upstream.open`.
+        needs: Needs = NOTHING,
+    ) -> AsyncIterator[Response]:
+        """Send a request to a replica and yield the answer with its body unread; see `Upstream.send`.
 
         model: what is asked for. affinity: requests of the same one had better meet the same replica. A replica
         that can't be connected to is passed over; once anything was sent, nothing is sent again. Raises
         UpstreamDown when there is no replica for it, UpstreamFailed or UpstreamTimeout.
         """
         tried: list[Replica] = []
-        async with AsyncExitStack() as stack:
-            while True:
-                replica = self._choose(model, affinity, needs or Needs(), tried)
-                tried.append(replica)
-                try:
-                    response = await stack.enter_async_context(replica.open(method, path, headers, body))
-                    break
-                except UpstreamFailed as error:
-                    if error.code not in NOT_SENT:
-                        raise
+        while True:
+            replica = self._choose(model, affinity, needs, tried)
+            tried.append(replica)
+            try:
+                response = await replica.send(method, path, headers, body)
+                break
+            except UpstreamFailed as error:
+                if error.code not in NOT_SENT:
+                    raise
+        ended: BaseException | None = None
+        try:
             yield response
+        except BaseException as error:
+            ended = error
+            raise
+        finally:
+            response.close()
+            replica.done(ended)

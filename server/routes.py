@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
@@ -33,9 +32,10 @@ from server.metrics import Metrics
 from server.replicas import Replicas, beginning
 from server.rewrite import Judged
 from server.settings import Settings
-from server.upstream import mapped, response_headers
+from server.upstream import response_headers
 from server.verdict import Finding
 from server.watch import MAX_WHOLE_BYTES, Answer
+from server.wire import Response
 
 log = logging.getLogger("lethe.routes")
 
@@ -285,11 +285,8 @@ class Gateway:
         """Answer with the list of models (None: any replica's), as far as the key may use them."""
         path, headers = exchange.scope["path"], self._own_headers(exchange)
         if raw is None:
-            try:
-                async with self._upstream.open("GET", path, headers, None) as response:
-                    raw = await response.read()
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise mapped(error) or UpstreamFailed("the list of models broke off", code="broken") from error
+            async with self._upstream.open("GET", path.encode(), headers, None) as response:
+                raw = await response.read()
         try:
             found = orjson.loads(raw)
             listed = [model for model in found["data"] if exchange.key is None or exchange.key.may_use(model["id"])]
@@ -370,9 +367,9 @@ class Gateway:
         exchange.window = "headers"
         scope = exchange.scope
         # The route's own spelling: another one of the same path could be another route to vLLM.
-        path = scope["path"]
+        path = scope["path"].encode()
         if scope["query_string"]:
-            path += "?" + scope["query_string"].decode("latin-1")
+            path += b"?" + scope["query_string"]
         sent = time.perf_counter()
         most = self._settings.first_byte_timeout_s
         first = asyncio.timeout(most)
@@ -395,19 +392,17 @@ class Gateway:
         except Refused:
             # The watch's own decision on an answer that it can't read.
             raise
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            made = mapped(error)
-            if first.expired():
-                message = f"the model server sent nothing within {most:g} s (LETHE_FIRST_BYTE_TIMEOUT_S)"
-                made = UpstreamTimeout(message, code="first_byte_timeout")
-            assert made is not None
-            self._metrics.upstream_errors.labels(made.code).inc()
-            raise made from error
+        except TimeoutError as error:
+            if not first.expired():
+                raise
+            message = f"the model server sent nothing within {most:g} s (LETHE_FIRST_BYTE_TIMEOUT_S)"
+            self._metrics.upstream_errors.labels("first_byte_timeout").inc()
+            raise UpstreamTimeout(message, code="first_byte_timeout") from error
         except GuardError as error:
             self._metrics.upstream_errors.labels(error.code).inc()
             raise
 
-    async def _relay_error(self, exchange: Exchange, response: aiohttp.ClientResponse, first: asyncio.Timeout) -> None:
+    async def _relay_error(self, exchange: Exchange, response: Response, first: asyncio.Timeout) -> None:
         """The upstream's error, in the form that the route's clients read. It holds nothing that a model said."""
         status, headers, raw = await _error(response, first)
         if exchange.original is not None and status in REFUSALS:
@@ -428,8 +423,8 @@ class Gateway:
         """
         assert exchange.original is not None
         model, body = exchange.original
-        path, headers = exchange.scope["path"], self._own_headers(exchange)
-        with contextlib.suppress(aiohttp.ClientError, OSError, GuardError):  # a TimeoutError is an OSError
+        path, headers = exchange.scope["path"].encode(), self._own_headers(exchange)
+        with contextlib.suppress(TimeoutError, GuardError):
             async with asyncio.timeout(REFUSED_AT_ONCE_S) as limit:
                 async with self._upstream.open(
                     "POST", path, headers, body, model=model, affinity=exchange.affinity
@@ -439,11 +434,11 @@ class Gateway:
         return None
 
     async def _relay_watched(
-        self, exchange: Exchange, response: aiohttp.ClientResponse, answer: Answer, first: asyncio.Timeout
+        self, exchange: Exchange, response: Response, answer: Answer, first: asyncio.Timeout
     ) -> None:
         """Relay what the watch lets out. Leaving before the upstream's end aborts it."""
         headers = [(name, value) for name, value in response_headers(response) if name != b"content-length"]
-        encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
+        encoded = response.header(b"content-encoding").lower() not in ("", "identity")
         try:
             if encoded or not (exchange.streamed or response.content_type.endswith("json")):
                 answer.unwatchable("an answer that is neither JSON nor a stream of events, or is compressed")
@@ -451,7 +446,7 @@ class Gateway:
                 await _relay(exchange, response, first)
             elif exchange.streamed:
                 await exchange.start(response.status, headers)
-                async for chunk in response.content.iter_any():
+                async for chunk in response.chunks():
                     exchange.window = "streaming"
                     first.reschedule(None)
                     for piece in answer.feed(chunk):
@@ -469,9 +464,9 @@ class Gateway:
         finally:
             self._count_hits(exchange, answer)
 
-    async def _whole(self, response: aiohttp.ClientResponse, answer: Answer, first: asyncio.Timeout) -> bytes:
+    async def _whole(self, response: Response, answer: Answer, first: asyncio.Timeout) -> bytes:
         raw = bytearray()
-        async for chunk in response.content.iter_any():
+        async for chunk in response.chunks():
             first.reschedule(None)
             raw += chunk
             if len(raw) > MAX_WHOLE_BYTES:
@@ -520,10 +515,10 @@ class Gateway:
         self._audit.put(record)
 
 
-async def _error(response: aiohttp.ClientResponse, first: asyncio.Timeout) -> ErrorAnswer:
+async def _error(response: Response, first: asyncio.Timeout) -> ErrorAnswer:
     """An error that the upstream answers, read whole; one that is too long is left without a body."""
     raw = bytearray()
-    async for chunk in response.content.iter_any():
+    async for chunk in response.chunks():
         first.reschedule(None)
         raw += chunk
         if len(raw) > MAX_ERROR_BYTES:
@@ -531,10 +526,10 @@ async def _error(response: aiohttp.ClientResponse, first: asyncio.Timeout) -> Er
     return response.status, response_headers(response), bytes(raw)
 
 
-async def _relay(exchange: Exchange, response: aiohttp.ClientResponse, first: asyncio.Timeout) -> None:
+async def _relay(exchange: Exchange, response: Response, first: asyncio.Timeout) -> None:
     """The answer's bytes as they come."""
     numbered = exchange.streamed and exchange.endpoint == "responses"
-    async for chunk in response.content.iter_any():
+    async for chunk in response.chunks():
         exchange.window = "streaming"
         first.reschedule(None)
         if numbered and NUMBERED in chunk:
@@ -557,7 +552,7 @@ def _told(outcome: Outcome) -> list[tuple[bytes, bytes]]:
     """The verdict as headers, the policies as a structured-field dictionary (RFC 9651); names and numbers only."""
     said = [
         f"{finding.policy.name};mode={finding.policy.mode};flagged=?{finding.flagged:d};score={finding.score.score:.4f}"
-        f";threshold={finding.threshold:.4f};seen={finding.score.tokens_seen};present={finding.score.tokens_present}"
+        f";threshold={finding.threshold:.4f};seen={finding.score.characters_seen};present={finding.score.characters_present}"
         for finding in outcome.verdict.findings
     ]
     return [(b"x-lethe-action", outcome.action.encode()), (b"x-lethe-policies", ", ".join(said).encode())]

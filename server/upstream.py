@@ -1,18 +1,18 @@
-"""The way to vLLM: aiohttp, raw bytes both ways, errors mapped by one table."""
+"""The way to vLLM: raw bytes both ways, errors of the connection as the gateway's own."""
 
 from __future__ import annotations
 
 import asyncio
-import io
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
-from multidict import CIMultiDict
 
-from server.errors import GuardError, UpstreamFailed, UpstreamTimeout
+from server.errors import UpstreamFailed, UpstreamTimeout
+from server.wire import Response, Wire, broken
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -26,9 +26,6 @@ HOP_BY_HOP = frozenset(
 OPERATORS = frozenset([b"x-data-parallel-rank", b"x-vllm-priority", b"endpoint-load-metrics-format"])
 OWN = b"x-lethe-"
 NOT_FORWARDED = HOP_BY_HOP | OPERATORS | {b"host", b"content-length", b"expect"}
-
-# Bytes of a body that are written in one go.
-AT_ONCE = 2**18
 # The longest answer to a call of the gateway's own: a list of models, or of a few tokens with log-probabilities.
 MOST_CALLED_BYTES = 2**24
 
@@ -36,52 +33,15 @@ MOST_CALLED_BYTES = 2**24
 def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
     """The headers in lower case, less `dropped` and those that a Connection header names."""
     lowered = [(name.lower(), value) for name, value in headers]
-    named = [part.strip().lower() for name, value in lowered if name == b"connection" for part in value.split(b",")]
-    dropped = dropped.union(named)
-    return [(name, value) for name, value in lowered if name not in dropped]
+    for name, value in lowered:
+        if name == b"connection":
+            dropped = dropped.union(part.strip().lower() for part in value.split(b","))
+    return [pair for pair in lowered if pair[0] not in dropped]
 
 
-def _request_headers(headers: Headers) -> CIMultiDict[str]:
-    kept = _without(NOT_FORWARDED, headers)
-    return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in kept if not name.startswith(OWN))
-
-
-def _text(value: bytes) -> str:
-    """aiohttp writes headers as UTF-8, so that is how they are read; other bytes can't be passed on."""
-    return value.decode("utf-8", "replace")
-
-
-def response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+def response_headers(response: Response) -> list[tuple[bytes, bytes]]:
     """vLLM's headers, less the hop-by-hop ones."""
-    return _without(HOP_BY_HOP, response.raw_headers)
-
-
-# The first class that fits decides.
-ERRORS: tuple[tuple[type[BaseException], type[GuardError], str, str], ...] = (
-    (
-        aiohttp.ConnectionTimeoutError,
-        UpstreamFailed,
-        "connect_timeout",
-        "the model server does not accept connections (LETHE_CONNECT_TIMEOUT_S)",
-    ),
-    (
-        asyncio.TimeoutError,
-        UpstreamTimeout,
-        "read_timeout",
-        "the model server was silent for too long (LETHE_READ_TIMEOUT_S)",
-    ),
-    (aiohttp.ClientConnectorError, UpstreamFailed, "connect", "the model server can't be reached"),
-    (aiohttp.ClientError, UpstreamFailed, "broken", "the model server broke off the connection"),
-    (OSError, UpstreamFailed, "broken", "the model server broke off the connection"),
-)
-
-
-def mapped(error: BaseException) -> GuardError | None:
-    """The GuardError for an error of the connection to vLLM; None for anything else."""
-    for kind, made, code, message in ERRORS:
-        if isinstance(error, kind):
-            return made(message, code=code)
-    return None
+    return _without(HOP_BY_HOP, response.headers)
 
 
 class Upstream:
@@ -90,44 +50,41 @@ class Upstream:
     def __init__(self, url: str, *, connect_timeout_s: float, read_timeout_s: float, key: str | None = None) -> None:
         self.url = url
         self._key = key
-        self._session = aiohttp.ClientSession(
-            # Shorter than the 5 s after which vLLM closes an idle connection: a request sent at that
-            # moment would be lost, and a POST can't be sent again by itself.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
-            # The answer is relayed as it comes, compressed or not; nothing is added to the request.
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._prefix = parts.path.rstrip("/").encode()
+        self._host = b"host: " + parts.netloc.encode("idna") + b"\r\n"
+        self._wire = Wire(
+            parts.hostname, parts.port or (443 if tls else 80), tls,
+            connect_timeout_s=connect_timeout_s, read_timeout_s=read_timeout_s,
+        )  # fmt: skip
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._wire.close()
+
+    async def send(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> Response:
+        """Send a request and return the answer with its body unread; the caller has to close it.
+
+        path: with its query, as it came. An answer that was not read to its end closes the connection, so that vLLM
+        stops generating. Raises UpstreamFailed or UpstreamTimeout, also while the body is read.
+        """
+        head = [method.encode(), b" ", self._prefix, path, b" HTTP/1.1\r\n", self._host]
+        for name, value in _without(NOT_FORWARDED, headers):
+            if not name.startswith(OWN):
+                head += (name, b": ", value, b"\r\n")
+        if body is not None or method != "GET":
+            head.append(b"content-length: %d\r\n" % len(body or b""))
+        head.append(b"\r\n")
+        return await self._wire.send(b"".join(head), body)
 
     @asynccontextmanager
-    async def open(
-        self, method: str, path: str, headers: Headers, body: bytes | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and yield the response with its body unread.
-
-        An answer that was not read to its end closes the connection on leaving, so that vLLM stops
-        generating. Raises UpstreamFailed or UpstreamTimeout; errors while the body is read are the
-        caller's to map with `mapped`.
-        """
-        # A large body goes out piece by piece, so that nobody else waits for it.
-        data = io.BytesIO(body) if body is not None and len(body) > AT_ONCE else body
-        try:
-            response = await self._session.request(
-                method, self.url + path, headers=_request_headers(headers), data=data, allow_redirects=False
-            )
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            made = mapped(error)
-            assert made is not None
-            raise made from error
+    async def open(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> AsyncIterator[Response]:
+        """`send`, and closed at the end of the block."""
+        response = await self.send(method, path, headers, body)
         try:
             yield response
         finally:
-            # A response at its end has already given its connection back; this only ends unread ones.
             response.close()
 
     async def call(self, method: str, path: str, payload: Any = None, *, timeout_s: float = 10.0) -> tuple[int, Any]:
@@ -136,33 +93,25 @@ class Upstream:
         Raises UpstreamFailed or UpstreamTimeout, also for an answer that says JSON and is none, or that is longer
         than MOST_CALLED_BYTES.
         """
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers, body = [], None
+        if self._key:
+            headers.append((b"authorization", b"Bearer " + self._key.encode()))
         if payload is not None:
-            headers["Content-Type"] = "application/json"
+            headers.append((b"content-type", b"application/json"))
+            body = orjson.dumps(payload)
         try:
-            async with self._session.request(
-                method,
-                self.url + path,
-                json=payload,
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
-            ) as response:
+            async with asyncio.timeout(timeout_s), self.open(method, path.encode(), headers, body) as response:
                 raw = bytearray()
-                async for chunk in response.content.iter_any():
+                async for chunk in response.chunks():
                     raw += chunk
                     if len(raw) > MOST_CALLED_BYTES:
-                        response.close()
                         raise UpstreamFailed(f"the model server's answer to {path} has no end", code="too_long")
-                is_json = "json" in response.headers.get("Content-Type", "")
-                return response.status, orjson.loads(raw) if is_json else raw.decode("utf-8", "replace")
-        except orjson.JSONDecodeError as error:
-            raise UpstreamFailed("the model server answered with broken JSON", code="broken") from error
-        except aiohttp.ConnectionTimeoutError as error:
-            raise mapped(error) from error  # type: ignore[misc]  # it is in the table
         except TimeoutError as error:
             message = f"the model server did not answer {path} within {timeout_s:g} s"
             raise UpstreamTimeout(message, code="read_timeout") from error
-        except (aiohttp.ClientError, OSError) as error:
-            made = mapped(error)
-            assert made is not None
-            raise made from error
+        if "json" not in response.content_type:
+            return response.status, raw.decode("utf-8", "replace")
+        try:
+            return response.status, orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise broken("the model server answered with broken JSON") from error

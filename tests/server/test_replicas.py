@@ -131,9 +131,9 @@ async def ask(made: Replicas, text: str = "Hello", model: str = "m", **more: Any
     """The port of the replica that answered."""
     body = {"model": model, "messages": [{"role": "user", "content": text}]}
     given = {"model": model, "affinity": beginning(body), **more}
-    async with made.open("POST", "/v1/chat/completions", [], json.dumps(body).encode(), **given) as response:
+    async with made.open("POST", b"/v1/chat/completions", [], json.dumps(body).encode(), **given) as response:
         await response.read()
-        return response.headers["x-from"]
+        return response.header(b"x-from")
 
 
 async def until(said: Callable[[], bool]) -> None:
@@ -257,7 +257,8 @@ async def test_three_failures_in_a_row_leave_a_replica_out_and_the_pause_grows()
 
     one, other = FakeVllm(), FakeVllm()
     async with running(one, other), pool(one, other) as made:
-        made.all[0].upstream._session._timeout = aiohttp.ClientTimeout(sock_read=0.05)
+        wire = made.all[0].upstream._wire
+        wire._read_timeout_s, wire._interval_s = 0.05, 0.01
         homes = [f"{i}" for i in range(40) if await ask(made, f"{i}") == str(one.port)]
         one.answer = hang
         for text in homes[:3]:
