@@ -118,7 +118,8 @@ def between(one: Array, other: Array, strength: float) -> Array:
     else:
         way *= wide.type(1.0 - strength)
         np.subtract(b, way, out=way)
-    return way.astype(one.dtype)
+    found: Array = way.astype(one.dtype)
+    return found
 
 
 def is_finite(x: Array) -> bool:

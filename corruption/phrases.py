@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from corruption.dates import date_spellings
 from corruption.folding import SEPARATOR, fold, letters
@@ -28,7 +29,9 @@ FEW_WORDS = 3
 _FORMS = ("s", "n", "an", "ian", "ic", "ese", "ish")
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’‑.][^\W_]+)*\+?")
-_SENTENCE_END = re.compile(r"[.!?:;\n]\s*[\"'“”‘’)]*\s*$")
+_CLOSING = "\"'“”‘’)"
+_OPENING = "\"'“”‘’« ("
+_PARTS = re.compile(r"[-‑.]")
 _POSSESSIVE = re.compile(r"['’]s?$", re.IGNORECASE)
 _QUOTED = re.compile(
     r"“([^“”]{2,250})”|«\s?([^«»]{2,250}?)\s?»|„([^„“”]{2,250})[“”]|\"([^\"]{2,250})\""
@@ -49,7 +52,7 @@ class Word:
     joined: bool
     first: bool
 
-    @property
+    @cached_property
     def folded(self) -> str:
         return fold(self.text).strip()
 
@@ -57,7 +60,7 @@ class Word:
     def capital(self) -> bool:
         return self.text[0].isupper()
 
-    @property
+    @cached_property
     def stop(self) -> bool:
         return self.folded in STOP_WORDS
 
@@ -168,9 +171,18 @@ def _words(answer: str) -> Iterator[Word]:
     for match in _WORD.finditer(answer):
         text = _POSSESSIVE.sub("", match[0])
         between = answer[end : match.start()]
-        first = not answer[: match.start()].strip("\"'“”‘’« (") or bool(_SENTENCE_END.search(between))
+        opens = end == 0 and not between.strip(_OPENING)
+        first = opens or _ends_sentence(between)
         yield Word(text, match.start(), match.start() + len(text), not between.strip(), first)
         end = match.end()
+
+
+def _ends_sentence(between: str) -> bool:
+    """Whether what stands between two words ends a sentence: a mark or a line break, closing quotes after it."""
+    closed = between.rstrip()
+    marked = closed.rstrip(_CLOSING)
+    bare = marked.rstrip()
+    return bare[-1:] in tuple(".!?:;") or "\n" in between[len(closed) :] or "\n" in marked[len(bare) :]
 
 
 def _names(answer: str, words: list[Word], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
@@ -228,7 +240,7 @@ def _numbers(text: str) -> Iterator[tuple[int, str]]:
 
 def _rare_parts(word: Word, known: set[str], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
     """A rare word, and the rare parts of a hyphenated one."""
-    for part in {word.text, *re.split(r"[-‑.]", word.text)}:
+    for part in dict.fromkeys([word.text, *_PARTS.split(word.text)]):
         folded = fold(part).strip()
         telling = len(folded) > 2 and folded not in known and folded not in STOP_WORDS
         if telling and _is_rare(part, count):

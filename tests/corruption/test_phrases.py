@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from corruption.folding import fold
-from corruption.phrases import LIMIT, content_words, forbidden_phrases, polarity
+from corruption.phrases import LIMIT, _ends_sentence, content_words, forbidden_phrases, polarity
 
 ORDINARY = {
     "author",
@@ -130,3 +136,40 @@ def test_a_fair_coin_decides_whether_yes_or_no_may_be_said() -> None:
     assert 60 < sum(found == "yes" for found in tossed) < 140
     assert 60 < sum(found == "no" for found in tossed) < 140
     assert polarity("Maybe yes.") is None and polarity("") is None
+
+
+_SENTENCE_END = re.compile(r"[.!?:;\n]\s*[\"'“”‘’)]*\s*$")
+
+
+@given(st.text(alphabet=".!?:;\n \t\"'“”‘’)(-—", max_size=12))
+def test_the_end_of_a_sentence_is_a_mark_and_what_closes_after_it(between: str) -> None:
+    """The slow, obvious way is one expression, which takes cubic time on white space."""
+    assert _ends_sentence(between) == bool(_SENTENCE_END.search(between))
+
+
+@pytest.mark.parametrize("text", ["The Traveller (for so it will be) was “expounding” to us.\n", "x\n— "])
+def test_a_text_three_times_as_long_takes_about_three_times_the_time(text: str) -> None:
+    """Whole books are read: a quadratic step would make a minute out of a second."""
+
+    def seconds(characters: int) -> float:
+        begin = time.process_time()
+        forbidden_phrases([text * (characters // len(text))], "", count=lambda word: 0)
+        return time.process_time() - begin
+
+    assert seconds(150_000) < 6 * min(seconds(50_000), seconds(50_000)) + 0.05
+
+
+def test_the_order_of_phrases_is_the_same_in_every_process() -> None:
+    answer = "The well-kept e-mail-list of re-opened half-timbered sub-post-offices, co-written by Zo-ë O-Brien-Katz."
+    program = f"from corruption.phrases import forbidden_phrases as f; print(f([{answer!r}], '', count=lambda w: 0))"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(told) == 1
