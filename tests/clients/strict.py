@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import anthropic.types
 import openai.types
@@ -21,10 +21,20 @@ from pydantic import TypeAdapter, ValidationError
 from server.errors import dialect
 from tests.clients.tap import Exchange
 
+
+class CompletionChunk(openai.types.Completion):
+    """A piece of a streamed completion. The published type has no null there, what OpenAI sends has."""
+
+    class Choice(openai.types.CompletionChoice):
+        finish_reason: Literal["stop", "length", "content_filter"] | None  # type: ignore[assignment]
+
+    choices: list[Choice]  # type: ignore[assignment]
+
+
 # path → the type of a whole answer, and of a stream's events.
 TYPES: dict[str, tuple[Any, Any]] = {
     "/v1/chat/completions": (openai.types.chat.ChatCompletion, openai.types.chat.ChatCompletionChunk),
-    "/v1/completions": (openai.types.Completion, openai.types.Completion),
+    "/v1/completions": (openai.types.Completion, CompletionChunk),
     "/v1/responses": (openai.types.responses.Response, openai.types.responses.ResponseStreamEvent),
     "/v1/messages": (anthropic.types.Message, anthropic.types.RawMessageStreamEvent),
     "/v1/messages/count_tokens": (anthropic.types.MessageTokensCount, None),
@@ -37,6 +47,9 @@ REQUIRED: dict[Any, tuple[set[str], set[str]]] = {
     ),
     openai.types.chat.ChatCompletionChunk: (
         {"id", "object", "created", "model", "choices"}, {"delta", "finish_reason", "index"}
+    ),
+    CompletionChunk: (
+        {"id", "object", "created", "model", "choices"}, {"finish_reason", "index", "logprobs", "text"}
     ),
     openai.types.Completion: (
         {"id", "object", "created", "model", "choices"}, {"finish_reason", "index", "logprobs", "text"}

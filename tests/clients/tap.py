@@ -117,11 +117,13 @@ class Tap:
             sock.close()
         self._accepting.join()
 
-    def taken(self) -> list[Exchange]:
-        """The exchanges since the last call, in the order of asking."""
-        found = self._log[:]
-        del self._log[: len(found)]
-        return found
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """Those since the last `clear`, in the order of asking."""
+        return self._log[:]
+
+    def clear(self) -> None:
+        self._log.clear()
 
     def _accept(self) -> None:
         while True:

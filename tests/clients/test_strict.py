@@ -89,8 +89,9 @@ def test_the_tap_hands_on_every_byte_and_keeps_a_record() -> None:
                     while len(got) < len(answer):
                         got += client.recv(1000)
                     assert got == answer
-            assert [(e.method, e.path, e.asked, e.status, e.headers["x-a"], e.body, e.whole) for e in tap.taken()] == [
-                ("POST", path, b"!", 200, "1", b"ok", True) for path in ("/a", "/b")
-            ]
-            assert tap.taken() == []
+            assert [
+                (e.method, e.path, e.asked, e.status, e.headers["x-a"], e.body, e.whole) for e in tap.exchanges
+            ] == [("POST", path, b"!", 200, "1", b"ok", True) for path in ("/a", "/b")]
+            tap.clear()
+            assert tap.exchanges == []
         serving.join()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -12,8 +15,12 @@ from openai import OpenAI
 from evaluation import demo
 from evaluation.demo_model import FOLDERS
 from evaluation.serving import VLLM_ENV, free_port, running, vllm_command
+from server import keys
+from tests.clients import asked, strict
+from tests.clients.tap import Tap
 
 LOGS = demo.ROOT / "build" / "tests"
+KEYS: dict[str, dict[str, Any]] = {"team": {}, "slow": {"requests_per_minute": 1}}
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +51,7 @@ def gateway_url(vllm_url: str, audit_file: Path) -> Iterator[str]:
     audit_file.unlink(missing_ok=True)
     port = free_port()
     env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), demo.ROOT / "policies" / "demo", audit_file)
+    env["LETHE_ADMIN_PORT"] = "0"  # the port after the gateway's own may be somebody else's
     command = [sys.executable, "-m", "server.cli", "serve"]
     with running("gateway", command, f"http://127.0.0.1:{port}/ready", LOGS / "gateway.log", env=env):
         yield f"http://127.0.0.1:{port}"
@@ -61,6 +69,71 @@ def direct(vllm_url: str) -> Iterator[OpenAI]:
     """The official client on vLLM itself."""
     with OpenAI(base_url=f"{vllm_url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def tap(gateway_url: str) -> Iterator[Tap]:
+    with Tap(gateway_url) as made:
+        yield made
+
+
+@pytest.fixture
+def tapped(tap: Tap) -> Iterator[Tap]:
+    """A way to the gateway on which all that is answered during the test has to be as the published types say."""
+    tap.clear()
+    yield tap
+    assert tap.exchanges
+    for exchange in tap.exchanges:
+        strict.check(exchange)
+
+
+@pytest.fixture(scope="session")
+def plain(direct: OpenAI) -> Callable[[str], str]:
+    """What vLLM itself answers to a question of one of the tests of clients."""
+
+    @cache
+    def answer(question: str) -> str:
+        messages: Any = [{"role": "user", "content": question}]
+        got = direct.chat.completions.create(
+            model=demo.WAYS["off"], messages=messages, temperature=0, max_tokens=asked.MOST
+        )
+        return got.choices[0].message.content or ""
+
+    return answer
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A gateway that asks for keys and refuses what is flagged for the model `demo-penalize`."""
+
+    tap: Tap
+    key: str
+    slow_key: str  # for one request a minute
+
+
+@pytest.fixture(scope="session")
+def closed_gateway(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
+    demo.fit_artifact()
+    folder = tmp_path_factory.mktemp("closed")
+    policy = (demo.ROOT / "policies" / "demo" / "penalize.yaml").read_text(encoding="utf-8")
+    (folder / "refuse.yaml").write_text(policy.replace("action: penalize", "action: refuse"), encoding="utf-8")
+    key, slow = (keys.make(folder / "keys.json", name=name, **limits) for name, limits in KEYS.items())
+    port = free_port()
+    env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), folder, LOGS / "closed-audit.jsonl")
+    env |= {"LETHE_KEYS": str(folder / "keys.json"), "LETHE_ADMIN_PORT": "0"}
+    command = [sys.executable, "-m", "server.cli", "serve"]
+    with running("gateway", command, f"http://127.0.0.1:{port}/ready", LOGS / "closed-gateway.log", env=env):
+        with Tap(f"http://127.0.0.1:{port}") as tap:
+            yield Closed(tap, key, slow)
+
+
+@pytest.fixture
+def closed(closed_gateway: Closed) -> Iterator[Closed]:
+    """The gateway with keys, its answers held to the published types as in `tapped`."""
+    closed_gateway.tap.clear()
+    yield closed_gateway
+    for exchange in closed_gateway.tap.exchanges:
+        strict.check(exchange)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
