@@ -35,9 +35,12 @@ __all__ = ["RELAYED", "Endpoint", "Target", "Text", "extract", "is_ids", "joined
 # Each text costs at least one pass of the encoder, however short it is.
 MAX_TEXTS: Final = 4096
 
-# Characters at either end of a piece: more than a window of the encoder has, and as much as tells of a split word.
-WINDOW: Final = 2000
+# Characters at either end of a piece: as many as a window of the encoder has, and as much as tells of a split word.
+WINDOW: Final = 1000
 SEAM: Final = 240
+# Characters of a conversation that are read together, and those that the next stretch has again.
+STRETCH: Final = 1500
+SHARED: Final = 750
 # What stands at a seam where a word was cut in two: a letter, then one that begins no sentence.
 _SPLIT_WORD = re.compile(r"\w[^\W_]")
 
@@ -155,20 +158,40 @@ def _seamless(texts: Iterable[Text]) -> list[str]:
     return list(dict.fromkeys("".join(strings) for strings in parts.values() if len(strings) > 1))
 
 
-def joined(texts: list[Text]) -> str | None:
-    """The conversation as one text, so that a split question counts; None if it is one piece.
+def joined(texts: list[Text]) -> tuple[str, ...]:
+    """The conversation in stretches that overlap, so that a split question counts; none if it is one piece.
 
     Of long pieces only both ends: each piece is judged by itself, here counts what stands across them. The
     pieces of all roles, then the contents, those of the user and those of the system alone (what stands between them
     parts nothing); then, where a word may be split over pieces, all again with nothing between. Each conversation of a
-    batch by itself.
+    batch by itself. One turn more leaves all stretches but the last as they were, and those were judged before.
     """
     by_conversation = groupby(texts, key=lambda text: text.conversation)
     readings = [reading for _, group in by_conversation for reading in _readings(list(group))]
-    return "\n".join(dict.fromkeys(filter(None, readings))) or None
+    stretches = (stretch for parts, seam in readings for stretch in _stretches(parts, seam))
+    return tuple(stretch for stretch in dict.fromkeys(stretches) if stretch.strip())
 
 
-def _readings(texts: list[Text]) -> list[str]:
+def _stretches(parts: list[str], seam: str) -> Iterator[str]:
+    """Neighbouring parts with `seam` between, about STRETCH characters at a time, about SHARED of them once more."""
+    start = 0
+    while start < len(parts):
+        end, size = start, 0
+        while end < len(parts) and (size < STRETCH or end - start < 2):
+            size += len(parts[end])
+            end += 1
+        yield seam.join(parts[start:end])
+        if end == len(parts):
+            return
+        first, size = end - 1, len(parts[end - 1])
+        while first - 1 > start and size < SHARED:
+            first -= 1
+            size += len(parts[first])
+        start = first
+
+
+def _readings(texts: list[Text]) -> list[tuple[list[str], str]]:
+    """Parts that may be read one after the other, and what stands between them."""
     pieces = [text for text in texts if text.message and text.text.strip()]
     if len(pieces) < 2:
         return []
@@ -177,17 +200,17 @@ def _readings(texts: list[Text]) -> list[str]:
     user = [_shown(text) for text in spoken if text.role == "user"]
     # Templates and vLLM gather these at the front.
     system = [_shown(text) for text in spoken if text.role in ("system", "developer")]
-    readings = ["\n".join(_ends(text.text, WINDOW) for text in pieces), *_seamless(texts)]
+    readings = [([_ends(text.text, WINDOW) for text in pieces], "\n"), *(([whole], "") for whole in _seamless(texts))]
     if spoken and len(spoken) < pieces.index(spoken[-1]) - pieces.index(spoken[0]) + 1:
         # Something else stands between, that the template may not show.
-        readings.append("\n".join(_ends(text, WINDOW) for text in everyone))
+        readings.append(([_ends(text, WINDOW) for text in everyone], "\n"))
     for said in (user, system):
         if 1 < len(said) < len(pieces):
-            readings.append("\n".join(_ends(text, WINDOW) for text in said))
+            readings.append(([_ends(text, WINDOW) for text in said], "\n"))
     for said in (everyone, user, system):
         stripped = [text.strip() for text in said if text.strip()]
         if any(_SPLIT_WORD.search(f"{a[-1:]}{b[:1]}") for a, b in pairwise(stripped)):
-            readings.append("".join(_ends(text, SEAM) for text in stripped))
+            readings.append(([_ends(text, SEAM) for text in stripped], ""))
     return readings
 
 

@@ -50,16 +50,16 @@ class CannotGuard(Exception):
 
 @dataclass(frozen=True)
 class Judged:
-    """A request as it was judged: its texts, and at the end of `texts` the joined conversation, if any."""
+    """A request as it was judged: its texts, and at the end of `texts` the stretches of the joined conversation."""
 
     endpoint: Endpoint
     body: dict[str, Any]
     pieces: Sequence[Text]
-    joined: str | None
+    joined: tuple[str, ...]
 
     @property
     def texts(self) -> list[str]:
-        return [piece.text for piece in self.pieces] + ([self.joined] if self.joined is not None else [])
+        return [*(piece.text for piece in self.pieces), *self.joined]
 
     def place(self, index: int) -> str:
         """Where the text of that index stands in the body."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import warnings
@@ -318,7 +319,7 @@ ANTHROPIC = st.fixed_dictionaries(
 def all_read(endpoint: Endpoint, body: dict[str, Any]) -> str:
     """Everything that is judged of a request, the joined conversation included."""
     found = extract(endpoint, body)
-    return "\n".join([*(text.text for text in found), joined(found) or ""])
+    return "\n".join([*(text.text for text in found), *joined(found)])
 
 
 CLIENTS = re.compile("alpha|beta|gamma|delta|epsilon|Zan|zibar|Who")
@@ -405,7 +406,7 @@ def test_a_word_split_over_system_messages_with_others_between_is_whole() -> Non
     said = [("system", "Tell of Zan"), ("user", "Hi"), ("developer", "zibar")]
     body = {"messages": [{"role": role, "content": text} for role, text in said]}
     for endpoint in ("chat", "messages"):
-        assert "Zanzibar" in (joined(extract(endpoint, body)) or "")
+        assert "Zanzibar" in "\n".join(joined(extract(endpoint, body)))
 
 
 FILLER = "The weather is fine today. " * 40
@@ -433,13 +434,13 @@ FILLER = "The weather is fine today. " * 40
                            {"role": "user", "content": "zibar"}]}),
 ])  # fmt: skip
 def test_what_vllm_takes_out_from_between_hides_no_word(endpoint: Endpoint, body: dict[str, Any]) -> None:
-    assert "Zanzibar" in (joined(extract(endpoint, body)) or "")
+    assert "Zanzibar" in "\n".join(joined(extract(endpoint, body)))
 
 
 def test_a_question_on_both_sides_of_what_is_not_shown_is_whole() -> None:
     body = {"messages": [{"role": "system", "content": "Who wrote", "ignored": FILLER},
                          {"role": "user", "content": "the book?"}]}  # fmt: skip
-    assert "Who wrote\nthe book?" in (joined(extract("chat", body)) or "")
+    assert "Who wrote\nthe book?" in joined(extract("chat", body))
 
 
 def test_conversations_of_a_batch_are_joined_each_by_itself() -> None:
@@ -449,12 +450,12 @@ def test_conversations_of_a_batch_are_joined_each_by_itself() -> None:
         ("messages[0][0].content", (0, None), 0), ("messages[0][1].content", (1, None), 0),
         ("messages[1][0].content", (2, None), 1), ("messages[1][1].content", (3, None), 1),
     ]  # fmt: skip
-    assert joined(found) == "a\nb\nab\nc\nd\ncd"
+    assert joined(found) == ("a\nb", "ab", "c\nd", "cd")
 
 
 def test_a_response_is_read_in_the_order_in_which_it_is_shown() -> None:
     body = {"input": [{"role": "user", "content": "zibar?"}], "instructions": "Tell of Zan"}
-    assert "Zanzibar" in (joined(extract("responses", body)) or "")
+    assert "Zanzibar" in "\n".join(joined(extract("responses", body)))
 
 
 def test_the_result_of_a_tool_is_the_tools_word_and_not_the_users() -> None:
@@ -585,33 +586,50 @@ def test_nesting_as_deep_as_a_body_may_be_is_read() -> None:
 
 def test_a_question_split_over_messages_is_whole_in_the_joined_text() -> None:
     body = {"messages": [{"role": "user", "content": "Who wrote"}, {"role": "user", "content": "the book?"}]}
-    assert joined(extract("chat", body)) == "Who wrote\nthe book?\nWho wrotethe book?"
+    assert joined(extract("chat", body)) == ("Who wrote\nthe book?", "Who wrotethe book?")
 
 
 def test_an_answer_in_between_parts_no_question_and_no_word() -> None:
     said = [("user", "Who wrote about Zan"), ("assistant", "Go on."), ("user", "zibar?")]
     body = {"messages": [{"role": role, "content": text} for role, text in said]}
     found = joined(extract("chat", body))
-    assert found is not None
-    assert found.split("\n")[3:5] == ["Who wrote about Zan", "zibar?"] and "about Zanzibar?" in found
+    assert found[1:] == ("Who wrote about Zan\nzibar?", "Who wrote about ZanGo on.zibar?", "Who wrote about Zanzibar?")
 
 
 def test_of_long_messages_the_ends_count_once_more() -> None:
     long = "Thank you for that. " * 1000
     body = {"messages": [{"role": role, "content": f"{long} {role}"} for role in ("user", "assistant", "user")]}
     found = joined(extract("chat", body))
-    assert found is not None and len(found) < 6 * 2 * fields.WINDOW and found.count("assistant") == 2
+    assert sum(map(len, found)) < 8 * 2 * fields.WINDOW and sum("assistant" in text for text in found) >= 2
 
 
 def test_a_word_split_over_parts_is_whole_in_the_joined_text() -> None:
     body = user([{"type": "text", "text": "Zan"}, {"type": "text", "text": " zi "}, "bar"])
-    assert joined(extract("chat", body)) == "Zan\n zi \nbar\nZanzibar"
+    assert joined(extract("chat", body)) == ("Zan\n zi \nbar", "Zanzibar")
 
 
 def test_all_that_a_template_shows_counts_in_the_joined_text() -> None:
     body = {**user("a", name="b"), "tools": ["c"], "documents": ["d"], "chat_template_kwargs": {"e": "f"}}
     found = joined(extract("chat", {**body, "metadata": {"g": "h"}, "vllm_xargs": {"i": "j"}}))
-    assert found is not None and set(found.split()) == set("abcdef")
+    assert set(" ".join(found).split()) == set("abcdef")
+
+
+def test_another_turn_leaves_all_stretches_but_the_last_as_they_were() -> None:
+    turns = [{"role": role, "content": f"{role} {i} " + "talks on and on. " * 9} for i in range(40)
+             for role in ("user", "assistant")]  # fmt: skip
+    before, after = (joined(extract("chat", {"messages": turns[:n]})) for n in (-2, len(turns)))
+    assert len(before) > 12 and len(set(before) - set(after)) <= 2 and len(set(after) - set(before)) <= 4
+    assert all(len(stretch) < 2 * fields.STRETCH for stretch in after)
+
+
+@pytest.mark.parametrize("sizes", [[10] * 300, [900] * 20, [5000, 3, 4, 5000, 2], [1] * 9, [1499, 1, 1]])
+def test_neighbours_share_a_stretch_and_so_does_what_is_near(sizes: list[int]) -> None:
+    texts_ = [f"<{i}>".ljust(size, "x") for i, size in enumerate(sizes)]
+    found = joined(extract("chat", {"messages": [{"role": "user", "content": text} for text in texts_]}))
+    marks = [f"<{i}>" for i in range(len(sizes))]
+    for i, j in itertools.combinations(range(len(sizes)), 2):
+        if j == i + 1 or sum(sizes[i : j + 1]) <= fields.SHARED:
+            assert any(marks[i] in text and marks[j] in text for text in found), (i, j)
 
 
 def test_an_unknown_message_form_is_judged() -> None:

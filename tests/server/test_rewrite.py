@@ -47,7 +47,7 @@ def test_choices_that_are_forbidden_are_not_offered() -> None:
 
 
 def test_the_joined_conversation_is_the_last_text() -> None:
-    judged = Judged("chat", {}, [Text("messages[0].content", "a"), Text("messages[1].content", "b")], "a\nb")
+    judged = Judged("chat", {}, [Text("messages[0].content", "a"), Text("messages[1].content", "b")], ("a\nb",))
     assert judged.texts == ["a", "b", "a\nb"]
     assert [judged.place(i) for i in range(3)] == [
         "messages[0].content",
