@@ -308,7 +308,7 @@ def servers(upstream: str, folder: Path) -> Iterator[tuple[int, str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long the traffic goes on")
-    parser.add_argument("--warm-up", type=float, help="minutes before memory counts (default: a fifth of all)")
+    parser.add_argument("--warm-up", type=float, help="minutes before memory counts (default: a third of all)")
     parser.add_argument("--upstream", default="vllm", help="vllm: the demo's, started here; canned; or a URL")
     parser.add_argument("--rate", type=float, default=8.0, help="requests a second, about")
     parser.add_argument("--clients", type=int, default=8, help="clients at a time")
@@ -318,7 +318,7 @@ def main() -> None:
     args = parser.parse_args()
     # A plain kill, too, leaves through the `finally` that stops the servers.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    args.warm_up = args.minutes / 5 if args.warm_up is None else args.warm_up
+    args.warm_up = args.minutes / 3 if args.warm_up is None else args.warm_up
     args.out.mkdir(parents=True, exist_ok=True)
     with servers(args.upstream, args.out) as (pid, base, admin), (args.out / "samples.jsonl").open("w") as out:
         faults = asyncio.run(soak(args, pid, base, admin, out))

@@ -77,6 +77,21 @@ class Outcome:
     watch: Watched | None = None
 
 
+def _may_fail(policy: Policy) -> dict[str, str]:
+    """Where a policy in enforce may fail to do what it says, and what is done then."""
+    if policy.mode != "enforce":
+        return {}
+    may = {
+        "judge": True,
+        "corrupt": policy.corrupts,
+        "penalize": policy.penalizes,
+        "verbatim": policy.penalize.always,
+        "watch": policy.watching is not None,
+    }
+    stages: dict[str, str] = {stage: policy.on_failure for stage, there in may.items() if there}
+    return stages | ({"unsupported": policy.on_unsupported} if policy.corrupts else {})
+
+
 class Guard:
     def __init__(
         self,
@@ -128,6 +143,10 @@ class Guard:
         self._metrics = metrics
         self._decode = decode
         self._max_prompt_chars = max_prompt_chars
+        for policy, _ in policies.values():
+            # There at 0 before anything fails: an alert on a rate would miss a series that begins with its first one.
+            for stage, outcome in _may_fail(policy).items():
+                metrics.guard_failures.labels(policy.name, stage, outcome)
 
     def read(self, endpoint: fields.Endpoint, body: dict[str, Any]) -> Judged:
         """The request's texts. Raises BadRequest for refused fields and over-long prompts."""

@@ -16,6 +16,7 @@ from corruption.spec import CorruptionError, CorruptSpec
 from server import rewrite
 from server.errors import BadRequest
 from server.guard import Guard, Needs, Outcome
+from server.metrics import Metrics
 from tests.server.fakes import KEYWORD, KeywordJudge, make_guard, policy
 
 QUESTION = f"Who wrote the book about {KEYWORD}?"
@@ -407,3 +408,21 @@ def test_the_part_that_brings_it_back_is_the_part_that_is_corrupted(role: str) -
     made = guard(policy(action="corrupt", corrupt={"tokens": "content"}), corruptor=corruptor)
     outcome = examine(made, turns((role, ["Hello", {"type": "text", "text": QUESTION}]), ("user", "And then?")))
     assert outcome.action == "corrupt" and corruptor.calls == [({(0, 1): []}, "p")]
+
+
+def test_every_failure_that_a_policy_may_meet_is_counted_from_zero() -> None:
+    metrics = Metrics()
+    make_guard(
+        policy(name="c", action="corrupt", on_failure="pass"),
+        policy(name="w", action="watch", penalize={"verbatim": 9, "always": True}),
+        policy(name="s", mode="shadow"),
+        metrics=metrics,
+    )
+    found = {
+        (sample.labels["policy"], sample.labels["stage"], sample.labels["outcome"]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "lethe_guard_failures_total"
+    }
+    c = {("c", stage, "pass") for stage in ("judge", "corrupt", "penalize")} | {("c", "unsupported", "penalize")}
+    assert found == dict.fromkeys(c | {("w", stage, "refuse") for stage in ("judge", "verbatim", "watch")}, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from corruption.penalties import ARGUMENT, from_argument
 from server.loading import find_indexes
 from server.policies import PolicyError
 from server.upstream import Upstream
-from server.verbatim import documents, index_name, known, write_index
+from server.verbatim import documents, index_name, known, save, write_index
 from tests.server.fakes import FakeUpstream, policy, upstream
 from tests.server.test_guard import artifact
 
@@ -90,3 +91,33 @@ async def test_vllm_has_the_indexes_that_it_takes() -> None:
 
 async def test_a_vllm_that_takes_any_name_has_none() -> None:
     assert await ask(server_with(checks=False), "1" * 32) == frozenset()
+
+
+def stands(folder: Path) -> tuple[int, str]:
+    """How many items the artifact there has, and the name of its index."""
+    items = (folder / "items.jsonl").read_text().splitlines()
+    return len(items), indexes.load(folder / indexes.FILE).name
+
+
+@pytest.mark.parametrize("step", ["server.verbatim.write_index", "server.verbatim.put_in_place"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_crash_while_saving_leaves_what_stood_there_whole(tmp_path: Path, step: str, before: bool) -> None:
+    """The process ends between the artifact and its index: never does one stand there without the other."""
+    folder = tmp_path / "a"
+    old, new = with_items(FACT, PAGES[0]), with_items(FACT, *PAGES)
+    if before:
+        save(old, folder)
+    crashed = os.fork()
+    if not crashed:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step, lambda *_: os._exit(9))
+            save(new, folder)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(crashed, 0)[1]) == 9
+    assert folder.exists() == before
+    if before:
+        assert stands(folder) == (len(old.items), index_name(old))
+    # What the crash left beside it is in nobody's way.
+    save(new, folder)
+    assert stands(folder) == (len(new.items), index_name(new))
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["a"]
