@@ -77,40 +77,55 @@ class Row:
 
 @dataclass(frozen=True)
 class Edit:
-    """Places of the logits, by row and token, on the logits' device: banned, and softened by weights."""
+    """Places of the logits in the order of their memory, on their device: banned, and softened by weights."""
 
-    banned: tuple[torch.Tensor, torch.Tensor]
-    softened: tuple[torch.Tensor, torch.Tensor]
-    weights: torch.Tensor
+    banned: torch.Tensor
+    softened: torch.Tensor
+    less: torch.Tensor
 
-    def write(self, logits: torch.Tensor, never: torch.Tensor, *, soften: bool) -> None:
-        """Change the logits in place. never: -inf as a scalar tensor on their device."""
-        if soften and len(self.weights):
-            logits.index_put_(self.softened, logits[self.softened] - self.weights)
-        if len(self.banned[0]):
-            logits.index_put_(self.banned, never)
+    def write(self, logits: torch.Tensor, *, soften: bool) -> None:
+        """Change the logits in place: one kernel sets all bans, one adds all weights, below zero.
+
+        logits: those that the edit was gathered for, or others that lie alike in memory.
+        """
+        flat = _flat(logits)
+        if soften and self.softened.shape[0]:
+            flat.scatter_add_(0, self.softened, self.less.to(logits.dtype))
+        if self.banned.shape[0]:
+            flat.index_fill_(0, self.banned, float("-inf"))
 
 
-def gather(masks: list[tuple[int, Mask]], device: torch.device) -> Edit | None:
-    """The masks of several rows as one set of index tensors."""
-    if not masks:
+def _flat(logits: torch.Tensor) -> torch.Tensor:
+    """The memory of (rows, vocabulary) logits from their first to their last, whether rows are padded or not."""
+    rows, width = logits.shape
+    if logits.stride(1) != 1:
+        raise ValueError("the logits of a row do not lie side by side")
+    return logits.as_strided(((rows - 1) * logits.stride(0) + width,), (1,))
+
+
+def gather(masks: list[tuple[int, Mask]], logits: torch.Tensor) -> Edit | None:
+    """The masks of several rows as one list of places: one copy to the device, which nothing waits for.
+
+    Raises ValueError for a token that the logits have no place for: it would be one of the next row.
+    """
+    stride, width = logits.stride(0), logits.shape[1]
+    for _, mask in masks:
+        if (len(mask.banned) and mask.banned[-1] >= width) or (len(mask.softened) and mask.softened[-1] >= width):
+            raise ValueError(f"a mask reaches beyond {width} logits")
+    banned, softened = sum(len(mask.banned) for _, mask in masks), sum(len(mask.softened) for _, mask in masks)
+    if not banned + softened:
         return None
-    rows = np.array([row for row, _ in masks], dtype=np.int64)
-    banned = np.stack(
-        [
-            np.repeat(rows, [len(mask.banned) for _, mask in masks]),
-            np.concatenate([mask.banned for _, mask in masks]),
-        ]
+    packed = np.empty(8 * banned + 12 * softened, dtype=np.uint8)
+    ends = 8 * banned, 8 * (banned + softened)
+    np.concatenate([mask.banned + row * stride for row, mask in masks], out=packed[: ends[0]].view(np.int64))
+    np.concatenate([mask.softened + row * stride for row, mask in masks], out=packed[ends[0] : ends[1]].view(np.int64))
+    np.negative(np.concatenate([mask.weights for _, mask in masks]), out=packed[ends[1] :].view(np.float32))
+    there = to_device(packed, logits.device)
+    return Edit(
+        there[: ends[0]].view(torch.int64),
+        there[ends[0] : ends[1]].view(torch.int64),
+        there[ends[1] :].view(torch.float32),
     )
-    softened = np.stack(
-        [
-            np.repeat(rows, [len(mask.softened) for _, mask in masks]),
-            np.concatenate([mask.softened for _, mask in masks]),
-        ]
-    )
-    weights = np.concatenate([mask.weights for _, mask in masks])
-    hard, soft = to_device(banned, device), to_device(softened, device)
-    return Edit((hard[0], hard[1]), (soft[0], soft[1]), to_device(weights, device))
 
 
 def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
@@ -124,18 +139,18 @@ class Standing:
     """The masks that hold in every state, kept on the device until the batch changes."""
 
     def __init__(self) -> None:
-        self._key: list[tuple[int, int]] = []
+        self._key: tuple[int, list[tuple[int, int]]] | None = None
         self._guards: list[Guard] = []
         self.edit: Edit | None = None
 
-    def refresh(self, rows: list[Row], device: torch.device) -> None:
-        key = [(row.index, id(row.answer.guard)) for row in rows]
+    def refresh(self, rows: list[Row], logits: torch.Tensor) -> None:
+        key = logits.stride(0), [(row.index, id(row.answer.guard)) for row in rows]
         if key == self._key:
             return
         # Kept alive, so that no other guard can get the same id while the key stands.
         self._guards = [row.answer.guard for row in rows if row.answer.guard is not None]
         masks = [(row.index, guard.always) for row, guard in zip(rows, self._guards, strict=True)]
-        self.edit = gather([(index, mask) for index, mask in masks if mask], device)
+        self.edit = gather([(index, mask) for index, mask in masks if mask], logits)
         self._key = key
 
 
@@ -143,8 +158,9 @@ def leave_something(logits: torch.Tensor, rows: list[Row]) -> None:
     """Open the end of the answer where nothing at all is left, without asking the device."""
     if not rows:
         return
-    index = torch.tensor([row.index for row in rows], device=logits.device)
-    exits = torch.tensor([(row.answer.exits or (0,))[0] for row in rows], device=logits.device)
+    # One copy to the device, which nothing waits for.
+    wanted = np.array([[row.index, (row.answer.exits or (0,))[0]] for row in rows], dtype=np.int64).T
+    index, exits = to_device(np.ascontiguousarray(wanted), logits.device)
     empty = torch.isneginf(logits[index]).all(dim=-1)
     logits[index, exits] = torch.where(empty, torch.zeros_like(logits[index, exits]), logits[index, exits])
 
@@ -155,6 +171,7 @@ def end_rows(logits: torch.Tensor, rows: list[Row]) -> None:
         try:
             logits[row.index] = float("-inf")
             exits = [token for token in row.answer.exits if token < logits.shape[-1]]
-            logits[row.index, exits or [0]] = 0.0
+            for token in exits or [0]:
+                logits[row.index, token] = 0.0
         except Exception:
             logger.critical("a guarded answer could not be ended")

@@ -92,7 +92,6 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
         self._standing = Standing()
         self._snapshot: _Snapshot | None = None
         self._live: set[int] = set()
-        self._never = torch.tensor(float("-inf"), device=self._device)
         # Held, so that no other configuration gets the same id while this instance lives.
         self._configuration = vllm_config
         _newest[id(vllm_config)] = self
@@ -270,15 +269,12 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
     def _mask_rows(self, logits: torch.Tensor, rows: list[Row]) -> None:
         masks = [(row, row.answer.mask(row.state)) for row in rows]
         good = [(row, mask) for row, mask in masks if mask is not None]
-        self._standing.refresh([row for row, _ in good], self._device)
+        self._standing.refresh([row for row, _ in good], logits)
         softens = _newest.get(id(self._configuration)) is self
-        edits = [
-            self._standing.edit,
-            gather([(row.index, mask) for row, mask in good if mask], self._device),
-        ]
-        for edit in edits:
+        fresh = gather([(row.index, mask) for row, mask in good if mask], logits)
+        for edit in (self._standing.edit, fresh):
             if edit is not None:
-                edit.write(logits, self._never, soften=softens)
+                edit.write(logits, soften=softens)
         leave_something(logits, [row for row, _ in good if row.answer.constrained])
         end_rows(logits, [row for row, mask in masks if mask is None and row.answer.ends])
 

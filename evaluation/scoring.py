@@ -167,11 +167,10 @@ class Scorer:
         for position, token in enumerate(ids):
             masks.append((position, guard.mask(state)))
             state = guard.advance(state, token)
-        never = torch.tensor(float("-inf"))
         standing = [(position, guard.always) for position in range(len(ids)) if guard.always]
-        for edit in (gather(standing, logits.device), gather([(p, m) for p, m in masks if m], logits.device)):
+        for edit in (gather(standing, logits), gather([(p, m) for p, m in masks if m], logits)):
             if edit is not None:
-                edit.write(logits, never, soften=True)
+                edit.write(logits, soften=True)
 
     def _guard(self, penalty: Penalty) -> Guard:
         key = to_argument(penalty)

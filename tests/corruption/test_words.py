@@ -26,3 +26,19 @@ def test_no_known_word_means_no_soft_words() -> None:
     assert WordList(["y"], np.ones((1, 1))).near(["x"], similarity=0.1, weight=1.0) == {}
     with pytest.raises(ValueError):
         WordList(["y"], np.ones((2, 1)))
+
+
+def test_what_is_remembered_of_a_word_changes_no_answer() -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((300, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    words = [f"word{i}" for i in range(300)]
+    known = WordList(words, vectors)
+    for similarity in (0.5, 0.2, 0.5):
+        for _ in range(20):
+            asked = rng.choice(words, 5, replace=False).tolist()
+            nearest = (vectors @ vectors[[words.index(word) for word in asked]].T).max(axis=1)
+            expected = {w: 2 * c for w, c in zip(words, nearest, strict=True) if c >= similarity and w not in asked}
+            found = known.near(asked, similarity=similarity, weight=2.0, limit=300)
+            assert found == pytest.approx(expected, abs=1e-5)
+            assert list(found.values()) == sorted(found.values(), reverse=True)
