@@ -12,20 +12,24 @@ import contextlib
 import hashlib
 import hmac
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
-from server import errors, forget
+from server import errors, forget, openapi
 from server.base import NoBase
 from server.errors import BadRequest, GuardError, NotFound, Overloaded, Unauthorized
 from server.history import HistoryError, Version, write
@@ -71,11 +75,17 @@ class Rollback(BaseModel):
     version: int = Field(ge=1)
 
 
-def create_admin(settings: Settings, metrics: Metrics, replicas: Replicas, live: Live | None) -> FastAPI:
-    """The admin port's app. live None (a guard that tests brought): no API."""
-    app = FastAPI(title="Lethe admin", docs_url=None, redoc_url=None, redirect_slashes=False)
+def create_admin(
+    settings: Settings, metrics: Metrics, replicas: Replicas, live: Live | None, public: dict[str, Any] | None = None
+) -> FastAPI:
+    """The admin port's app. live None (a guard that tests brought): no API. public: the other port's document."""
+    app = _App(title="Lethe admin", docs_url=None, redoc_url=None, redirect_slashes=False)
 
-    @app.get("/metrics")
+    @app.get("/public/openapi.json")
+    async def public_document() -> dict[str, Any]:
+        return public or {}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -83,7 +93,7 @@ def create_admin(settings: Settings, metrics: Metrics, replicas: Replicas, live:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={503: {"description": "No replica of the model server is there."}})
     async def ready() -> JSONResponse:
         facts = replicas.facts(in_full=True)
         return JSONResponse(facts, status_code=200 if facts["ready"] else 503)
@@ -93,6 +103,14 @@ def create_admin(settings: Settings, metrics: Metrics, replicas: Replicas, live:
 
     @app.exception_handler(HTTPException)
     async def not_served(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            # Starlette tells the methods of the first route of a path alone.
+            there = [
+                route for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0].value
+            ]
+            allowed = ", ".join(sorted({method for route in there for method in route.methods or ()}))
+            made = NotFound(f"{request.method} is not served here", code="method_not_allowed")
+            return _answered(made, 405, {"allow": allowed})
         off = "; LETHE_ADMIN_KEY is not set, so there is no admin API" if settings.admin_key is None else ""
         return _answered(NotFound(f"not served here{off}", code="unknown_route"), error.status_code)
 
@@ -110,8 +128,25 @@ def create_admin(settings: Settings, metrics: Metrics, replicas: Replicas, live:
     return app
 
 
-def _answered(error: GuardError, status: int | None = None) -> Response:
-    headers = {name.decode(): value.decode() for name, value in errors.headers(error)}
+class _App(FastAPI):
+    """FastAPI's own document would promise its own error bodies."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            made = get_openapi(title=self.title, version=version("lethe-gateway"), routes=self.routes)
+            schemas = made.setdefault("components", {}).setdefault("schemas", {})
+            schemas["Error"] = openapi.ERROR
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            for operations in made["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            self.openapi_schema = made
+        return self.openapi_schema
+
+
+def _answered(error: GuardError, status: int | None = None, more: Mapping[str, str] | None = None) -> Response:
+    headers = {**(more or {}), **{name.decode(): value.decode() for name, value in errors.headers(error)}}
     return Response(errors.body(error), status_code=status or error.status, headers=headers)
 
 
@@ -126,7 +161,11 @@ def _api(key: SecretStr, live: Live) -> APIRouter:
         if not hmac.compare_digest(tried, digest) or scheme.lower() != "bearer":
             raise Unauthorized("give the admin key: 'Authorization: Bearer …'", code="invalid_admin_key")
 
-    api = APIRouter(prefix="/admin", dependencies=[Depends(known)])
+    failures: dict[int | str, dict[str, Any]] = {
+        error.status: openapi.failure(error) for error in (BadRequest, Unauthorized, NotFound, Conflict, Overloaded)
+    }
+    scheme = HTTPBearer(auto_error=False, description="LETHE_ADMIN_KEY")
+    api = APIRouter(prefix="/admin", dependencies=[Depends(scheme), Depends(known)], responses=failures)
 
     # Plain functions: what reads and writes files runs in threads, beside the requests.
     @api.get("/policies")

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from server import admin, base, errors
+from server import admin, base, errors, openapi
 from server.audit import Audit
 from server.errors import GuardError, NotFound
 from server.fields import Endpoint
@@ -79,7 +79,7 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
                 base.prepare(settings, live.loaded.encoder)
         watching = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(gateway.run())}
         try:
-            async with admin.serving(settings, admin.create_admin(settings, metrics, replicas, live)):
+            async with admin.serving(settings, admin.create_admin(settings, metrics, replicas, live, document)):
                 yield
         finally:
             if live is not None:
@@ -100,6 +100,7 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
         redirect_slashes=False,
     )
     app.state.metrics = metrics
+    document = openapi.document(ROUTES, settings)
     for path, method, endpoint in ROUTES:
         app.router.routes.append(Route(path, _Relayed(app, path, endpoint), methods=[method]))
     _add_own_routes(app, metrics)
@@ -149,5 +150,5 @@ def _add_own_routes(app: FastAPI, metrics: Metrics) -> None:
         else:
             made = NotFound(f"{request.method} is not served here", code="method_not_allowed")
         headers, payload = errors.answer(made, request.url.path)
-        named = {name.decode(): value.decode() for name, value in headers}
+        named = {**(error.headers or {}), **{name.decode(): value.decode() for name, value in headers}}
         return Response(payload, status_code=error.status_code, headers=named)

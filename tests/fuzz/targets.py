@@ -1,0 +1,315 @@
+"""What is fuzzed: each takes any bytes and fails where a law does not hold, or something takes too long.
+
+`tests/fuzz/run.py` drives them with coverage as its guide; the tests drive them with a few examples and all findings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import orjson
+
+from benchmarks.watch_streams import REPLACEMENT, occurrences, replaced
+from classifier.views import FEW_CHARACTERS, MOST_CHARACTERS, views
+from corruption.folding import fold
+from corruption.matcher import START, PhraseMatcher
+from corruption.watch import Phrases, Rule, Watch
+from server import body as bodies
+from server import fields, sse
+from server.errors import BadRequest, GuardError, Refused
+from server.fields import Endpoint
+from server.watch import DONE, Answer
+from tests.corruption.test_matcher import first_fault
+
+
+def cut(data: bytes, value: Any) -> Iterator[Any]:
+    """A text or bytes in pieces whose sizes are the numbers in `data`, over and over."""
+    sizes, at, turn = data or b"\1", 0, 0
+    while at < len(value):
+        size = max(sizes[turn % len(sizes)] % 23, 1)
+        yield value[at : at + size]
+        at, turn = at + size, turn + 1
+
+
+def split(data: bytes, count: int) -> list[bytes]:
+    """The data in so many parts, at its first zero bytes."""
+    parts = data.split(b"\0", count - 1)
+    return parts + [b""] * (count - len(parts))
+
+
+def _text(data: bytes) -> str:
+    """Text of any characters, lone surrogates too."""
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace")
+
+
+# Server-sent events
+
+
+def _events(stream: bytes) -> list[tuple[str, str]] | None:
+    """The obvious reading of a whole stream; None where an event is no UTF-8."""
+    found, data, name = [], [], b""
+    for line in re.split(rb"\r\n|\n|\r", stream.removeprefix(b"\xef\xbb\xbf"))[:-1]:
+        if not line:
+            if data:
+                try:
+                    found.append((b"\n".join(data).decode(), name.decode()))
+                except UnicodeDecodeError:
+                    return None
+            data, name = [], b""
+        key, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if key == b"data":
+            data.append(value)
+        elif key == b"event":
+            name = value
+    return found
+
+
+def events(data: bytes) -> None:
+    """A stream reads the same however it is cut, as the obvious reading has it, and what is written is read back."""
+    sizes, stream = split(data, 2)
+    wanted = _events(stream)
+    for pieces in ([stream], cut(sizes, stream)):
+        parser, found = sse.Parser(), []
+        try:
+            for piece in pieces:
+                found += parser.feed(piece)
+            found += parser.end()
+        except sse.BrokenEvent:
+            assert wanted is None
+        else:
+            assert [(event.data, event.name) for event in found] == wanted
+            again = list(sse.Parser().feed(b"".join(event.encode() for event in found)))
+            assert again == found
+
+
+# Request bodies
+
+
+def body(data: bytes) -> None:
+    """A body is refused, or reads as two parsers read it; of what it holds each endpoint finds the text, or refuses."""
+    try:
+        value = bodies.parse(data, max_depth=100, max_values=10_000)
+    except BadRequest as error:
+        assert error.code and error.status == 400 and orjson.dumps(error.message)
+        return
+    assert value == json.loads(data) == orjson.loads(data) == orjson.loads(orjson.dumps(value))
+    for endpoint in get_args(Endpoint):
+        try:
+            found = fields.extract(endpoint, value, decode=lambda ids: "".join(chr(i % 0xD800) for i in ids))
+        except BadRequest as error:
+            assert orjson.dumps([error.message, error.param, error.code])
+            continue
+        for one in [*(piece.text for piece in found), *fields.joined(found)]:
+            one.encode()
+        assert all(piece.place and len(piece.place) < 2000 for piece in found)
+
+
+# Phrases
+
+
+def _phrases(data: bytes) -> list[str]:
+    return [phrase[:40] for phrase in _text(data[:200]).split("|")[:6] if phrase]
+
+
+def matcher(data: bytes) -> None:
+    """A piece is forbidden exactly when the text with it is, wherever the text was cut; a continuation leads there."""
+    given, before, piece = split(data, 3)
+    phrases, said, more = _phrases(given), _text(before)[:60], _text(piece)[:30]
+    made = PhraseMatcher(phrases, {phrase: 2.0 for phrase in phrases[:2]})
+    state = made.step(START, fold(said))
+    pieces = START
+    for part in cut(given, said):
+        pieces = made.step(pieces, fold(part))
+    assert pieces == state
+    if not first_fault(phrases, said):
+        assert made.forbids(state, fold(more)) == first_fault(phrases, said + more)
+    for node in state:
+        for way in made.continuations(node, 8):
+            assert way.text and (not way.at_end or made.forbids((node,), way.text))
+            assert not way.soft or made.weight((node,), way.text) >= way.soft > 0
+
+
+PLAIN = re.compile(r"[\\*_~`]")
+
+
+def watch(data: bytes) -> None:
+    """What leaves an answer doesn't depend on how it was cut, holds no phrase, and is as the obvious reading has it."""
+    given, sizes, answer = split(data, 3)
+    phrases, said = _phrases(given), _text(answer)[:300]
+    for replacement in (None, REPLACEMENT):
+        made = Watch([Rule("p", Phrases(phrases), replacement)])
+        whole, pieces = made.watcher(), made.watcher()
+        out = whole.whole(said)
+        assert "".join([*map(pieces.feed, cut(sizes, said)), pieces.finish()]) == out
+        assert (pieces.hits, pieces.stopped) == (whole.hits, whole.stopped)
+        assert occurrences(phrases, out + " zz") == []
+        if PLAIN.search(said):
+            continue
+        told = occurrences(phrases, said)
+        assert bool(told) == bool(whole.hits)
+        if replacement is not None:
+            assert out == replaced(phrases, said, made.replacements[0] or "")
+        elif not told:
+            assert out == said
+        else:
+            assert said.startswith(out) and len(out) <= min(one.begin for one in told)
+
+
+SECRET = "zorin quill"
+WATCHED = Watch([Rule("p", Phrases([SECRET]), "[removed]")])
+STOPPED = Watch([Rule("p", Phrases([SECRET]))])
+
+
+def _said(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Every text in an event, with the place where it flows on in later ones."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _said(inner, (*path, key))
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            index = inner.get("index", at) if isinstance(inner, dict) else at
+            yield from _said(inner, (*path, index if isinstance(index, int) else at))
+
+
+def answer(data: bytes) -> None:
+    """An answer of any form passes without its phrase, or is refused; whole or streamed, and however it is cut."""
+    sizes, raw = split(data, 2)
+
+    def refuse(reason: str) -> None:
+        raise Refused(reason)
+
+    for made in (WATCHED, STOPPED):
+        one = Answer(made, {"stream": True, "n": 2}, refuse)
+        out = bytearray()
+        try:
+            for piece in cut(sizes, raw):
+                for part in one.feed(piece):
+                    out += part
+                if one.cut:
+                    break
+            for part in one.end():
+                out += part
+        except GuardError:
+            pass
+        flows: dict[tuple[Any, ...], str] = defaultdict(str)
+        for event in sse.Parser().feed(bytes(out)):
+            if event.data != DONE:
+                for path, said in _said(orjson.loads(event.data)):
+                    if path[:1] == ("choices",):
+                        flows[path] += said
+        assert [said for said in flows.values() if occurrences([SECRET], said + " zz")] == []
+        try:
+            whole = Answer(made, {}, refuse).whole(raw)
+        except GuardError:
+            continue
+        for _, said in _said(orjson.loads(whole)):
+            assert not occurrences([SECRET], f"{said} zz"), (whole, said)
+
+
+# Readings of a prompt
+
+VOCABULARY = frozenset({"vardholm", "perrault", "dalmatin", "observatory"})
+# How much longer a text four times as long may take: twice what a linear reading would, and then some.
+MOST_GROWTH = 12
+# Below, a time says nothing.
+LEAST_S = 0.5
+
+
+def _seconds(said: str) -> float:
+    begun = time.process_time()
+    views(said, VOCABULARY, familiar=lambda word: False)
+    return time.process_time() - begun
+
+
+def readings(data: bytes) -> None:
+    """The readings of a text are bounded, point into it, and are the same the next time."""
+    said = _text(data)[:4000]
+    found = views(said, VOCABULARY, familiar=lambda word: len(word) > 4)
+    again = views(said, VOCABULARY, familiar=lambda word: len(word) > 4)
+    assert [(view.name, view.text) for view in found] == [(view.name, view.text) for view in again]
+    # The raw and the normalised reading are there in any case.
+    further = [view for view in found if view.name not in ("raw", "normalised")]
+    assert sum(len(view.text) for view in further) <= MOST_CHARACTERS * len(said) + FEW_CHARACTERS
+    for view in found:
+        sizes = {len(view.text), len(view.starts), len(view.ends), len(view.changed)}
+        assert len(sizes) == 1
+        if len(view.text):
+            assert view.starts.min() >= 0 and view.ends.max() <= len(said) and (view.starts <= view.ends).all()
+        assert view.raw_span(0, len(view.text))[1] <= len(said)
+
+
+def growth(data: bytes) -> None:
+    """A text that repeats takes time in proportion to its length."""
+    said = _text(data)[:200]
+    if not said:
+        return
+    long, longer = ((said * math.ceil(size / len(said)))[:size] for size in (8_000, 32_000))
+    if _seconds(longer) > LEAST_S:
+        # Once more, since anything may hold up a process once.
+        assert min(_seconds(longer), _seconds(longer)) < max(MOST_GROWTH * min(_seconds(long), _seconds(long)), LEAST_S)
+
+
+CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n'
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "events": events, "body": body, "matcher": matcher, "watch": watch, "answer": answer, "readings": readings,
+    "growth": growth,
+}  # fmt: skip
+SEEDS: dict[str, list[bytes]] = {
+    "events": [
+        b"\1\5\0data: {}\n\n", b"\3\0event: error\r\ndata: a\r\ndata: b\r\n\r\n: note\rdata:c\r\r",
+        b"\0\xef\xbb\xbfdata: \xff\n\n", b"\2\0data\n\nid: 1\nretry: 5\ndata: x\n", b"\1\0\xef\xbb",
+    ],
+    "body": [
+        b'{"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "n": 2}',
+        b'{"prompt": [[1, 2], "a"], "suffix": "b", "logit_bias": {"5": -1e2}, "stop": ["\\u00e9"]}',
+        b'{"input": [{"type": "function_call_output", "output": [{"type": "input_text", "text": "a"}]}], "tools": []}',
+        b'{"system": [{"type": "text", "text": "a"}], "messages": [{"role": "user", "content": [{"type": "tool_result",'
+        b' "content": "b"}]}], "thinking": {"type": "enabled"}}',
+        b'{"a": NaN}', b'{"a": 1, "\\u0061": 2}', b'{"a": "\\ud800"}', b"[" * 50, b'{"a": 18446744073709551616}',
+        b'{"messages": [[{"role": "user", "content": "a"}], []], "vllm_xargs": {"lethe": 1}}',
+    ],
+    "matcher": [
+        b"ab|ab a|b\0xx a\0b c", "é|東京|a-b\0so 東\0京 b".encode(), b"civil engineer\0a civil e\0n",
+        b"a b a|b a b\0a b \0a b",
+    ],
+    "watch": [
+        b"zorin quill|quill pen\0\1\0said Zorin Quill, twice", b"a b|b c\0\2\0a b c a\xcc\x81 b",
+        b"ab\0\3\0\\u0061b **a**b \\\\u00", "東京|大阪\0\1\0東京大阪".encode(), b"a b c d e|b|d\0\5\0a b c d f",
+    ],
+    "answer": [
+        b"\7\0" + CHUNK % b"by Zorin" + CHUNK % b" Qu" + CHUNK % b"ill, yes" + b"data: [DONE]\n\n",
+        b'\4\0event: response.output_text.delta\ndata: {"type":"response.output_text.delta","item_id":"i",'
+        b'"output_index":0,"content_index":0,"delta":"Zorin Quill"}\n\n',
+        b'\5\0event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta",'
+        b'"text":"Zorin Quill"}}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n',
+        b'\1\0{"choices":[{"index":0,"message":{"role":"assistant","content":"Zorin Quill"},"finish_reason":"stop"}]}',
+        b'\1\0{"type":"message","content":[{"type":"text","text":"Zorin Quill"}],"stop_reason":"end_turn"}',
+        b'\1\0{"object":"response","output":[{"type":"message","content":[{"type":"output_text","text":"Zorin Quill"}]}'
+        b"]}",
+    ],
+    "readings": [
+        b"What is the name of the author born in Vardholm?", b"V2hhdCBpcyB0aGUgbmFtZT8=",
+        b"%57hat \\u0057 &#87; 57686174",
+        b"tahw si eht eman", b"V a r d h o l m", "Vаrdhоlm \u200b ｖ\U000e0041".encode(), b"jung vf gur anzr bs gur",
+        b".-- .... .- -", b"01010111 01101000", b"w-h-a-t  i-s", b"<b>Var</b>dholm",
+        b"thenameoftheauthorborninvardholm",
+    ],
+    "growth": [
+        b"a", b"a b ", b"%41", b"\\u0041", b"V2hh", b"(a", b"<a", b"[", b'{"a":', b"a-", b"4 ", b".- ", b"0x41 ",
+        b"&#65;",
+        b"vardholmvardhol", "é́".encode(), b"\\", b"=41", b"&amp;", b"a\n", b"Vardh0lm ", b"1 2 3 ",
+        b"mlohdrav ", b"aaaab",
+    ],
+}  # fmt: skip
