@@ -87,7 +87,10 @@ class Judging:
         self._metrics.judge_wait_seconds.observe(time.monotonic() - turn.asked)
         running = self._pool.submit(work)
         running.add_done_callback(lambda _: self._told(loop, turn.long))
-        return await asyncio.wait_for(asyncio.wrap_future(running), self._timeout_s)
+        # Not wait_for, which before Python 3.12 forgets that it was cancelled if the work is done in that moment: the
+        # request of a client that has left would then go on to vLLM, and nobody would end it.
+        async with asyncio.timeout(self._timeout_s):
+            return await asyncio.wrap_future(running)
 
     def _next(self) -> None:
         while self._free:

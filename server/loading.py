@@ -203,7 +203,7 @@ def load(settings: Settings, metrics: Metrics, before: Loaded | None = None) -> 
     encoder = before.encoder if before is not None else None
     judge = None
     if active:
-        encoder = encoder or load_encoder(settings.encoder or DEFAULT_ENCODER)
+        encoder = encoder or _encoder(settings)
         try:
             judge = Judge(artifacts, encoder)
         except ValueError as error:
@@ -232,6 +232,16 @@ def load(settings: Settings, metrics: Metrics, before: Loaded | None = None) -> 
     _tell(policies, thresholds, metrics)
     corruptor = corruptor or (before.corruptor if before is not None else None)
     return Loaded(guard, policies, stamps, encoder, corruptor, decode)
+
+
+def _encoder(settings: Settings) -> Encoder:
+    try:
+        return load_encoder(settings.encoder or DEFAULT_ENCODER)
+    except Exception as error:
+        # onnxruntime's and the tokenizer's own errors, of files that are cut short, have no class in common.
+        shown = "" if settings.encoder is None else f" = {settings.encoder!r}"
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"LETHE_ENCODER{shown}: {reason or type(error).__name__}") from error
 
 
 def _tell(policies: Iterable[Policy], thresholds: Mapping[str, tuple[Policy, float]], metrics: Metrics) -> None:

@@ -164,3 +164,24 @@ async def test_no_thread_is_lost_whoever_leaves_whenever() -> None:
         await asyncio.sleep(0.01)
     assert (line._free, line._free_for_long, line._line) == (2, 1, [])
     line.close()
+
+
+@pytest.mark.parametrize("rounds", range(5))
+async def test_who_leaves_in_the_moment_in_which_the_judgement_ends_has_left(rounds: int) -> None:
+    gate, begun = threading.Event(), threading.Event()
+    line = judging()
+    asked = await ask(line, blocked(gate, begun))
+    assert await asyncio.to_thread(begun.wait, 5)
+    gate.set()
+    # The result arrives while the loop is held up, and is handed on step by step afterwards.
+    time.sleep(0.05)
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    if asked.done():
+        assert rounds and asked.result() == "done"
+        return
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert await line.run(lambda: 6, size=1) == 6
+    line.close()
