@@ -2,17 +2,18 @@
 
     python -m benchmarks.guard_request [--quick]
 
-In the gateway: the phrases of the eight nearest forget items, similar words, the argument. In vLLM's frontend: the
+In the gateway: the phrases of the nearest forget items, similar words, the argument. In vLLM's frontend: the
 argument is checked. In its engine: the automaton and the masks that always hold, then 128 steps, one guarded row
 of 128,000 logits in each. Items are TOFU's forget10, the answer is made of their words, so that matches open and
-close all the time; every round asks for other items and nothing is known from the round before. CPU time of one
-thread, CPU tensors. GUARD as published (arXiv:2505.13312) takes 25.5 s a query.
+close all the time; every round asks for other items. In "all anew" nothing is known from the rounds before either.
+CPU time of one thread, CPU tensors. GUARD as published (arXiv:2505.13312) takes 25.5 s a query.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -45,7 +46,6 @@ NEAR = 8
 # A fit knows about so many words, each with a vector of its encoder's width.
 WORDS, WIDTH = 20_000, 384
 TARGET_MS = 30.0
-# So many answers of the model are read in one step at most before it is the next request's turn.
 POLICY = Policy.model_validate({"name": "p", "artifact": "a", "action": "penalize"})
 
 
@@ -82,6 +82,10 @@ class Request:
         self.vocabulary = vocabulary(items, rng)
         self.place = {piece: token for token, piece in enumerate(self.vocabulary.pieces)}
         self.logits = torch.randn(1, len(self.vocabulary))
+
+    def anew(self) -> Mapping[str, tuple[float, str]]:
+        self.words = {"a": rewrite.Words(self.artifact)}
+        return self()
 
     def __call__(self) -> Mapping[str, tuple[float, str]]:
         asked = self.rng.sample(range(len(self.items)), NEAR)
@@ -134,10 +138,18 @@ class Request:
 
 def measure(quick: bool) -> Answer:
     torch.set_num_threads(1)
+    logging.getLogger("corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
     request = Request(facts(), random.Random(5))
-    found = alternating({"one request": request}, 20 if quick else 100)["one request"]
-    claim = Claim.level("a whole request takes at most 30 ms", found["all"], at_most=TARGET_MS)
-    return Answer(list(found.values()), [claim], facts={"vocabulary": len(request.vocabulary), "tokens": TOKENS})
+    found = alternating({"one request": request, "all anew": request.anew}, 20 if quick else 100)
+    claims = [
+        Claim.level(f"{name}: a whole request takes at most 30 ms", one["all"], at_most=TARGET_MS)
+        for name, one in found.items()
+    ]
+    return Answer(
+        [series for one in found.values() for series in one.values()],
+        claims,
+        facts={"vocabulary": len(request.vocabulary), "tokens": TOKENS},
+    )
 
 
 def main() -> None:

@@ -1,19 +1,21 @@
 """What GUARD costs vLLM: microseconds a step, and milliseconds to prepare a request.
 
-Times the plugin itself under vLLM's V1 interface on CPU tensors, with a made-up vocabulary of 128,000 tokens
-whose lengths and leading spaces are like a real one's. Prints medians with the 10th and 90th percentile.
-Run: python -m benchmarks.penalty_step
+    python -m benchmarks.penalty_step [--device cuda] [--rows 1 32 256] [--vocabulary 32000 152000]
+
+Times the plugin itself under vLLM's V1 interface, with made-up vocabularies whose lengths and leading spaces are
+like a real one's. CPU time of a step on CPU tensors. On a GPU also the device's own time for what a step writes,
+beside the time that its memory needs to move as many bytes: places and values read, sectors of the logits read and
+written; and whether a step ever waited for the device.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
-import platform
+import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +24,15 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
+from benchmarks.measuring import Answer, Claim, Round, Series, alternating
 from corruption import vllm_plugin
 from corruption.penalties import ARGUMENT, Guard, Penalty, to_argument
 from corruption.vocabulary import Vocabulary
 
+TITLE = "What penalties cost in a decoding step (GUARD)"
+PHRASES, SOFT = 150, 64
+# The least that a GPU's memory reads or writes at once.
+SECTOR = 32
 LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
 
 
@@ -70,7 +77,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.thread_time() - own
 
 
-def processor(vocabulary: Vocabulary) -> Any:
+def processor(vocabulary: Vocabulary, device: str = "cpu") -> Any:
     """The plugin with the made-up vocabulary in place of a tokenizer's."""
     config = SimpleNamespace(
         model_config=SimpleNamespace(
@@ -79,59 +86,156 @@ def processor(vocabulary: Vocabulary) -> Any:
             try_get_generation_config=dict,
         )
     )
-    plugin = vllm_plugin.LetheLogitsProcessor(config, torch.device("cpu"), False)
+    plugin = vllm_plugin.LetheLogitsProcessor(config, torch.device(device), False)
     plugin._vocabulary = vocabulary
     return plugin
 
 
-def step_times(vocabulary: Vocabulary, rows: int, args: argparse.Namespace, rng: random.Random) -> str:
-    """One step: the newest token of every answer read, masks looked up, logits written."""
-    plugin = processor(vocabulary)
-    outputs: list[list[int]] = [[] for _ in range(max(rows, 32))]
-    added = []
-    for i, output in enumerate(outputs):
-        extra = {ARGUMENT: to_argument(penalty(rng, args.phrases, args.soft))} if i < rows else None
-        added.append((i, SamplingParams(extra_args=extra), [1], output))
-    plugin.update_state(BatchUpdate(len(outputs), [], added, []))
-    logits = torch.randn(len(outputs), len(vocabulary))
-    fresh = [rng.choices(range(len(vocabulary)), k=args.steps + 8) for _ in outputs]
+class Steps:
+    """Steps of a batch: the newest token of every answer read, masks looked up, logits written."""
 
-    def step() -> None:
-        plugin.update_state(None)
-        plugin.apply(logits)
+    def __init__(self, vocabulary: Vocabulary, batch: int, guarded: int, device: str, rng: random.Random) -> None:
+        self.plugin = processor(vocabulary, device)
+        self.outputs: list[list[int]] = [[] for _ in range(batch)]
+        self.tokens = range(len(vocabulary))
+        self.rng = rng
+        added = []
+        for i, output in enumerate(self.outputs):
+            extra = {ARGUMENT: to_argument(penalty(rng, PHRASES, SOFT))} if i < guarded else None
+            added.append((i, SamplingParams(extra_args=extra), [1], output))
+        self.plugin.update_state(BatchUpdate(batch, [], added, []))
+        self.logits = torch.randn(batch, len(vocabulary), device=device)
 
-    taken = []
-    for i in range(args.steps + 8):
-        for output, tokens in zip(outputs, fresh, strict=True):
-            output.append(tokens[i])
-        taken.append(timed(step))
-    return spread(taken[8:], 1e6)
+    def __call__(self, times: int = 20) -> Mapping[str, tuple[float, str]]:
+        """The median of several steps."""
+        taken = []
+        for _ in range(times):
+            for output in self.outputs:
+                output.append(self.rng.choice(self.tokens))
+            taken.append(timed(self.step)[1] * 1e6)
+        return {"CPU": (median(taken), "µs a step")}
+
+    def step(self) -> None:
+        self.plugin.update_state(None)
+        self.plugin.apply(self.logits)
+
+
+def on_device(steps: Steps, times: int) -> dict[str, list[float]]:
+    """The device's time for what steps write, µs, and bytes moved. An exception where a step waits for it."""
+    found: dict[str, list[float]] = {"device": [], "bytes": []}
+    for turn in range(times + 5):
+        for output in steps.outputs:
+            output.append(steps.rng.choice(steps.tokens))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        moved = _moved(steps)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            begin.record()
+            steps.step()
+            end.record()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+        if turn >= 5:
+            found["device"].append(begin.elapsed_time(end) * 1e3)
+            found["bytes"].append(moved)
+    return found
+
+
+def _moved(steps: Steps) -> float:
+    """Bytes that a step has to move: an index, a value and a sector of logits, read and written, for each place."""
+    places = 0
+    for answer in steps.plugin._answers.values():
+        fresh = answer.tokens[answer.seen :]
+        state = answer.state
+        for token in fresh:
+            state = answer.guard.advance(state, token)
+        for mask in (answer.guard.always, answer.guard.mask(state)):
+            places += len(mask.banned) + len(mask.softened)
+    return places * (8 + 4 + 2 * SECTOR)
+
+
+def bandwidth(device: str) -> float:
+    """Bytes a second that a plain copy on the device moves, read and written."""
+    one = torch.empty(2**28, dtype=torch.uint8, device=device)
+    other = torch.empty_like(one)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for turn in range(12):
+        if turn == 2:
+            begin.record()
+        other.copy_(one)
+    end.record()
+    torch.cuda.synchronize()
+    return 10 * 2 * one.nbytes / (begin.elapsed_time(end) / 1e3)
+
+
+def cuda_answer(sizes: Sequence[int], batches: Sequence[int], times: int) -> Answer:
+    """On a GPU: what each step costs beside the bytes it must move."""
+    rng = random.Random(5)
+    speed = bandwidth("cuda")
+    series, facts = [], {"device": torch.cuda.get_device_name(), "copy, GB/s": round(speed / 1e9)}
+    for size in sizes:
+        vocabulary = Vocabulary(made_up_pieces(size, rng))
+        for batch in batches:
+            name = f"vocabulary {size:,}, batch {batch}, all guarded"
+            steps = Steps(vocabulary, batch, batch, "cuda", rng)
+            found = on_device(steps, times)
+            series.append(Series(f"{name}, device", "µs a step", found["device"]))
+            series.append(Series(f"{name}, bytes moved", "B a step", found["bytes"]))
+            needed = [moved / speed * 1e6 for moved in found["bytes"]]
+            series.append(Series(f"{name}, those bytes at the speed of a copy", "µs a step", needed))
+            own = [steps(1)["CPU"][0] for _ in range(times)]
+            series.append(Series(f"{name}, CPU", "µs a step", own))
+    return Answer(series, notes=["no step waited for the device (torch.cuda.set_sync_debug_mode)"], facts=facts)
+
+
+def measure(
+    quick: bool, *, sizes: Sequence[int] = (128_000,), batches: Sequence[int] = (32,), device: str = "cpu"
+) -> Answer:
+    torch.set_num_threads(1)
+    logging.getLogger("corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
+    if device != "cpu":
+        return cuda_answer(sizes, batches, 20 if quick else 200)
+    rng, series, claims = random.Random(5), [], []
+    rounds = 10 if quick else 30
+    for size in sizes:
+        begin = time.process_time()
+        vocabulary = Vocabulary(made_up_pieces(size, rng))
+        series.append(Series(f"vocabulary of {size:,}, read once at start", "s", [time.process_time() - begin]))
+
+        def prepared(vocabulary: Vocabulary = vocabulary) -> Mapping[str, tuple[float, str]]:
+            asked = penalty(rng, PHRASES, SOFT)
+            return {"CPU time": (timed(lambda: Guard(asked, vocabulary))[1] * 1e3, "ms")}
+
+        contestants: dict[str, Round] = {f"{size:,}: preparing {PHRASES} phrases and {SOFT} soft words": prepared}
+        for batch in batches:
+            for guarded in sorted({batch, 1, 0}, reverse=True):
+                contestants[f"{size:,}: a step of {batch}, {guarded} guarded"] = Steps(
+                    vocabulary, batch, guarded, device, rng
+                )
+        found = alternating(contestants, rounds)
+        series += [one for measured in found.values() for one in measured.values()]
+        for guarded, most in ((32, 500.0), (0, 5.0)):
+            one = found.get(f"128,000: a step of 32, {guarded} guarded")
+            if one is not None:
+                claims.append(Claim.level(f"a step of 32 rows, {guarded} guarded", one["CPU"], at_most=most))
+    return Answer(series, claims)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vocabulary", type=int, default=128_000)
-    parser.add_argument("--phrases", type=int, default=150)
-    parser.add_argument("--soft", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--vocabulary", type=int, nargs="+")
+    parser.add_argument("--rows", type=int, nargs="+")
+    parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    rng = random.Random(5)
-    torch.set_num_threads(1)
-    names = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy"))
-    load = os.getloadavg()[0]
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load:.1f}")
-    print(f"Python {platform.python_version()}, {names}; one thread; median (10 % to 90 %)")
+    cuda = args.device == "cuda"
+    sizes = args.vocabulary or ([32_000, 152_000] if cuda else [128_000])
+    batches = args.rows or ([1, 32, 256] if cuda else [32])
+    from benchmarks.bench import print_answer
 
-    pieces = made_up_pieces(args.vocabulary, rng)
-    begin = time.perf_counter()
-    vocabulary = Vocabulary(pieces)
-    print(f"vocabulary of {len(pieces):,} read once at start: {time.perf_counter() - begin:.2f} s")
-    prepared = [penalty(rng, args.phrases, args.soft) for _ in range(40)]
-    preparation = spread([timed(lambda p=p: Guard(p, vocabulary)) for p in prepared], 1e3)
-    print(f"prepare {args.phrases} phrases, {args.soft} soft words: {preparation} ms")
-    print(f"one step, 32 rows of 32 guarded: {step_times(vocabulary, 32, args, rng)} µs")
-    print(f"one step,  1 row of 32 guarded:  {step_times(vocabulary, 1, args, rng)} µs")
-    print(f"one step,  0 rows of 32 guarded: {step_times(vocabulary, 0, args, rng)} µs")
+    print_answer(TITLE, measure(args.quick, sizes=sizes, batches=batches, device=args.device))
 
 
 if __name__ == "__main__":

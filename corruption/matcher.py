@@ -115,6 +115,10 @@ class PhraseMatcher:
                 if BOUNDARY in state:
                     continue  # runs of separators count as one, also across pieces
                 state = (*_along(children, state, character), BOUNDARY)
+            elif len(state) == 1:
+                # By far the most common: one match is open.
+                node = children[state[0]].get(character)
+                state = () if node is None else (node,)
             elif state:
                 state = _along(children, state, character)
         return state

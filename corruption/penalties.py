@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from corruption.bounded import ByteCache
 from corruption.folding import SEPARATOR, fold
 from corruption.matcher import BOUNDARY, START, Continuation, PhraseMatcher
 from corruption.runs import MAX_LIMIT, RunGuard, Tail
@@ -36,6 +37,7 @@ MAX_SOFT_WORDS = 256
 MAX_SOFT_TOTAL = 8_192
 MAX_WEIGHT = 100.0
 MAX_TEXTS = 64
+MOST_MASK_BYTES = 128 * 2**20
 
 _NAME = re.compile(f"[0-9a-f]{{{NAME_LENGTH}}}")
 
@@ -166,13 +168,28 @@ class Mask:
     def __bool__(self) -> bool:
         return bool(len(self.banned) or len(self.softened))
 
+    @property
+    def nbytes(self) -> int:
+        return self.banned.nbytes + self.softened.nbytes + self.weights.nbytes
+
+
+class Masks:
+    """The masks of states that were met, of all guards for one vocabulary together, within a bound of memory.
+
+    One state's mask is small in most cases, but may be half a vocabulary, and an engine serves many answers.
+    """
+
+    def __init__(self, most_bytes: int = MOST_MASK_BYTES) -> None:
+        self.states: ByteCache[Mask] = ByteCache(most_bytes // 2, lambda mask: mask.nbytes)
+        self.copies: ByteCache[Ids] = ByteCache(most_bytes // 2, lambda ids: ids.nbytes)
+
 
 class Guard:
     """A penalty made ready for one vocabulary. Shared by all answers with the same penalty.
 
     always: the mask of every state (tokens that carry a forbidden match inside them). `mask(state)` is
     what a state adds to it. `keep`: token ids that are never banned (the end of the answer). protected: the
-    indexes that `penalty.verbatim` names, with their limits.
+    indexes that `penalty.verbatim` names, with their limits. masks: shared by the guards of one vocabulary.
     """
 
     start = TextState(START, b"")
@@ -184,13 +201,17 @@ class Guard:
         *,
         keep: Collection[int] = (),
         protected: Sequence[tuple[Index, int]] = (),
+        masks: Masks | None = None,
     ) -> None:
+        masks = masks or Masks()
         self.penalty = penalty
         self._vocabulary = vocabulary
         self._matcher = PhraseMatcher(penalty.phrases, penalty.soft)
         self._keep = np.array(sorted(keep), dtype=np.int64)
-        self._runs = RunGuard(protected, vocabulary, keep=keep) if protected else None
-        self._masks: dict[TextState, Mask] = {}
+        self._runs = RunGuard(protected, vocabulary, keep=keep, known=masks.copies) if protected else None
+        self._masks = masks.states
+        # Its entries' first key: no other guard gets it while an entry is there.
+        self._own = object()
         found, begun = _Found(), _Found()
         for place in self._matcher.continuations(BOUNDARY, vocabulary.longest):
             found.add(vocabulary.inner, place.text, place)
@@ -218,12 +239,11 @@ class Guard:
 
     def mask(self, state: TextState) -> Mask:
         """What is banned and softened in this state besides `always`."""
-        key = TextState(state.nodes, state.pending)
+        key = (self._own, state.nodes, state.pending)
         found = self._masks.get(key)
         if found is None:
-            if len(self._masks) >= 4_096:
-                self._masks.clear()
-            found = self._masks[key] = self._mask(key)
+            found = self._mask(state)
+            self._masks.put(key, found)
         if self._runs is not None and (followers := self._runs.followers(state.tail)):
             copying = self._runs.banned(followers, state.pending)
             banned = np.union1d(found.banned, copying) if len(found.banned) else copying
@@ -271,9 +291,8 @@ class Guard:
             # The largest weight counts, once: what `always` subtracts already is taken off.
             known = self._always_weight
             weights = {t: w - known.get(t, 0.0) for t, w in weights.items() if w > known.get(t, 0.0)}
-            banned = np.setdiff1d(banned, self.always.banned, assume_unique=True)
-        if len(self._keep):
-            banned = np.setdiff1d(banned, self._keep, assume_unique=True)
+            banned = _without(banned, self.always.banned)
+        banned = _without(banned, self._keep)
         softened = sorted(weights)
         return Mask(
             banned,
@@ -301,6 +320,14 @@ class _Found:
             self.banned.append(ids)
         if weight:
             self.softened.append((ids, weight))
+
+
+def _without(ids: Ids, others: Ids) -> Ids:
+    """The ids that are not among `others`, which are sorted. Of few ids, much faster than numpy's setdiff1d."""
+    if not len(ids) or not len(others):
+        return ids
+    left: Ids = ids[others.take(others.searchsorted(ids), mode="clip") != ids]
+    return left
 
 
 def _union(parts: list[Ids]) -> Ids:

@@ -20,6 +20,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from corruption.bounded import ByteCache
 from corruption.folding import SEPARATOR, fold
 from corruption.verbatim import Index
 from corruption.vocabulary import Ids, Vocabulary, decode
@@ -30,22 +31,30 @@ Tail = tuple[str, ...]
 DEFAULT_LIMIT = 12
 MAX_LIMIT = 256
 MOST_BLANKS = 3
+# One set of tokens may be half a vocabulary.
+MOST_KNOWN_BYTES = 16 * 2**20
 
 
 class RunGuard:
     """Protected texts with their limits in tokens, made ready for one vocabulary.
 
-    keep: token ids that are never banned (the end of the answer).
+    keep: token ids that are never banned (the end of the answer). known: what was found for this vocabulary before.
     """
 
     def __init__(
-        self, protected: Sequence[tuple[Index, int]], vocabulary: Vocabulary, *, keep: Collection[int] = ()
+        self,
+        protected: Sequence[tuple[Index, int]],
+        vocabulary: Vocabulary,
+        *,
+        keep: Collection[int] = (),
+        known: ByteCache[Ids] | None = None,
     ) -> None:
         self._protected = tuple(protected)
         self._vocabulary = vocabulary
         self._longest = max(limit for _, limit in protected) * (1 + MOST_BLANKS)
         self._keep = np.array(sorted(keep), dtype=np.int64)
-        self._banned: dict[frozenset[str], Ids] = {}
+        self._known = ByteCache[Ids](MOST_KNOWN_BYTES, lambda ids: ids.nbytes) if known is None else known
+        self._kept = frozenset(keep)
 
     def advance(self, tail: Tail, folded: str, *, inside: bool) -> Tail:
         """The tail after one more token that adds text. folded: its folded text, as far as it is complete.
@@ -84,14 +93,13 @@ class RunGuard:
         return fold(decode(pending, self._vocabulary.pieces[token])[0]).lstrip(SEPARATOR)[:1]
 
     def _from_boundary(self, followers: frozenset[str]) -> Ids:
-        found = self._banned.get(followers)
+        found = self._known.get((followers, self._kept))
         if found is None:
-            if len(self._banned) >= 1_024:
-                self._banned.clear()
             initials = self._vocabulary.initials
             ids = [initials[letter] for letter in sorted({*followers, ""}) if letter in initials]
             whole = np.sort(np.concatenate(ids)) if ids else np.empty(0, dtype=np.int64)
-            found = self._banned[followers] = np.setdiff1d(whole, self._keep, assume_unique=True)
+            found = np.setdiff1d(whole, self._keep, assume_unique=True)
+            self._known.put((followers, self._kept), found)
         return found
 
 

@@ -39,7 +39,7 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as FirstIn
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
 from corruption.logits import Answer, Row, Standing, end_rows, gather, leave_something, to_device
-from corruption.penalties import ARGUMENT, Guard, from_argument
+from corruption.penalties import ARGUMENT, Guard, Masks, from_argument
 from corruption.verbatim import Library
 from corruption.vocabulary import Vocabulary, from_tokenizer
 
@@ -89,6 +89,7 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
         self._device = torch.device(runner[0].device if self._second else runner[0])
         self._answers: dict[int, Answer] = {}
         self._guards: OrderedDict[tuple[str, tuple[int, ...]], Guard] = OrderedDict()
+        self._masks = Masks()
         self._standing = Standing()
         self._snapshot: _Snapshot | None = None
         self._live: set[int] = set()
@@ -238,7 +239,8 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
                 raise ValueError("no vocabulary")
             penalty = from_argument(value)
             protected = [(_library().get(name), limit) for name, limit in penalty.verbatim.items()]
-            guard = self._guards[key] = Guard(penalty, self._vocabulary, keep=exits, protected=protected)
+            guard = Guard(penalty, self._vocabulary, keep=exits, protected=protected, masks=self._masks)
+            self._guards[key] = guard
             if len(self._guards) > _KEPT_GUARDS:
                 self._guards.popitem(last=False)
         self._guards.move_to_end(key)

@@ -15,6 +15,7 @@ from corruption.penalties import (
     MAX_CHARACTERS,
     MAX_PHRASES,
     Guard,
+    Masks,
     Penalty,
     TextState,
     from_argument,
@@ -247,3 +248,18 @@ def test_messages_never_quote_what_was_sent() -> None:
 
 def test_the_start_of_an_answer_is_a_boundary() -> None:
     assert Guard.start == TextState(START, b"")
+
+
+@settings(deadline=None, max_examples=50)
+@given(PIECES, st.lists(PENALTIES, min_size=1, max_size=3), st.lists(st.integers(0, 39), max_size=12))
+def test_guards_that_share_a_small_memory_mask_as_if_they_had_their_own(
+    pieces: list[bytes], penalties: list[Penalty], tokens: list[int]
+) -> None:
+    vocabulary, shared = Vocabulary(pieces), Masks(4_000)
+    guards = [Guard(penalty, vocabulary, masks=shared) for penalty in penalties]
+    for guard in guards:
+        alone, state = Guard(guard.penalty, vocabulary), guard.start
+        for token in [*tokens, *tokens]:
+            assert looked_up(guard, state) == looked_up(alone, state)
+            state = guard.advance(state, token % len(pieces))
+            assert shared.states.bytes <= 2_000
