@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from server.errors import Overloaded, RateLimited
@@ -32,17 +32,15 @@ class Places:
         self._line: deque[asyncio.Future[None]] = deque()
         self._metrics = metrics
 
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
+    async def __aenter__(self) -> None:
         """A place, kept inside the block. Raises Overloaded: the line is full, or the wait was too long."""
         if self._free > 0:
             self._free -= 1
         else:
             await self._wait()
-        try:
-            yield
-        finally:
-            self._leave()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
 
     async def _wait(self) -> None:
         if len(self._line) >= self._most_waiting:
@@ -85,31 +83,39 @@ class Memory:
 
     def __init__(self, most: int, metrics: Metrics) -> None:
         self._most = most
-        self._metrics = metrics
         self.held = 0
+        metrics.held_bytes.set_function(lambda: self.held)
 
-    @contextmanager
-    def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that takes so many bytes more, given back at the end of the block. It raises Overloaded."""
-        mine = 0
+    def share(self) -> Share:
+        """A context whose `take` takes so many bytes more, given back at its end. It raises Overloaded."""
+        return Share(self)
 
-        def take(size: int) -> None:
-            nonlocal mine
-            if self.held + size > self._most:
-                raise Overloaded(
-                    "the gateway holds too many request bodies (LETHE_MAX_HELD_BYTES)",
-                    code="memory_full",
-                    retry_after_s=SOON_S,
-                )
-            mine += size
-            self.held += size
-            self._metrics.held_bytes.set(self.held)
+    def take(self, size: int) -> None:
+        if self.held + size > self._most:
+            raise Overloaded(
+                "the gateway holds too many request bodies (LETHE_MAX_HELD_BYTES)",
+                code="memory_full",
+                retry_after_s=SOON_S,
+            )
+        self.held += size
 
-        try:
-            yield take
-        finally:
-            self.held -= mine
-            self._metrics.held_bytes.set(self.held)
+
+class Share:
+    """What one request holds of the memory."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._mine = 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._take
+
+    def _take(self, size: int) -> None:
+        self._memory.take(size)
+        self._mine += size
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.held -= self._mine
 
 
 @dataclass

@@ -28,6 +28,17 @@ from server.settings import Settings, SettingsError, check_exposure
 log = logging.getLogger("lethe")
 
 
+class _App(FastAPI):
+    """FastAPI for what is rare. Requests for the model server go past it: it would cost more than their relay."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["path"], scope["method"]) in RELAYED:
+            gateway: Gateway = self.state.gateway
+            await gateway.serve(scope, receive, send, RELAYED[scope["path"], scope["method"]])
+        else:
+            await super().__call__(scope, receive, send)
+
+
 class _Relayed:
     """A raw ASGI endpoint; `gateway` is there once the lifespan has begun."""
 
@@ -91,7 +102,7 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
             await replicas.close()
             audit.close()
 
-    app = FastAPI(
+    app = _App(
         title="Lethe",
         lifespan=lifespan,
         docs_url=None,
@@ -127,6 +138,7 @@ ROUTES: tuple[tuple[str, str, Endpoint | None], ...] = (
     ("/tokenize", "POST", "tokenize"),
     ("/detokenize", "POST", "detokenize"),
 )
+RELAYED = {(path, method): endpoint for path, method, endpoint in ROUTES}
 
 
 def _add_own_routes(app: FastAPI, metrics: Metrics) -> None:

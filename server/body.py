@@ -7,6 +7,7 @@ written anew, so whatever can't be written back is refused too: no client may ch
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -38,6 +39,7 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
         raise BadRequest("give content-type: application/json, in UTF-8, once", code="content_type")
 
 
+@functools.lru_cache(64)
 def _is_json(content_type: str) -> bool:
     header = Message()
     header["content-type"] = content_type
@@ -93,12 +95,33 @@ def _too_deep(most: int) -> BadRequest:
     return BadRequest(f"the body is nested deeper than {most} (LETHE_MAX_JSON_DEPTH)", code="too_deep")
 
 
+def _canonical(raw: bytes, max_depth: int) -> dict[str, Any] | None:
+    """The body, if it is written as orjson writes it; None for all other spellings, good and bad.
+
+    Most clients write so. What orjson writes back to the byte holds no key twice, no number past 64 bits, no lone
+    surrogate, no NaN and nothing behind it, so that every parser reads the same in it: one pass in C shows all that.
+    """
+    try:
+        value = orjson.loads(raw)
+        if not isinstance(value, dict) or orjson.dumps(value) != raw:
+            return None
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
+    if raw.count(b"[") + raw.count(b"{") > max_depth:
+        _check_depth(value, max_depth)
+    return value
+
+
 def parse(raw: bytes, *, max_depth: int = 254, max_values: int = 1_000_000) -> dict[str, Any]:
     """The body as a dict that `orjson.dumps` writes back. Raises BadRequest for all else.
 
     Refused with their own reason: not UTF-8, byte-order mark, duplicate keys, NaN and Infinity, numbers
     past 64 bits, lone surrogates, nesting too deep (254), anything that is not one object, anything after it.
     """
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") < max_values:
+        found = _canonical(raw, max_depth)
+        if found is not None:
+            return found
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

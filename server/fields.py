@@ -32,6 +32,12 @@ from server.fields_walk import Decode, Target, Text, is_ids
 
 __all__ = ["RELAYED", "Endpoint", "Target", "Text", "extract", "is_ids", "joined"]
 
+# What a table knows of an endpoint's fields at all.
+KNOWN: Final = {
+    endpoint: table.shown.union(table.judged, table.numeric, table.harmless, table.refused, table.walked)
+    for endpoint, table in TABLES.items()
+}
+
 # Each text costs at least one pass of the encoder, however short it is.
 MAX_TEXTS: Final = 4096
 
@@ -95,7 +101,7 @@ def _texts(endpoint: Endpoint, body: dict[str, Any], decode: Decode | None) -> I
         _refuse_server_tools(body.get("tools"))
     for key in table.walked:
         yield from _walked(endpoint, key, body.get(key), decode)
-    known = table.shown.union(table.judged, table.numeric, table.harmless, table.refused, table.walked)
+    known = KNOWN[endpoint]
     for at, (key, value) in enumerate(body.items()):
         if key in table.words:
             yield from walk.whole(key, walk.beyond_words(value, table.words[key]), message=True)

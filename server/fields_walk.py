@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from corruption.conversation import BILLING_HEADER
 from server.errors import BadRequest
@@ -36,8 +36,7 @@ Target = tuple[int, int | None]
 Decode = Callable[[list[int]], str]
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """One piece of text that can reach the model."""
 
     place: str  # where it stands in the body, for audit and errors; never a name that the client made up
@@ -160,7 +159,7 @@ def _part(part: Any, place: str, target: Target, form: _Form) -> Iterator[Text]:
         if kind == "tool_result" and form is _BLOCKS:
             # vLLM makes a message of a tool of it.
             yield from (
-                replace(text, role="tool", strand=place)
+                text._replace(role="tool", strand=place)
                 for text in _content(rest.pop("content", None), f"{place}.content", target, form)
             )
     yield from whole(place, rest, message=True)
@@ -187,7 +186,7 @@ def _message(message: Any, place: str, index: int, form: _Form) -> Iterator[Text
     for text in _content(message.get("content"), f"{place}.content", (index, None), form):
         # Of an assistant's item vLLM shows the first part alone.
         later = form.item and text.target is not None and text.target[1] and _role(message) == "assistant"
-        yield replace(text, strand="later parts") if later else text
+        yield text._replace(strand="later parts") if later else text
     role = message.get("role")
     if not (isinstance(role, str) and role in ROLES):
         yield from whole(f"{place}.role", role, message=True)
@@ -220,8 +219,9 @@ def _messages(value: Any, name: str, form: _Form, first: int = 0) -> Iterator[Te
         yield from whole(name, value, message=True)
         return
     for index, message in enumerate(value):
+        role = _role(message)
         for text in _message(message, f"{name}[{index}]", first + index, form):
-            made = replace(text, role=text.role or _role(message))
+            made = text if text.role else text._replace(role=role)
             yield _without_header(made) if form is _BLOCKS else made
 
 
@@ -238,7 +238,7 @@ def batch(value: Any) -> Iterator[Text]:
     first = 0
     for at, messages in enumerate(value):
         for text in _messages(messages, f"messages[{at}]", _CHAT, first):
-            yield replace(text, conversation=at)
+            yield text._replace(conversation=at)
         first += len(messages) if isinstance(messages, list) else 1
 
 
@@ -246,13 +246,13 @@ def batch(value: Any) -> Iterator[Text]:
 def system(value: Any) -> Iterator[Text]:
     """Anthropic's system prompt: text or blocks, which vLLM puts together with nothing between."""
     texts = _content(value, "system", (0, None), _BLOCKS)
-    return (_without_header(replace(text, role="system")) for text in texts)
+    return (_without_header(text._replace(role="system")) for text in texts)
 
 
 def _without_header(text: Text) -> Text:
     # Of a chat vLLM leaves out that one line, of Anthropic's messages the whole text.
     header = text.role == "system" and text.text.startswith(BILLING_HEADER)
-    return replace(text, strand="header") if header else text
+    return text._replace(strand="header") if header else text
 
 
 def anthropic(value: Any) -> Iterator[Text]:
@@ -262,7 +262,7 @@ def anthropic(value: Any) -> Iterator[Text]:
 
 def instructions(value: Any) -> Iterator[Text]:
     """The instructions of a response."""
-    return (replace(text, role="system") for text in _content(value, "instructions", (0, None), _ITEM))
+    return (text._replace(role="system") for text in _content(value, "instructions", (0, None), _ITEM))
 
 
 def previous(value: Any) -> Iterator[Text]:

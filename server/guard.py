@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from corruption.eco import Corruptor
 
 log = logging.getLogger("lethe.guard")
+
+# Names of models, as requests give them, for which it is kept which policies hold.
+MODELS_KEPT = 256
+LONGEST_MODEL = 256
 
 
 @dataclass
@@ -92,6 +97,18 @@ def _may_fail(policy: Policy) -> dict[str, str]:
     return stages | ({"unsupported": policy.on_unsupported} if policy.corrupts else {})
 
 
+class Covering(dict[str, tuple[Policy, float]]):
+    """Policies that hold for one model: name → (policy, threshold)."""
+
+    @cached_property
+    def levels(self) -> dict[str, float]:
+        """Artifact → the least threshold of its policies."""
+        found: dict[str, float] = {}
+        for policy, threshold in self.values():
+            found[policy.artifact] = min(threshold, found.get(policy.artifact, threshold))
+        return found
+
+
 class Guard:
     def __init__(
         self,
@@ -132,6 +149,7 @@ class Guard:
             for name, artifact in artifacts.items()
         }
         self._vllm = vllm
+        self._covering: dict[str, Covering] = {}
         # Artifact name → all its phrases, for policies that always watch.
         self._phrases: dict[str, Phrases] = {
             name: before._phrases[name]
@@ -157,7 +175,7 @@ class Guard:
                 f"the prompt has {present} characters; at most {self._max_prompt_chars} are judged",
                 code="prompt_too_long",
             )
-        return Judged(endpoint, body, pieces, fields.joined(pieces))
+        return Judged(endpoint, body, pieces)
 
     def only(self, names: Collection[str]) -> Guard:
         """This guard with no policies but those."""
@@ -165,20 +183,28 @@ class Guard:
             return self
         made = copy.copy(self)
         made.policies = {name: entry for name, entry in self.policies.items() if name in names}
+        made._covering = {}
         return made
 
-    def covering(self, body: dict[str, Any]) -> dict[str, tuple[Policy, float]]:
-        return {name: entry for name, entry in self.policies.items() if entry[0].covers(body.get("model"))}
+    def covering(self, body: dict[str, Any]) -> Covering:
+        """The policies that hold for the model that a request names."""
+        model = body.get("model")
+        if isinstance(model, str) and (known := self._covering.get(model)) is not None:
+            return known
+        found = Covering({name: entry for name, entry in self.policies.items() if entry[0].covers(model)})
+        if isinstance(model, str) and len(model) <= LONGEST_MODEL:
+            if len(self._covering) >= MODELS_KEPT:
+                self._covering.clear()
+            self._covering[model] = found
+        return found
 
     def find(self, judged: Judged, policies: Mapping[str, tuple[Policy, float]]) -> Verdict:
         """The verdict of `policies` on a request; nothing is rewritten or counted."""
         if not policies:
             return decide({}, {})
         assert self._judge is not None
-        levels: dict[str, float] = {}
-        for policy, threshold in policies.values():
-            levels[policy.artifact] = min(threshold, levels.get(policy.artifact, threshold))
-        found = self._judge.judge(judged.texts, levels=levels)
+        covering = policies if isinstance(policies, Covering) else Covering(policies)
+        found = self._judge.judge(judged.texts, levels=covering.levels)
         return decide(policies, {name: found[policy.artifact] for name, (policy, _) in policies.items()})
 
     def examine(self, judged: Judged) -> Outcome:

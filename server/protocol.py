@@ -21,6 +21,10 @@ from server.settings import Settings
 
 # How long a client that was turned away may go on sending, so that it gets to read why.
 LINGER_S = 5.0
+# An extension of ASGI: a function that a request's scope holds under this name is called when its client leaves. A task
+# that waits for `http.disconnect` beside every request would cost more than its relay.
+LEFT = "lethe.left"
+_EXTENSIONS: dict[str, dict[str, Any]] = {LEFT: {}}
 
 
 def bounded(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
@@ -61,6 +65,9 @@ def _abandon(cycle: RequestResponseCycle) -> None:
     """Tell whoever answers a request that its client is gone."""
     cycle.disconnected = True
     cycle.message_event.set()
+    told = cast(dict[str, Any], cycle.scope).get(LEFT)
+    if told is not None:
+        told()
 
 
 class _Bounded(HttpToolsProtocol):
@@ -128,6 +135,7 @@ class _Bounded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = _EXTENSIONS  # type: ignore[typeddict-item]
         if self._head_since is None:
             # A request behind another in the same bytes.
             self._head_since = time.monotonic()

@@ -16,8 +16,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -91,7 +90,7 @@ class Replica:
         self._metrics = metrics
         metrics.replica_up.labels(self.url).set(0)
         metrics.replica_parity.labels(self.url).set(0)
-        metrics.replica_in_flight.labels(self.url).set(0)
+        metrics.replica_in_flight.labels(self.url).set_function(lambda: self.in_flight)
 
     @property
     def paused(self) -> bool:
@@ -110,7 +109,7 @@ class Replica:
 
     async def send(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> Response:
         """`Upstream.send`, counted until `done`. Trouble has the replica looked at at once."""
-        self._count(1)
+        self.in_flight += 1
         try:
             response = await self.upstream.send(method, path, headers, body)
         except BaseException as error:
@@ -128,11 +127,7 @@ class Replica:
         """An answer was read to its end or left; error: what ended it."""
         if isinstance(error, UpstreamFailed | UpstreamTimeout):
             self._failed(error.code or "broken")
-        self._count(-1)
-
-    def _count(self, step: int) -> None:
-        self.in_flight += step
-        self._metrics.replica_in_flight.labels(self.url).set(self.in_flight)
+        self.in_flight -= 1
 
     def _failed(self, kind: str) -> None:
         self._metrics.replica_errors.labels(self.url, kind).inc()
@@ -273,6 +268,7 @@ class Replicas:
 
     def __init__(self, upstreams: Sequence[Upstream], guard: Guard, metrics: Metrics, *, interval_s: float) -> None:
         self.all = tuple(Replica(upstream, metrics) for upstream in upstreams)
+        self.several = len(self.all) > 1
         self._interval_s = interval_s
         self._guard = guard
         self.serve(guard)
@@ -340,7 +336,8 @@ class Replicas:
             # Whatever wakes it, a replica in trouble is not asked more often than this.
             await asyncio.sleep(min(self._interval_s, 0.25))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(replica.wake.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):
+                    await replica.wake.wait()
 
     async def _check(self, replica: Replica) -> None:
         try:
@@ -356,6 +353,8 @@ class Replicas:
         return [replica for replica in group if replica.up is not False]
 
     def _choose(self, model: Any, affinity: bytes | None, needs: Needs, tried: Sequence[Replica]) -> Replica:
+        if len(self.all) == 1 and not tried and self.all[0].up is not False and self.all[0].can(needs):
+            return self.all[0]
         able = [replica for replica in self._serving(model) if replica.can(needs) and replica not in tried]
         # One that failed lately is better than none: it is up, and clients may have made it fail.
         able = [replica for replica in able if not replica.paused] or able
@@ -371,8 +370,7 @@ class Replicas:
         # Rendezvous hashing: a replica that comes or goes moves no other's conversations.
         return max(free, key=lambda replica: hashlib.blake2b(replica.url.encode(), key=affinity).digest())
 
-    @asynccontextmanager
-    async def open(
+    def open(
         self,
         method: str,
         path: bytes,
@@ -382,29 +380,41 @@ class Replicas:
         model: Any = None,
         affinity: bytes | None = None,
         needs: Needs = NOTHING,
-    ) -> AsyncIterator[Response]:
-        """Send a request to a replica and yield the answer with its body unread; see `Upstream.send`.
+    ) -> Open:
+        """Send a request to a replica and have the answer, with its body unread; see `Upstream.send`.
 
         model: what is asked for. affinity: requests of the same one had better meet the same replica. A replica
         that can't be connected to is passed over; once anything was sent, nothing is sent again. Raises
         UpstreamDown when there is no replica for it, UpstreamFailed or UpstreamTimeout.
         """
+        return Open(self, (method, path, headers, body), (model, affinity, needs))
+
+
+class Open:
+    """The context of one request: it is sent on entering, and what is left of its answer is ended on leaving."""
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        request: tuple[str, bytes, Headers, bytes | None],
+        wanted: tuple[Any, bytes | None, Needs],
+    ) -> None:
+        self._replicas = replicas
+        self._request = request
+        self._wanted = wanted
+
+    async def __aenter__(self) -> Response:
         tried: list[Replica] = []
         while True:
-            replica = self._choose(model, affinity, needs, tried)
-            tried.append(replica)
+            self._replica = self._replicas._choose(*self._wanted, tried)
+            tried.append(self._replica)
             try:
-                response = await replica.send(method, path, headers, body)
-                break
+                self._response = await self._replica.send(*self._request)
+                return self._response
             except UpstreamFailed as error:
                 if error.code not in NOT_SENT:
                     raise
-        ended: BaseException | None = None
-        try:
-            yield response
-        except BaseException as error:
-            ended = error
-            raise
-        finally:
-            response.close()
-            replica.done(ended)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._response.close()
+        self._replica.done(error)

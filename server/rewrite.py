@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from classifier.artifact import Artifact, ForgetItem
@@ -21,7 +22,7 @@ from corruption.penalties import ARGUMENT, MAX_PHRASE_CHARACTERS, MAX_PHRASES, P
 from corruption.phrases import content_words, forbidden_phrases, polarity
 from corruption.spec import CorruptSpec, is_settled
 from corruption.words import WordList
-from server.fields import Endpoint, Target, Text, is_ids
+from server.fields import Endpoint, Target, Text, is_ids, joined
 from server.policies import Policy
 from server.verdict import Finding
 
@@ -54,8 +55,12 @@ class Judged:
 
     endpoint: Endpoint
     body: dict[str, Any]
-    pieces: Sequence[Text]
-    joined: tuple[str, ...]
+    pieces: list[Text]
+
+    @cached_property
+    def joined(self) -> tuple[str, ...]:
+        """Made when it is asked for: most requests that no policy covers never need it."""
+        return joined(self.pieces)
 
     @property
     def texts(self) -> list[str]:

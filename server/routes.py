@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from prometheus_client import Counter, Histogram
 from starlette.types import Message, Receive, Scope, Send
 
 from server import body as bodies
@@ -29,6 +31,7 @@ from server.guard import Guard, Needs, Outcome, Watched
 from server.judging import Judging
 from server.keys import CREDENTIALS, Key, Keyring
 from server.metrics import Metrics
+from server.protocol import LEFT
 from server.replicas import Replicas, beginning
 from server.rewrite import Judged
 from server.settings import Settings
@@ -55,15 +58,26 @@ ErrorAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
 MODEL_NAME = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)
 
 
-@dataclass
+@dataclass(eq=False)
 class Exchange:
-    """One request on its way; `window` says where it is, for the client that leaves."""
+    """One request on its way; `window` says where it is, for the client that leaves.
+
+    Whatever ends it early cancels its task, and says why first: `left` a client that is gone, `stop` a time that is
+    over. Both are told from outside, so that nothing has to wait for them beside the request.
+    """
 
     scope: Scope
     send: Send
     endpoint: str
     request_id: str
+    task: asyncio.Task[Any]
     started: float = field(default_factory=time.perf_counter)
+    # When it is given up: the whole of it, and what it is at now.
+    ends: float = math.inf
+    due: float = math.inf
+    gone: bool = False
+    stopped: GuardError | None = None
+    over: bool = False
     window: str = "reading"
     status: int = 0
     streamed: bool = False
@@ -78,6 +92,22 @@ class Exchange:
     key: Key | None = None
     failed: GuardError | None = None
     told: list[tuple[bytes, bytes]] = field(default_factory=list)  # what a trusted key may know of the verdict
+
+    def left(self) -> None:
+        """The client is gone."""
+        if not (self.over or self.gone):
+            self.gone = True
+            self.task.cancel()
+
+    def stop(self, error: GuardError) -> None:
+        """A time is over; answer with `error`."""
+        if not (self.over or self.gone or self.stopped):
+            self.stopped = error
+            self.task.cancel()
+
+    def heard(self) -> None:
+        """A byte of the answer's body is there."""
+        self.window, self.due = "streaming", math.inf
 
     def watch(self, guard: Guard, body: dict[str, Any], watched: Watched | None) -> None:
         """Hold the answer to what is watched for. An answer that can't be read is the policies' to decide."""
@@ -139,11 +169,6 @@ def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"the body is larger than {limit} bytes (LETHE_MAX_BODY_BYTES)", code="body_too_large")
 
 
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 class Gateway:
     """Serves the guarded routes, and those that are relayed without judging."""
 
@@ -171,12 +196,18 @@ class Gateway:
             timeout_s=settings.judge_timeout_s,
             metrics=metrics,
         )
+        self._serving: set[Exchange] = set()
+        metrics.in_flight.set_function(lambda: len(self._serving))
+        shortest = min(settings.body_timeout_s, settings.first_byte_timeout_s, settings.request_timeout_s)
+        self._interval_s = min(shortest / 8, 1.0)
+        self._finished: dict[tuple[str, int | str], tuple[Counter, Histogram]] = {}
         # One at a time: what is read holds the interpreter, and several readers would hold up the event loop more.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="lethe-read")
 
     async def run(self) -> None:
-        """What goes on beside the requests, until cancelled: the keys' file and the event loop are watched."""
+        """What goes on beside the requests, until cancelled: times, the keys' file and the event loop are watched."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_times())
             group.create_task(lag.watch(self._metrics))
             if self._keys is not None:
                 self._keys.warn(self.guard.known)
@@ -192,20 +223,67 @@ class Gateway:
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")
         if not (0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()):
             request_id = errors.new_request_id()
-        exchange = Exchange(scope, send, endpoint or scope["path"].rsplit("/", 1)[-1], request_id)
-        self._metrics.in_flight.inc()
+        task = asyncio.current_task()
+        assert task is not None
+        exchange = Exchange(scope, send, endpoint or scope["path"].rsplit("/", 1)[-1], request_id, task)
+        exchange.ends = exchange.started + self._settings.request_timeout_s
+        self._serving.add(exchange)
+        scope[LEFT] = exchange.left
         try:
             await self._admitted(exchange, receive, endpoint)
         except asyncio.CancelledError:
+            await self._cancelled(exchange)
+        finally:
+            exchange.over = True
+            self._serving.discard(exchange)
+            self._count(exchange)
+
+    async def _cancelled(self, exchange: Exchange) -> None:
+        """Nobody waits any more, a time is over, or the server ends."""
+        exchange.over = True
+        if exchange.gone:
+            exchange.task.uncancel()
+            self._metrics.client_gone.labels(exchange.window).inc()
+        elif exchange.stopped is not None:
+            exchange.task.uncancel()
+            await exchange.fail(exchange.stopped)
+        else:
             # The time to drain is over: the last word is an error that clients understand.
             message = "the gateway is shutting down (LETHE_DRAIN_TIMEOUT_S)"
             await exchange.fail(Overloaded(message, code="shutting_down", retry_after_s=1))
-        finally:
-            if exchange.failed is not None:
-                self._metrics.refusals.labels(exchange.failed.code or exchange.failed.kind).inc()
-            self._metrics.in_flight.dec()
-            self._metrics.requests.labels(exchange.endpoint, exchange.status or "gone").inc()
-            self._metrics.request_seconds.labels(exchange.endpoint).observe(time.perf_counter() - exchange.started)
+
+    def _count(self, exchange: Exchange) -> None:
+        if exchange.failed is not None:
+            self._metrics.refusals.labels(exchange.failed.code or exchange.failed.kind).inc()
+        kind = exchange.endpoint, exchange.status or "gone"
+        if kind not in self._finished:
+            requests, seconds = self._metrics.requests.labels(*kind), self._metrics.request_seconds
+            self._finished[kind] = requests, seconds.labels(exchange.endpoint)
+        counted, timed = self._finished[kind]
+        counted.inc()
+        timed.observe(time.perf_counter() - exchange.started)
+
+    async def _watch_times(self) -> None:
+        """End the requests whose time is over. One watch for all costs less than timers in each."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            now = time.perf_counter()
+            for exchange in list(self._serving):
+                if now > exchange.due or now > exchange.ends:
+                    exchange.stop(self._late(exchange, now))
+
+    def _late(self, exchange: Exchange, now: float) -> GuardError:
+        limits = self._settings
+        if now > exchange.due and exchange.window == "reading":
+            message = f"the body did not arrive within {limits.body_timeout_s:g} s (LETHE_BODY_TIMEOUT_S)"
+            return TooSlow(message, code="body_timeout")
+        if now > exchange.due:
+            most = limits.first_byte_timeout_s
+            message = f"the model server sent nothing within {most:g} s (LETHE_FIRST_BYTE_TIMEOUT_S)"
+            self._metrics.upstream_errors.labels("first_byte_timeout").inc()
+            return UpstreamTimeout(message, code="first_byte_timeout")
+        message = f"the request took longer than {limits.request_timeout_s:g} s (LETHE_REQUEST_TIMEOUT_S)"
+        return UpstreamTimeout(message, code="request_timeout")
 
     async def _admitted(self, exchange: Exchange, receive: Receive, endpoint: Endpoint | None) -> None:
         """Answer, if key and limits allow. These checks come first: they cost little and read no body."""
@@ -217,50 +295,16 @@ class Gateway:
                 if name == b"content-length" and int(value) > self._settings.max_body_bytes:
                     raise _too_large(self._settings.max_body_bytes)
             with self._admission.keys.one(exchange.key), self._admission.memory.share() as take:
-                await self._raced(exchange, receive, endpoint, take)
-        except GuardError as error:
-            await exchange.fail(error)
-
-    async def _raced(
-        self, exchange: Exchange, receive: Receive, endpoint: Endpoint | None, take: Callable[[int], None]
-    ) -> None:
-        """Answer, unless the client leaves first; then cancel the work, which closes the way to vLLM."""
-        try:
-            async with asyncio.timeout(self._settings.body_timeout_s):
-                raw = await read_body(receive, self._settings.max_body_bytes, take)
-        except TimeoutError:
-            message = f"the body did not arrive within {self._settings.body_timeout_s:g} s (LETHE_BODY_TIMEOUT_S)"
-            raise TooSlow(message, code="body_timeout") from None
-        except ConnectionResetError:
-            self._metrics.client_gone.labels("reading").inc()
-            return
-        work = asyncio.ensure_future(self._answered(exchange, raw, endpoint))
-        left = asyncio.ensure_future(_left(receive))
-        try:
-            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                self._metrics.client_gone.labels(exchange.window).inc()
-        finally:
-            # Also on our own cancellation: neither future may outlive the request.
-            work.cancel()
-            left.cancel()
-            await asyncio.wait({work, left})
-        if not work.cancelled():
-            work.result()
-
-    async def _answered(self, exchange: Exchange, raw: bytes, endpoint: Endpoint | None) -> None:
-        most = self._settings.request_timeout_s
-        try:
-            try:
-                async with asyncio.timeout(most - (time.perf_counter() - exchange.started)) as whole:
-                    exchange.window = "waiting"
-                    async with self._admission.places.one():
-                        await self._served(exchange, raw, endpoint)
-            except TimeoutError:
-                if not whole.expired():
-                    raise
-                message = f"the request took longer than {most:g} s (LETHE_REQUEST_TIMEOUT_S)"
-                raise UpstreamTimeout(message, code="request_timeout") from None
+                exchange.due = exchange.started + self._settings.body_timeout_s
+                try:
+                    raw = await read_body(receive, self._settings.max_body_bytes, take)
+                except ConnectionResetError:
+                    self._metrics.client_gone.labels("reading").inc()
+                    return
+                exchange.due = math.inf
+                exchange.window = "waiting"
+                async with self._admission.places:
+                    await self._served(exchange, raw, endpoint)
         except GuardError as error:
             await exchange.fail(error)
         except Exception:
@@ -321,7 +365,9 @@ class Gateway:
             judged = await loop.run_in_executor(self._reading, self._read, guard, raw, endpoint)
         if key is not None:
             key.check_model(judged.body)
-        exchange.model, exchange.affinity = judged.body.get("model"), beginning(judged.body)
+        exchange.model = judged.body.get("model")
+        if self._upstream.several:
+            exchange.affinity = beginning(judged.body)
         if endpoint in RELAYED or not guard.covering(judged.body):
             return raw
         try:
@@ -371,40 +417,33 @@ class Gateway:
         if scope["query_string"]:
             path += b"?" + scope["query_string"]
         sent = time.perf_counter()
-        most = self._settings.first_byte_timeout_s
-        first = asyncio.timeout(most)
+        exchange.due = sent + self._settings.first_byte_timeout_s
         try:
-            async with first, self._upstream.open(
+            async with self._upstream.open(
                 scope["method"], path, _readable(self._own_headers(exchange), exchange.answer), payload,
                 model=exchange.model, affinity=exchange.affinity, needs=exchange.needs,
             ) as response:  # fmt: skip
                 self._metrics.upstream_seconds.observe(time.perf_counter() - sent)
                 exchange.window = "first_byte"
                 if response.status >= 400:
-                    await self._relay_error(exchange, response, first)
+                    await self._relay_error(exchange, response)
                     return
                 exchange.streamed = response.content_type == "text/event-stream"
                 if exchange.answer is not None:
-                    await self._relay_watched(exchange, response, exchange.answer, first)
+                    await self._relay_watched(exchange, response, exchange.answer)
                     return
                 await exchange.start(response.status, response_headers(response))
-                await _relay(exchange, response, first)
+                await _relay(exchange, response)
         except Refused:
             # The watch's own decision on an answer that it can't read.
             raise
-        except TimeoutError as error:
-            if not first.expired():
-                raise
-            message = f"the model server sent nothing within {most:g} s (LETHE_FIRST_BYTE_TIMEOUT_S)"
-            self._metrics.upstream_errors.labels("first_byte_timeout").inc()
-            raise UpstreamTimeout(message, code="first_byte_timeout") from error
         except GuardError as error:
             self._metrics.upstream_errors.labels(error.code).inc()
             raise
 
-    async def _relay_error(self, exchange: Exchange, response: Response, first: asyncio.Timeout) -> None:
+    async def _relay_error(self, exchange: Exchange, response: Response) -> None:
         """The upstream's error, in the form that the route's clients read. It holds nothing that a model said."""
-        status, headers, raw = await _error(response, first)
+        status, headers, raw = await _error(response, exchange.heard)
         if exchange.original is not None and status in REFUSALS:
             status, headers, raw = await self._refused_as_it_came(exchange) or (status, headers, raw)
         said = None
@@ -429,13 +468,12 @@ class Gateway:
                 async with self._upstream.open(
                     "POST", path, headers, body, model=model, affinity=exchange.affinity
                 ) as response:
-                    # If it is answered, nobody reads the answer: leaving it ends it.
-                    return await _error(response, limit) if response.status in REFUSALS else None
+                    if response.status in REFUSALS:
+                        return await _error(response, lambda: limit.reschedule(None))
+                    # It is answered, and nobody reads the answer: leaving it ends it.
         return None
 
-    async def _relay_watched(
-        self, exchange: Exchange, response: Response, answer: Answer, first: asyncio.Timeout
-    ) -> None:
+    async def _relay_watched(self, exchange: Exchange, response: Response, answer: Answer) -> None:
         """Relay what the watch lets out. Leaving before the upstream's end aborts it."""
         headers = [(name, value) for name, value in response_headers(response) if name != b"content-length"]
         encoded = response.header(b"content-encoding").lower() not in ("", "identity")
@@ -443,12 +481,11 @@ class Gateway:
             if encoded or not (exchange.streamed or response.content_type.endswith("json")):
                 answer.unwatchable("an answer that is neither JSON nor a stream of events, or is compressed")
                 await exchange.start(response.status, headers)
-                await _relay(exchange, response, first)
+                await _relay(exchange, response)
             elif exchange.streamed:
                 await exchange.start(response.status, headers)
                 async for chunk in response.chunks():
-                    exchange.window = "streaming"
-                    first.reschedule(None)
+                    exchange.heard()
                     for piece in answer.feed(chunk):
                         exchange.last = piece if NUMBERED in piece else exchange.last
                         await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -458,16 +495,16 @@ class Gateway:
                     await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
                 await exchange.send({"type": "http.response.body", "body": b""})
             else:
-                payload = await self._whole(response, answer, first)
+                payload = await self._whole(response, answer, exchange.heard)
                 await exchange.start(response.status, [*headers, (b"content-length", str(len(payload)).encode())])
                 await exchange.send({"type": "http.response.body", "body": payload})
         finally:
             self._count_hits(exchange, answer)
 
-    async def _whole(self, response: Response, answer: Answer, first: asyncio.Timeout) -> bytes:
+    async def _whole(self, response: Response, answer: Answer, heard: Callable[[], None]) -> bytes:
         raw = bytearray()
         async for chunk in response.chunks():
-            first.reschedule(None)
+            heard()
             raw += chunk
             if len(raw) > MAX_WHOLE_BYTES:
                 raise UpstreamFailed("the model server's answer is too long to be watched", code="too_long")
@@ -515,23 +552,22 @@ class Gateway:
         self._audit.put(record)
 
 
-async def _error(response: Response, first: asyncio.Timeout) -> ErrorAnswer:
+async def _error(response: Response, heard: Callable[[], None]) -> ErrorAnswer:
     """An error that the upstream answers, read whole; one that is too long is left without a body."""
     raw = bytearray()
     async for chunk in response.chunks():
-        first.reschedule(None)
+        heard()
         raw += chunk
         if len(raw) > MAX_ERROR_BYTES:
             return response.status, [], b""
     return response.status, response_headers(response), bytes(raw)
 
 
-async def _relay(exchange: Exchange, response: Response, first: asyncio.Timeout) -> None:
+async def _relay(exchange: Exchange, response: Response) -> None:
     """The answer's bytes as they come."""
     numbered = exchange.streamed and exchange.endpoint == "responses"
     async for chunk in response.chunks():
-        exchange.window = "streaming"
-        first.reschedule(None)
+        exchange.heard()
         if numbered and NUMBERED in chunk:
             exchange.last = chunk
         await exchange.send({"type": "http.response.body", "body": chunk, "more_body": True})

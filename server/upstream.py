@@ -76,7 +76,7 @@ class Upstream:
         if body is not None or method != "GET":
             head.append(b"content-length: %d\r\n" % len(body or b""))
         head.append(b"\r\n")
-        return await self._wire.send(b"".join(head), body)
+        return await self._wire.send(b"".join(head), body, bodyless=method == "HEAD")
 
     @asynccontextmanager
     async def open(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> AsyncIterator[Response]:

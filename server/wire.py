@@ -71,10 +71,11 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._write_paused = False
         self.closed = False
+        # One for all answers: a connection whose answer did not end as it should is not used again.
+        self._parser = httptools.HttpResponseParser(self)
         self._begin()
 
     def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._status = 0
         self._headers: Headers = []
         self._head_bytes = 0
@@ -85,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._reusable = False
         self._unsent = False  # it answered before it had read all
+        self._bodyless = False
         self._error: GuardError | None = None
         self.heard = self._loop.time()
 
@@ -135,6 +137,8 @@ class Connection(asyncio.Protocol):
             self._headers = []
             return
         self._status = status
+        # What a HEAD is answered with looks like the head of an answer with a body: the parser would wait for it.
+        self._complete = self._bodyless
         self._wake()
 
     def on_body(self, body: bytes) -> None:
@@ -198,9 +202,13 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
-    async def ask(self, head: bytes, body: bytes | None) -> Response:
-        """Send a request and wait for the head of its answer. Raises UpstreamFailed or UpstreamTimeout."""
+    async def ask(self, head: bytes, body: bytes | None, *, bodyless: bool = False) -> Response:
+        """Send a request and wait for the head of its answer, which has no body to a HEAD (`bodyless`).
+
+        Raises UpstreamFailed or UpstreamTimeout.
+        """
         self._begin()
+        self._bodyless = bodyless
         if body is not None and len(body) > AT_ONCE:
             self._transport.write(head)
             await self._write_in_pieces(body)
@@ -265,7 +273,7 @@ class Wire:
         self._timer: asyncio.TimerHandle | None = None
         self._interval_s = min(read_timeout_s / 8, 1.0)
 
-    async def send(self, head: bytes, body: bytes | None) -> Response:
+    async def send(self, head: bytes, body: bytes | None, *, bodyless: bool = False) -> Response:
         """Send a request over a connection that is there, or a new one; the answer's `close` gives it back.
 
         Raises UpstreamFailed (`connect`, `connect_timeout`: nothing was sent) or UpstreamTimeout.
@@ -273,7 +281,7 @@ class Wire:
         connection = self._take() or await self._connect()
         self._busy.add(connection)
         try:
-            return await connection.ask(head, body)
+            return await connection.ask(head, body, bodyless=bodyless)
         except BaseException:
             connection.abort()
             raise

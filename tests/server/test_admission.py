@@ -20,7 +20,7 @@ def places(number: int, *, waiting: int = 10, wait_s: float = 10.0, metrics: Met
 
 
 async def hold(given: Places, seated: list[int], number: int, leave: asyncio.Event) -> None:
-    async with given.one():
+    async with given:
         seated.append(number)
         await leave.wait()
 
@@ -50,7 +50,7 @@ async def test_a_full_line_is_refused_at_once() -> None:
     given, seated = places(1, waiting=1), []
     started = [await start(given, seated, i) for i in range(2)]
     with pytest.raises(Overloaded) as caught:
-        async with given.one():
+        async with given:
             raise AssertionError("there was no place")
     assert caught.value.code == "queue_full" and caught.value.retry_after_s
     assert "LETHE_MAX_REQUESTS" in caught.value.message
@@ -63,12 +63,12 @@ async def test_a_wait_has_an_end_and_keeps_no_place() -> None:
     given, seated = places(1, wait_s=0.02), []
     task, leave = await start(given, seated, 0)
     with pytest.raises(Overloaded) as caught:
-        async with given.one():
+        async with given:
             raise AssertionError("there was no place")
     assert caught.value.code == "queue_timeout"
     leave.set()
     await task
-    async with asyncio.timeout(1), given.one():
+    async with asyncio.timeout(1), given:
         pass
 
 
@@ -80,7 +80,7 @@ async def test_no_place_is_lost_whoever_leaves_whenever() -> None:
 
     async def one() -> None:
         nonlocal at_once, most
-        async with given.one():
+        async with given:
             at_once += 1
             most = max(most, at_once)
             try:
@@ -98,7 +98,7 @@ async def test_no_place_is_lost_whoever_leaves_whenever() -> None:
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(result) for result in ended} <= {type(None), Overloaded, asyncio.CancelledError}
     assert ended.count(None) > 50 and most == 3
-    async with asyncio.timeout(1), given.one(), given.one(), given.one():
+    async with asyncio.timeout(1), given, given, given:
         assert given._free == 0 and not given._line
     assert given._free == 3
 

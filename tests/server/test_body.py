@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server import body
@@ -62,16 +62,29 @@ def test_what_is_accepted_reads_the_same_and_can_be_written_back(fragments: list
     assert value == json.loads(raw) == orjson.loads(raw) == orjson.loads(orjson.dumps(value))
 
 
-@given(OBJECTS, st.integers(0, 5), TEXT, VALUES, VALUES)
+@settings(deadline=None)
+@given(OBJECTS)
+def test_what_orjson_writes_is_read_at_once_and_as_by_any_other(made: dict[str, Any]) -> None:
+    raw = orjson.dumps(made)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(body.json, "loads", None)
+        assert body.parse(raw) == made
+    assert json.loads(raw) == made
+
+
+@settings(deadline=None)
+@given(OBJECTS, st.integers(0, 5), TEXT, VALUES, VALUES, st.sampled_from([", ", ","]), st.sampled_from([": ", ":"]))
 def test_a_key_that_stands_twice_is_refused_at_any_depth(
-    around: dict[str, Any], depth: int, key: str, first: Any, second: Any
+    around: dict[str, Any], depth: int, key: str, first: Any, second: Any, comma: str, colon: str
 ) -> None:
-    name = json.dumps(key)
-    inner = f"{{{name}: {json.dumps(first)}, {name}: {json.dumps(second)}}}"
+    def dumped(value: Any) -> str:
+        return json.dumps(value, separators=(comma, colon), ensure_ascii=False)
+
+    inner = f"{{{dumped(key)}{colon}{dumped(first)}{comma}{dumped(key)}{colon}{dumped(second)}}}"
     for _ in range(depth):
-        inner = f'[{{"x": {inner}}}]'
+        inner = f'[{{"x"{colon}{inner}}}]'
     around.pop("", None)
-    raw = json.dumps({**around, "": 0})[:-1] + f', "\\u0000deep": {inner}}}'
+    raw = dumped({**around, "": 0})[:-1] + f'{comma}"\\u0000deep"{colon}{inner}}}'
     assert refused(raw.encode()).code == "duplicate_key"
 
 

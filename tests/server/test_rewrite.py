@@ -47,7 +47,8 @@ def test_choices_that_are_forbidden_are_not_offered() -> None:
 
 
 def test_the_joined_conversation_is_the_last_text() -> None:
-    judged = Judged("chat", {}, [Text("messages[0].content", "a"), Text("messages[1].content", "b")], ("a\nb",))
+    places = ("messages[0].content", "messages[1].content")
+    judged = Judged("chat", {}, [Text(place, text, message=True) for place, text in zip(places, "ab", strict=True)])
     assert judged.texts == ["a", "b", "a\nb"]
     assert [judged.place(i) for i in range(3)] == [
         "messages[0].content",

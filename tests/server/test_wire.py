@@ -58,6 +58,13 @@ async def test_an_answer_that_has_no_body_is_at_its_end(status: int) -> None:
         assert server.connections == 1
 
 
+async def test_nothing_is_waited_for_behind_the_head_that_answers_a_head_request() -> None:
+    async with to(answers(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")) as (_, made):
+        response = await made.send(b"HEAD / HTTP/1.1\r\n\r\n", None, bodyless=True)
+        assert (response.status, await response.read(), response.header(b"content-length")) == (200, b"", "5")
+        response.close()
+
+
 @pytest.mark.parametrize("extra", [OK, b"what is this"])
 async def test_what_comes_after_an_answers_end_is_no_answer_to_the_next_request(extra: bytes) -> None:
     async with to(answers(OK + extra)) as (server, made):
