@@ -124,10 +124,10 @@ def cpu_s(pid: int) -> float:
     return total
 
 
-def memory_mib(pid: int) -> float:
-    """Resident memory of a process and its descendants, shared pages counted in part (PSS)."""
+def memory_mib(pid: int, kind: str = "Pss") -> float:
+    """Memory of a process and its descendants in MiB; Pss: pages that others map too count in part, Rss: in full."""
     total = 0
     for one in family(pid):
         rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
-        total += int(next(line for line in rollup.splitlines() if line.startswith("Pss:")).split()[1])
+        total += int(next(line for line in rollup.splitlines() if line.startswith(f"{kind}:")).split()[1])
     return total / 1024
