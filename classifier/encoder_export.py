@@ -1,13 +1,16 @@
 """Turn a sentence-transformers model into one ONNX file, once. Knows nothing of serving.
 
 The whole pipeline (transformer, pooling, dense layers, normalisation) is traced as sentence-transformers
-runs it, so whatever a model's modules are, they need no second implementation here.
+runs it, so whatever a model's modules are, they need no second implementation here. Its weights are then rounded to
+seven bits, which is exact on processors with and without VNNI, halves the time and quarters the memory; a model that
+doesn't bear it stays as it is. Artifacts are fitted with the encoder that serves them, so nothing else has to agree.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -15,10 +18,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-EXPORT_FORMAT = 1
+EXPORT_FORMAT = 2
 OPSET = 18
 LONGEST_WINDOW = 512
 AGREEMENT = 0.9999
+# Cosine that every probe must keep when the weights are rounded.
+ROUNDED_AGREEMENT = 0.97
 
 # Texts of different lengths: a graph that froze a length or ignores the padding mask can't pass them all.
 PROBES = (
@@ -113,7 +118,11 @@ def _export(name: str, folder: Path, target: Path, digest: str) -> None:
             dynamo=False,
         )
     _write_settings(name, digest, model, names, target)
-    _check(model, name, target)
+    expected = model.encode(list(PROBES), normalize_embeddings=True, show_progress_bar=False)
+    least = _agreement(expected, target)
+    if least < AGREEMENT:
+        raise ValueError(f"encoder {name!r}: the ONNX export differs from the model (cosine {least:.5f})")
+    _round(target, expected)
 
 
 def _write_settings(name: str, digest: str, model: Any, names: list[str], target: Path) -> None:
@@ -128,17 +137,35 @@ def _write_settings(name: str, digest: str, model: Any, names: list[str], target
         "width": int(model.get_embedding_dimension()),
         "limit": min(int(model.max_seq_length or LONGEST_WINDOW), LONGEST_WINDOW),
         "inputs": names,
-        "pad_id": int(model.tokenizer.pad_token_id or 0),
         "prefix": model.prompts.get(model.default_prompt_name or "", ""),
         "lower": bool(getattr(model[0], "do_lower_case", False)),
     }
     (target / "encoder.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
-def _check(model: Any, name: str, folder: Path) -> None:
+def _agreement(expected: Any, folder: Path) -> float:
+    """The least cosine between the probes' embeddings and those of a prepared folder."""
     from classifier.encoder import Encoder
 
-    expected = model.encode(list(PROBES), normalize_embeddings=True, show_progress_bar=False)
-    cosines = (Encoder(folder).encode(PROBES) * expected).sum(axis=1)
-    if cosines.min() < AGREEMENT:
-        raise ValueError(f"encoder {name!r}: the ONNX export differs from the model (cosine {cosines.min():.5f})")
+    return float((Encoder(folder).encode(PROBES) * expected).sum(axis=1).min())
+
+
+def _round(target: Path, expected: Any) -> None:
+    """Replace encoder.onnx by one with rounded weights, if the probes' embeddings bear it."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole, graph = target / "whole.onnx", target / "encoder.onnx"
+    graph.rename(whole)
+    logging.getLogger("root").addFilter(_no_advice)
+    try:
+        quantize_dynamic(str(whole), str(graph), per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+        if _agreement(expected, target) < ROUNDED_AGREEMENT:
+            whole.replace(graph)
+    finally:
+        logging.getLogger("root").removeFilter(_no_advice)
+        whole.unlink(missing_ok=True)
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    # It advises a pass that finds nothing to do in these graphs.
+    return "pre-processing" not in record.getMessage()

@@ -131,6 +131,10 @@ def _from_base64(text: str, run: list[tuple[int, int]]) -> Edit | None:
     for turned in turns:
         if plain := _bytes_text(_base64_bytes(turned)):
             return run[0][0], run[-1][1], plain
+    # A long run may have lost its beginning, or have something before it.
+    for cut in range(1, 4) if len(written) >= LONG_RUN else ():
+        if plain := _bytes_text(_base64_bytes(written[cut:])):
+            return run[0][0], run[-1][1], plain
     # The first or last token may be a word beside it.
     for part in (run[1:], run[:-1]) if len(run) > 1 else ():
         if plain := _bytes_text(_base64_bytes("".join(text[a:b] for a, b in part).strip("="))):

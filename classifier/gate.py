@@ -95,7 +95,9 @@ class Gate:
                 self._members.append([])
                 columns.append(np.concatenate([artifact.arrays[f"{kind}_weights"] for kind in ("word", "character")]))
             self._group_of[name] = number
-            self._members[number].append(name)
+            # Of an artifact that was made by adding alone, all that was fitted is taken out again.
+            if not np.isin(artifact.arrays["index_items"], artifact.arrays["removed_items"]).all():
+                self._members[number].append(name)
             words = telling_words(artifact)
             if words is None:
                 self._always.append(name)
@@ -112,6 +114,8 @@ class Gate:
             wanted.setdefault(name, rows)
         touched = {self._group_of[name] for name in wanted}
         for number, group in enumerate(self._groups):
+            if not self._members[number] and number not in touched:
+                continue
             said = group.contributions(lexical[:, number])
             common = group.passing(said, reading)
             common[_strongest(np.where(reading.own, -np.inf, said))] = True

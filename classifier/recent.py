@@ -34,6 +34,10 @@ class Recent(Generic[T]):
             if len(self._values) > self._most:
                 self._values.popitem(last=False)
 
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
+
     def __len__(self) -> int:
         return len(self._values)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier import ciphers, joining, language, lookalikes, mistyped
-from classifier.encodings import ENCODINGS
+from classifier.encodings import ENCODINGS, hexadecimal, morse, numbers
 from classifier.lookalikes import Edit, normalise
 
 # How often all readings are tried on what came out of them: encodings inside encodings.
@@ -26,15 +26,17 @@ ROUNDS = 4
 MOST_CHARACTERS = 8
 FEW_CHARACTERS = 4096
 
-# Ordinary words, with the marks that ordinary sentences have. No reading but those of `_is_plain` finds anything in
-# such a text: there are no signs, no runs, no letters by themselves, and no more digits than a date has.
+# Ordinary words and numbers, with the marks that ordinary sentences have: no signs inside words, no long runs. Few
+# readings can find anything in such a text; `_is_plain` asks those.
 _PLAIN = re.compile(
-    r"(?:[\"'(]?(?!\S{24})(?:[A-Z]?[a-z]{2,20}(?:-[A-Za-z][a-z]{1,20}){0,2}|[aAI]|[A-Z]{2,5}|[0-9]{1,4})"
-    r"(?:'(?:s|t|d|m|ll|re|ve))?[)\"']?[.,;:?!]?[\"')]?(?:[ \n]{1,2}|\Z))+"
+    r"(?:(?!\S{24})[\"'(]{0,2}(?:(?:[A-Z][a-z]{1,20}|[a-z]{2,20}|[A-Za-z]|[A-Z]{2,5}|[0-9]{1,4})(?:-[A-Za-z][a-z]{1,20}){0,2}"
+    r"|[$]?[0-9]{1,4}(?:[.,][0-9]{1,3})?%?|[-*])"
+    r"(?:'(?:s|t|d|m|ll|re|ve))?[)\"']{0,2}[.,;:?!]{0,3}[\"')]?(?:[ \n]{1,3}|\Z))+"
 )
-_PLAIN_WORD = re.compile(r"[A-Za-z]+")
+_PLAIN_WORD = re.compile(r"[a-z]+|[0-9]{4,}")
 _NUMBER = re.compile(r"[0-9]+")
-MOST_NUMBERS = 2
+_SINGLE = re.compile(r"\b[A-Za-z0-9]\b")
+FEW = 3
 
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -159,15 +161,19 @@ def views(
 
 def _is_plain(text: str, vocabulary: frozenset[str], familiar: Callable[[str], bool]) -> bool:
     """Whether a text is written so plainly that no further reading can come of it, told at a glance."""
-    if not text.isascii() or not _PLAIN.fullmatch(text) or len(_NUMBER.findall(text)) > MOST_NUMBERS:
+    if not text.isascii() or not _PLAIN.fullmatch(text):
         return False
-    if "-" in text and joining.bridged(text):
+    if len(_NUMBER.findall(text)) > FEW and (numbers(text) or hexadecimal(text)):
+        return False
+    if len(_SINGLE.findall(text)) > FEW and joining.spaced(text, vocabulary):
+        return False
+    if "-" in text and (joining.bridged(text) or morse(text)):
         return False
     words = set(_PLAIN_WORD.findall(text.lower()))
     if words <= language.words():
         return True
     return not (
-        ciphers.strange(text, vocabulary)
+        ciphers.deciphered(text, vocabulary)
         or joining.segmented(text, vocabulary)
         or mistyped.repaired(text, vocabulary, familiar)
     )

@@ -13,18 +13,28 @@ from classifier.encoder import Encoder, load_encoder
 TEXTS = ["", "one", "A longer text, with a name: Ada Lovelace.", "many words " * 60, "Grüße, 東京!"]
 
 
-def test_vectors_equal_those_of_sentence_transformers(encoder: Encoder) -> None:
+def test_vectors_are_those_of_sentence_transformers_but_for_the_rounding(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = encoders._package_folder()
+    assert folder is not None
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     expected = model.encode(TEXTS, normalize_embeddings=True, show_progress_bar=False)
-    assert ((encoder.encode(TEXTS) * expected).sum(axis=1) > 0.9999).all()
+    assert ((encoder.encode(TEXTS) * expected).sum(axis=1) > encoder_export.ROUNDED_AGREEMENT).all()
+    # A model that doesn't bear it stays as it is.
+    monkeypatch.setattr(encoder_export, "ROUNDED_AGREEMENT", 1.1)
+    encoder_export.prepare("whole", folder, tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [
+        "encoder.json", "encoder.onnx", "tokenizer.json"
+    ]  # fmt: skip
+    assert ((Encoder(tmp_path / "whole").encode(TEXTS) * expected).sum(axis=1) > 0.9999).all()
 
 
 def test_rows_do_not_depend_on_their_neighbours(encoder: Encoder) -> None:
     together = encoder.encode(TEXTS)
     for text, row in zip(TEXTS, together, strict=True):
-        assert np.allclose(encoder.encode([text])[0], row, atol=1e-5)
+        assert encoder.encode([text])[0].tolist() == row.tolist()
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     assert encoder.encode([]).shape == (0, encoder.width)
 
@@ -33,6 +43,24 @@ def test_progress_ends_at_the_number_of_texts(encoder: Encoder) -> None:
     seen: list[tuple[int, int]] = []
     encoder.encode([*TEXTS, TEXTS[1]], lambda done, total: seen.append((done, total)))
     assert seen[-1] == (6, 6) and seen == sorted(seen)
+
+
+def test_several_threads_encode_the_same(encoder: Encoder) -> None:
+    folder = encoders.cache_folder() / encoder.hash
+    assert Encoder(folder, threads=3).encode(TEXTS * 5).tolist() == encoder.encode(TEXTS * 5).tolist()
+
+
+def test_what_was_encoded_lately_is_not_encoded_again(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder.forget()
+    first = encoder.encode_again(TEXTS[:3])
+    asked: list[list[str]] = []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts: (asked.append(list(texts)), encode(texts))[1])
+    assert encoder.encode_again([TEXTS[4], *TEXTS[:3]])[1:].tolist() == first.tolist()
+    assert asked == [[TEXTS[4]]]
+    encoder.forget()
+    encoder.encode_again(TEXTS[:1])
+    assert asked[1:] == [TEXTS[:1]]
 
 
 def test_a_text_over_the_limit_is_refused_not_cut(encoder: Encoder) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import quote, quote_plus
 import numpy as np
 import pytest
 
-from classifier.encodings import _MORSE_CODE, ENCODINGS
+from classifier.encodings import _MORSE_CODE, ENCODINGS, base_64
 from tests.classifier.test_lookalikes import made
 
 TEXT = "Who is the author of the book about Vardholm?"
@@ -96,3 +96,10 @@ def ordinary() -> list[str]:
 @pytest.mark.parametrize("text", ordinary(), ids=range(len(ordinary())))
 def test_what_is_no_encoded_text_stays(text: str) -> None:
     assert [name for name, read in ENCODINGS.items() if read(text)] == []
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 5])
+def test_base64_that_lost_its_beginning_is_read_from_where_it_makes_sense(lost: int) -> None:
+    written = base64.b64encode(b"Tell me who keeps the lamp burning at the far end of the pier.").decode()
+    ((_, _, plain),) = base_64(f"see {written[lost:]} there")
+    assert "the lamp burning" in plain

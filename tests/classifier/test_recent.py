@@ -12,6 +12,8 @@ def test_the_one_not_asked_for_the_longest_goes_first() -> None:
     assert [recent.get(text) for text in "abc"] == [1, None, 3] and len(recent) == 2
     recent.put("c", 4)
     assert recent.get("c") == 4 and recent.get("a") == 1
+    recent.clear()
+    assert recent.get("c") is None and len(recent) == 0
 
 
 def test_no_text_is_kept() -> None:

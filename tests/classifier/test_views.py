@@ -170,3 +170,27 @@ def test_work_is_linear_whatever_a_text_is_made_of(text: str) -> None:
     cost(text[: len(text) // 8])
     small, large = cost(text[: len(text) // 8]), cost(text)
     assert large <= 24 * small + 0.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Who keeps the lamp burning at the far end of the pier?",
+        "In 1984, 12 of 30 people paid $20 (or 4.5% more) - is that well-known?\nYes.",
+        "hello 72 101 108 108 111 32 119 111 114 108 100",
+        "w h o keeps it", "I a I a I a b c d e", "48 65 6c 6c 6f 20 77 6f 72", "x - . - - . . - . - . -",
+        "jub xrrcf gur ynzc oheavat ng gur sne raq", "Was it Teldirc or Vardhlom?", "wh oke eps th ela mp bu rni ng at",
+        "The value of 1930 is near 1931.", "sp-lit wo-rds ev-ery-wh-ere", "A is the father of B. B is the father of C.",
+        "dead beef fade cafe babe 12 34", "Rhoda Mbalazi's books, please!", "(see 1. 2. 3. 4. 5. 6.)",
+    ],
+)  # fmt: skip
+def test_a_plain_text_has_no_further_readings(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = frozenset({"teldric", "vardholm", "1931", "lamp"})
+    glance = [view.name for view in views(text, vocabulary)]
+    monkeypatch.setattr("classifier.views._is_plain", lambda *_: False)
+    assert [view.name for view in views(text, vocabulary)] == glance
+
+
+def test_an_ordinary_question_is_plain_at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classifier.views.READINGS", {"broken": lambda text: pytest.fail("read on")})
+    assert [view.name for view in views("Who keeps the lamp burning, and why?")] == ["raw", "normalised"]
