@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -79,3 +79,13 @@ def no_blanks() -> dict[str, int]:
 def noted(arguments: str | dict[str, Any]) -> Note:
     """The note in a tool call's arguments. Raises where they don't fit the tool's schema."""
     return Note.model_validate(json.loads(arguments) if isinstance(arguments, str) else arguments, strict=True)
+
+
+def work(do: str, url: str, *cases: Case, key: str = "none") -> str:
+    """What a client in a process of its own is to do, as JSON."""
+    told = [asdict(case) | {"messages": case.messages, "prompt": case.prompt} for case in cases]
+    form = {"name": "note", "strict": True, "schema": FUNCTION["parameters"]}
+    return json.dumps({
+        "do": do, "url": url, "key": key, "cases": told, "most": MOST, "bias": no_blanks(), "tool": TOOL,
+        "forced": FORCED, "form": form,
+    })  # fmt: skip

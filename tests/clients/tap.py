@@ -78,7 +78,8 @@ class _Answers:
         return self._connection.exchanges[self._at]
 
     def on_message_begin(self) -> None:
-        self._at += 1
+        if self._at < 0 or self._now.whole:
+            self._at += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._now.headers[name.decode().lower()] = value.decode("latin-1")
@@ -90,7 +91,7 @@ class _Answers:
         self._now.body += body
 
     def on_message_complete(self) -> None:
-        self._now.whole = True
+        self._now.whole = self._now.status >= 200  # else the answer proper follows: "100 Continue"
 
 
 class Tap:
