@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import random
+import time
 from collections import Counter
 
-import pytest
-
+from server.wire import KEEP_IDLE_S
 from tests.integration.faulty import RAISE
 from tests.integration.processes import Gateway, gateway, until, upstreams
 
@@ -55,7 +55,7 @@ async def leave(port: int, draw: random.Random, how: Counter[str]) -> None:
         writer.write(asked[: max(1, int(part * len(asked)))])
         await writer.drain()
         try:
-            async with asyncio.timeout(draw.choice([0, 0.001, 0.005, 0.02, 0.1])):
+            async with asyncio.timeout(draw.choice([0, 0.001, 0.01, 0.1, 0.4])):
                 how["answered" if await reader.read(65_536) else "closed"] += 1
         except TimeoutError:
             how["left waiting"] += 1
@@ -70,13 +70,13 @@ async def leave(port: int, draw: random.Random, how: Counter[str]) -> None:
             await writer.wait_closed()
 
 
-async def all_leave(port: int, seed: int) -> Counter[str]:
+async def all_leave(port: int) -> Counter[str]:
     how: Counter[str] = Counter()
     free = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int) -> None:
         async with free:
-            await leave(port, random.Random(seed * 10**6 + number), how)
+            await leave(port, random.Random(number), how)
 
     await asyncio.gather(*(one(number) for number in range(MANY)))
     return how
@@ -86,31 +86,24 @@ def at_rest(gate: Gateway) -> tuple[int, int]:
     """Descriptors and tasks, once every gauge is at zero and idle connections to the upstream have been closed."""
     for gauge in GAUGES:
         until(lambda gauge=gauge: gate.count(gauge) == 0, f"{gauge} is not back at zero", within_s=60)
-    found: list[tuple[int, int]] = []
-
-    def settled() -> bool:
-        # Health checks come and go: as few as were seen in a while.
-        found.append((gate.descriptors(), gate.tasks()))
-        return len(found) >= 60
-
-    until(settled, "never at rest", within_s=60)
-    descriptors, tasks = zip(*found[30:], strict=True)
-    return min(descriptors), min(tasks)
+    # Health checks come and go: as few as were seen in a while.
+    time.sleep(KEEP_IDLE_S + 1)
+    looks = [(gate.descriptors(), gate.tasks()) for _ in range(20)]
+    return min(descriptors for descriptors, _ in looks), min(tasks for _, tasks in looks)
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_clients_that_leave_leave_nothing_behind(seed: int) -> None:
+def test_clients_that_leave_leave_nothing_behind() -> None:
     with upstreams(2) as ups, gateway("leaving", [one.url for one in ups], LETHE_READ_TIMEOUT_S=5) as gate:
         port = int(gate.url.rsplit(":", 1)[1])
         # What is made once and kept: threads, connections for health checks.
         for _ in range(4):
             assert gate.ask(text="hello").status_code == 200
         before = at_rest(gate)
-        how = asyncio.run(all_leave(port, seed))
+        how = asyncio.run(all_leave(port))
         after = at_rest(gate)
         assert after == before, (before, after, how)
         assert sum(one.running() for one in ups) == 0
-        assert how.total() == MANY and all(how[kind] > MANY / 100 for kind in ("answered", "left waiting")), how
+        assert how.total() == MANY and min(how["answered"], how["left waiting"]) > MANY / 100, how
         gone = gate.count("client_gone_total")
         assert gone > MANY / 20, gone
         assert {kind for kind in ("judging", "headers", "first_byte") if gate.count("client_gone_total", window=kind)}

@@ -1,0 +1,23 @@
+"""A client that leaves stops vLLM: on every guarded endpoint, in each of the four windows, within a second."""
+
+from __future__ import annotations
+
+import itertools
+
+import aiohttp
+import pytest
+
+from benchmarks.aborts import CASES, Watcher, measured
+
+NUMBERS = itertools.count()
+
+
+@pytest.mark.parametrize(("endpoint", "window"), CASES)
+async def test_vllm_is_idle_within_a_second(vllm_url: str, gateway_url: str, endpoint: str, window: str) -> None:
+    base, _, port = gateway_url.rpartition(":")
+    async with aiohttp.ClientSession() as http:
+        watcher = Watcher(http, vllm_url, f"{base}:{int(port) + 1}")
+        left = await measured(watcher, gateway_url, endpoint, window, NUMBERS)
+    assert left.idle_s < 1, left
+    if window == "judging":
+        assert left.tokens == 0, "it reached vLLM all the same"
