@@ -426,3 +426,15 @@ def test_every_failure_that_a_policy_may_meet_is_counted_from_zero() -> None:
     }
     c = {("c", stage, "pass") for stage in ("judge", "corrupt", "penalize")} | {("c", "unsupported", "penalize")}
     assert found == dict.fromkeys(c | {("w", stage, "refuse") for stage in ("judge", "verbatim", "watch")}, 0.0)
+
+
+def test_it_is_kept_for_few_models_which_policies_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.guard.MODELS_KEPT", 2)
+    made = guard(policy(action="refuse", models=["m1"]), policy(name="all", action="refuse"))
+    assert list(made.covering({"model": "m1"})) == ["p", "all"] and list(made.covering({"model": "x"})) == ["all"]
+    assert made.covering({"model": "m1"}) is made.covering({"model": "m1"})
+    assert made.covering({"model": "m1"}).levels == {"a": 0.5}
+    for model in ("y", "z", ["m1"], None, "m" * 1000):
+        assert list(made.covering({"model": model})) == ["all"]
+    assert len(made._covering) <= 2
+    assert list(made.only({"p"}).covering({"model": "m1"})) == ["p"]
