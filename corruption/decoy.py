@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import unicodedata
+from array import array
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
@@ -46,17 +47,22 @@ class Decoys:
 
     def __init__(self, pieces: Sequence[str], special: Collection[int]) -> None:
         """pieces: the text of every token id; special: ids that are never replaced nor used."""
-        kinds = [None if token in special else kind(piece) for token, piece in enumerate(pieces)]
+        # A vocabulary has many tokens and few kinds: one object for each, and numbers without objects.
+        one: dict[Kind | None, Kind | None] = {}
+        kinds = [
+            None if token in special else one.setdefault(found := kind(piece), found)
+            for token, piece in enumerate(pieces)
+        ]
         self._kinds = kinds
         # Parts of characters all look alike as text.
         self._folded = [f"�{token}" if "�" in piece else piece.strip().casefold() for token, piece in enumerate(pieces)]
         # For each token the ids of its kind in rising order, and where in that order it stands.
-        self._alike: list[list[int]] = [[]] * len(pieces)
-        self._place = [0] * len(pieces)
-        members: dict[Kind, list[int]] = {}
+        self._alike = [array("i")] * len(pieces)
+        self._place = array("i", bytes(4 * len(pieces)))
+        members: dict[Kind, array[int]] = {}
         for token, found in enumerate(kinds):
             if found is not None:
-                alike = self._alike[token] = members.setdefault(found, [])
+                alike = self._alike[token] = members.setdefault(found, array("i"))
                 self._place[token] = len(alike)
                 alike.append(token)
 

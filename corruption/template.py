@@ -33,6 +33,7 @@ TOKENIZING_KWARGS = frozenset(
     {"chat_template", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
     | {"return_assistant_tokens_mask", "tokenizer_kwargs"}
 )
+_PIECES_AT_ONCE = 2048
 # Texts that can't be placed together are placed one by one, each with a rendering of its own.
 MAX_ONE_BY_ONE = 16
 
@@ -136,8 +137,12 @@ class ModelText:
         """Each token's own text, with the space it starts with; "�" stands for parts of characters."""
         anchor = self._encode("a").ids[-1:]
         bare = self._fast.decode(anchor, skip_special_tokens=False)
-        texts = self._fast.decode_batch([anchor + [i] for i in ids], skip_special_tokens=False)
-        return [text.removeprefix(bare) for text in texts]
+        found: list[str] = []
+        # A whole vocabulary at once would need many times its own size in memory.
+        for begin in range(0, len(ids), _PIECES_AT_ONCE):
+            some = [[*anchor, i] for i in ids[begin : begin + _PIECES_AT_ONCE]]
+            found += [text.removeprefix(bare) for text in self._fast.decode_batch(some, skip_special_tokens=False)]
+        return found
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.size for i in ids):
