@@ -13,7 +13,7 @@ from dataclasses import dataclass
 # No event of an answer is as long; without a bound an upstream could fill the memory with one line.
 MAX_EVENT_BYTES = 16 * 2**20
 
-_LINE = re.compile(rb"([^\r\n]*)(\r\n|\n|\r)")
+_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -37,42 +37,37 @@ class Parser:
     """Reads one stream. Comments, ids and retry times are passed over; an event that never ends is dropped."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()  # of a line that has not ended: only what is new is searched for its end
         self._begun = False
+        self._returned = False
         self._data: list[bytes] = []
         self._name = b""
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """The events that are complete now. Raises BrokenEvent."""
-        rest = self._rest + chunk
-        self._rest = b""
         if not self._begun:
-            if len(rest) < len(_BOM) and _BOM.startswith(rest):
-                self._rest = rest
+            chunk = bytes(self._rest) + chunk
+            self._rest.clear()
+            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+                self._rest += chunk
                 return
             self._begun = True
-            rest = rest.removeprefix(_BOM)
-        at = 0
-        for match in _LINE.finditer(rest):
-            if match[2] == b"\r" and match.end() == len(rest):
-                break  # its line feed may be the next piece's first byte
+            chunk = chunk.removeprefix(_BOM)
+        if not chunk:
+            return
+        at = 1 if self._returned and chunk.startswith(b"\n") else 0
+        self._returned = chunk.endswith(b"\r")  # the next piece's line feed belongs to it
+        for match in _END.finditer(chunk, at):
+            self._rest += chunk[at : match.start()]
+            line = bytes(self._rest)
+            self._rest.clear()
             at = match.end()
-            event = self._line(match[1])
+            event = self._line(line)
             if event is not None:
                 yield event
-        self._rest = rest[at:]
+        self._rest += chunk[at:]
         self._check(len(self._rest))
-
-    def end(self) -> Iterator[Event]:
-        """The event whose last line's end was waited for. Call when no more bytes come."""
-        if self._rest == b"\r":
-            self._rest = b""
-            event = self._line(b"")
-            if event is not None:
-                yield event
-        elif self._rest.endswith(b"\r"):
-            yield from self.feed(b"\n")
 
     def _check(self, more: int) -> None:
         if self._size + more > MAX_EVENT_BYTES:

@@ -588,7 +588,6 @@ class Answer:
 
     def end(self) -> Iterator[bytes]:
         """What may leave now that the upstream's bytes have ended."""
-        yield from self._events(self._parser.end())
         yield from self._ended()
 
     def _ended(self) -> Iterator[bytes]:

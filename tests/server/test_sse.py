@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,7 @@ from server.sse import BrokenEvent, Event, Parser
 
 def read(*chunks: bytes) -> list[Event]:
     parser = Parser()
-    events = [event for chunk in chunks for event in parser.feed(chunk)]
-    return [*events, *parser.end()]
+    return [event for chunk in chunks for event in parser.feed(chunk)]
 
 
 def slowly(raw: bytes) -> list[Event]:
@@ -64,6 +64,16 @@ def test_an_event_comes_at_its_last_byte() -> None:
     parser = Parser()
     assert list(parser.feed(b"data: a\n")) == []
     assert list(parser.feed(b"\n")) == [Event("a")]
+
+
+def test_a_long_line_is_read_in_linear_time() -> None:
+    """Whoever answers may send an event of any length in pieces of any size."""
+    begun = time.process_time()
+    data = b"x" * 2_000_000
+    stream = b"data: " + data + b"\n\n"
+    for size in (1_000, 65_536, len(stream)):
+        assert read(*(stream[i : i + size] for i in range(0, len(stream), size))) == [Event(data.decode())]
+    assert time.process_time() - begun < 2
 
 
 def test_what_is_no_utf_8_is_refused() -> None:
