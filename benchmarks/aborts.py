@@ -45,6 +45,7 @@ CASES = [
 TOKENS = 4000
 FILLER = "The river runs past the old mill and the mill stands by the river. "
 ATTEMPTS = 12
+QUIET_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,19 @@ class Watcher:
         }
 
     async def idle(self, since: float) -> float:
-        """Seconds from `since` until vLLM was first seen without a request."""
-        for _ in range(2000):
-            asked = time.monotonic()
-            busy, _ = await self.vllm()
-            if not busy:
-                return asked - since
+        """Seconds from `since` until vLLM had no request any more, and made no token for QUIET_S from then on.
+
+        Its gauges are those of its engine's last step: they may be at zero before a request has begun.
+        """
+        found, quiet = await self.vllm(), time.monotonic()
+        while time.monotonic() - since < 60:
             await asyncio.sleep(0.01)
+            asked = time.monotonic()
+            now = await self.vllm()
+            if now[0] or now != found:
+                found, quiet = now, asked
+            elif asked - quiet > QUIET_S:
+                return quiet - since
         raise NotSeen("vLLM's requests never ended")
 
 
