@@ -50,6 +50,13 @@ def test_a_stream_is_read_as_a_whole() -> None:
     for bad in bad_streams:
         with pytest.raises(AssertionError):
             strict.check(stream(*bad))
+    left = stream(CHUNK)
+    left.whole = False
+    strict.check(left)
+    left.body += b"data: [DONE]\n\n"  # clients read no further than this
+    left.body = left.body.replace(b'"index"', b'"number"')
+    with pytest.raises(AssertionError):
+        strict.check(left)
     cut = stream(CHUNK, "[DONE]")
     cut.body = cut.body[:-1]
     with pytest.raises(AssertionError):
