@@ -33,8 +33,7 @@ from classifier.artifact import Artifact, ForgetItem
 from corruption.folding import fold
 from corruption.penalties import ARGUMENT
 from corruption.vocabulary import Vocabulary
-from server import rewrite
-from server.fields import Text
+from server import fields, rewrite
 from server.policies import Policy
 from server.verdict import Finding
 
@@ -91,9 +90,7 @@ class Request:
         asked = self.rng.sample(range(len(self.items)), NEAR)
         question = self.items[asked[0]].prompt
         body = {"messages": [{"role": "user", "content": question}]}
-        judged = rewrite.Judged(
-            "chat", body, [Text(question, "messages[0].content", (0, None), role="user", message=True)], None
-        )
+        judged = rewrite.Judged("chat", body, fields.extract("chat", body, decode=None))
         finding = Finding(POLICY, cast(Any, SimpleNamespace(asked=(tuple(asked),))), 0.5)
         tokens = self.answer(asked)
         plugin = processor(self.vocabulary)
