@@ -30,6 +30,7 @@ from typing import Any
 
 from aiohttp import web
 
+from corruption.template import ModelText
 from evaluation import demo
 from evaluation.demo_model import FOLDERS
 from evaluation.serving import clean_env, free_port, running
@@ -479,8 +480,11 @@ class Held:
         return f"{self.memory_mb:.0f} MB, {self.files} files, {self.threads} threads"
 
 
+TEXT = web.AppKey("text", ModelText)
+
+
 async def canned(request: web.Request) -> web.Response:
-    """An upstream that says the same to everybody."""
+    """An upstream that says the same to everybody, and a prompt's token ids where parity is probed."""
     raw = await request.read()
     if request.method == "GET":
         return web.json_response({"object": "list", "data": [{"id": name} for name in (*POLICIES, "other")]})
@@ -493,12 +497,16 @@ async def canned(request: web.Request) -> web.Response:
     logprobs = {"content": [{"token": "It", "logprob": -0.5}]}
     choice = {"index": 0, "message": said, "finish_reason": "stop", "logprobs": logprobs}
     usage = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
-    return web.json_response({"id": "c", "object": "chat.completion", "choices": [choice], "usage": usage})
+    answer = {"id": "c", "object": "chat.completion", "choices": [choice], "usage": usage}
+    if b'"return_token_ids":true' in raw:
+        answer["prompt_token_ids"] = request.app[TEXT].chat_ids(json.loads(raw))
+    return web.json_response(answer)
 
 
 @contextlib.asynccontextmanager
 async def upstream(port: int) -> Any:
     app = web.Application(client_max_size=2**26)
+    app[TEXT] = ModelText(FOLDERS["full"])
     app.router.add_route("*", "/{path:.*}", canned)
     runner = web.AppRunner(app, access_log=None, max_line_size=2**17, max_field_size=2**17)
     await runner.setup()
