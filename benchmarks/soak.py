@@ -60,6 +60,9 @@ KINDS = {
 FULL = {429, 503}
 GAUGES = ("requests_in_flight", "queue_length", "judge_queue_length", "held_bytes", "replica_in_flight")
 LONG_TOKENS = 30_000
+# So many times more often are long prompts asked during the warm-up: what the gateway remembers of texts is bounded,
+# and memory grows until it is full.
+LONG_IN_WARM_UP = 10
 MALFORMED = (
     b'{"model": "demo-penalize", "messages": [',
     b'{"model": "demo-penalize", "model": "demo", "messages": []}',
@@ -84,8 +87,12 @@ class Traffic:
         self.counts: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()
 
-    async def run(self, until: float) -> None:
-        """Many clients, each with connections of its own that it keeps for a while."""
+    async def run(self, warm: float, until: float) -> None:
+        """Many clients, each with connections of its own that it keeps for a while, until a time of the clock.
+
+        warm: when the warm-up is over.
+        """
+        self._warm = warm
         async with asyncio.TaskGroup() as group:
             for _ in range(self._clients):
                 group.create_task(self._client(until))
@@ -97,13 +104,19 @@ class Traffic:
                     if time.monotonic() >= until:
                         return
                     await asyncio.sleep(self._draw.expovariate(1 / self._pause_s))
-                    (kind,) = self._draw.choices(list(KINDS), [often for often, _ in KINDS.values()])
+                    (kind,) = self._draw.choices(list(KINDS), self._often())
                     if kind == "30,000 tokens" and self._long_now.locked():
                         kind = "not flagged"
                     status = await self._asked(http, kind)
                     self.counts[f"{kind}: {status or 'left'}"] += 1
                     if status not in KINDS[kind][1] | FULL:
                         self.wrong[f"{kind}: {status}"] += 1
+
+    def _often(self) -> list[int]:
+        often = {kind: times for kind, (times, _) in KINDS.items()}
+        if time.monotonic() < self._warm:
+            often["30,000 tokens"] *= LONG_IN_WARM_UP
+        return list(often.values())
 
     async def _asked(self, http: aiohttp.ClientSession, kind: str) -> int | str:
         endpoint = self._draw.choice(list(PATHS))
@@ -225,7 +238,7 @@ async def soak(args: argparse.Namespace, pid: int, base: str, admin: str, out: I
         before = await watcher.at_rest(8)
         traffic = Traffic(base, args.rate, args.clients, args.seed)
         begun = time.monotonic()
-        driving = asyncio.ensure_future(traffic.run(begun + args.minutes * 60))
+        driving = asyncio.ensure_future(traffic.run(begun + args.warm_up * 60, begun + args.minutes * 60))
         print("  ".join(name.rjust(len(form.format(0))) for name, form in COLUMNS.items()), flush=True)
         next_row = 0.0
         while not driving.done():

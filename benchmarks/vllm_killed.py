@@ -82,6 +82,7 @@ def gateway_at(port: int) -> Iterator[str]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     demo.fit_artifact()
     LOGS.mkdir(parents=True, exist_ok=True)
     port = free_port()

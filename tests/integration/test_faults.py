@@ -122,17 +122,22 @@ def test_the_next_request_goes_elsewhere(gate: Gateway, ups: list[Upstream]) -> 
 
 
 def test_a_model_server_that_hangs(gate: Gateway, ups: list[Upstream]) -> None:
-    with streams(gate, dict.fromkeys(PATHS[:1], "hello")) as opened:
+    with streams(gate, dict.fromkeys(PATHS[:1], "hello")) as opened, ThreadPoolExecutor(1) as pool:
         for one in ups:
             one.signal(signal.SIGSTOP)
         try:
-            (response,) = opened.values()
             begun = time.monotonic()
+            asked = pool.submit(gate.ask)
+            (response,) = opened.values()
             assert code(read_to_the_end(response)[-1]) == "read_timeout"
-            got = gate.ask()
+            got = asked.result()
             assert got.status_code == 504 and got.json()["error"]["code"] == "read_timeout"
             assert "LETHE_READ_TIMEOUT_S" in got.json()["error"]["message"]
             assert time.monotonic() - begun < 5
+            # Health checks have found out, or will: from then on nobody waits any more.
+            until(lambda: gate.count("replica_up") == 0, "not noticed")
+            begun = time.monotonic()
+            assert gate.ask().status_code == 503 and time.monotonic() - begun < 1
         finally:
             for one in ups:
                 one.signal(signal.SIGCONT)
