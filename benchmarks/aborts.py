@@ -78,7 +78,7 @@ def body(endpoint: str, window: str, number: int) -> bytes:
         text = f"{question} {' '.join(words)}"
     elif window == "first_byte":
         # vLLM reads a long prompt before its first byte; the same words over and over are soon judged.
-        text = f"{FILLER * 200}{number} {question}"
+        text = f"{FILLER * 100}{number} {question}"
     made: dict[str, object] = {"model": model, "ignore_eos": True, "temperature": 1}
     made["max_output_tokens" if endpoint == "responses" else "max_tokens"] = TOKENS
     if endpoint != "batch":
