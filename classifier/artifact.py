@@ -134,6 +134,12 @@ class Artifact:
         """(BUCKETS,) which hashed words stand in the requests that the fit knows, others' and the items'."""
         return self.arrays["documents"] > 0
 
+    @cached_property
+    def first_stage(self) -> bytes:
+        """Equal for artifacts of which `classifier/gate.py` reads the same."""
+        names = ("word_weights", "character_weights", "fusion", "gate", "targets_buckets", "targets_shares")
+        return hashlib.sha256(b"".join(self.arrays[name].tobytes() for name in names)).digest()
+
     @property
     def word_vectors(self) -> NDArray[np.float16]:
         """(W, D) unit rows, one for each of `words`."""

@@ -8,7 +8,6 @@ telling word.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -89,7 +88,7 @@ class Gate:
         self._telling: dict[int, list[str]] = {}
         self._always: list[str] = []
         for name, artifact in artifacts.items():
-            number = known.setdefault(_fitted(artifact), len(known))
+            number = known.setdefault(artifact.first_stage, len(known))
             if number == len(self._groups):
                 self._groups.append(_Group(artifact))
                 self._members.append([])
@@ -180,9 +179,3 @@ def _strongest(said: Floats) -> Integers:
     """At most MOST_CLOSER rows that speak for a forget request, the strongest."""
     speaking = np.flatnonzero(~(said <= 0))
     return speaking[np.argsort(-said[speaking], kind="stable")[:MOST_CLOSER]]
-
-
-def _fitted(artifact: Artifact) -> bytes:
-    """Equal for artifacts whose first stage is the same."""
-    names = ("word_weights", "character_weights", "fusion", "gate", "targets_buckets", "targets_shares")
-    return hashlib.sha256(b"".join(artifact.arrays[name].tobytes() for name in names)).digest()

@@ -97,6 +97,17 @@ def _may_fail(policy: Policy) -> dict[str, str]:
     return stages | ({"unsupported": policy.on_unsupported} if policy.corrupts else {})
 
 
+class _WordsOf(dict[str, rewrite.Words]):
+    """Each artifact's words, made ready when something of it is first asked for: of many, few are."""
+
+    def __init__(self, artifacts: Mapping[str, Artifact]) -> None:
+        super().__init__()
+        self._artifacts = artifacts
+
+    def __missing__(self, name: str) -> rewrite.Words:
+        return self.setdefault(name, rewrite.Words(self._artifacts[name]))
+
+
 class Covering(dict[str, tuple[Policy, float]]):
     """Policies that hold for one model: name → (policy, threshold)."""
 
@@ -144,10 +155,10 @@ class Guard:
         )
         self.parity = False
         self.indexes_there: frozenset[str] = frozenset()
-        self._words: dict[str, rewrite.Words] = {
-            name: before._words[name] if before and before.artifacts.get(name) is artifact else rewrite.Words(artifact)
-            for name, artifact in artifacts.items()
-        }
+        self._words = _WordsOf(artifacts)
+        if before:
+            kept = before._words.items()
+            self._words.update((name, words) for name, words in kept if before.artifacts[name] is artifacts.get(name))
         self._vllm = vllm
         self._covering: dict[str, Covering] = {}
         # Artifact name → all its phrases, for policies that always watch.
