@@ -37,11 +37,18 @@ def kill(pid: int, part: str) -> None:
     if part == "server":
         os.killpg(pid, signal.SIGKILL)
         return
-    engines = [p for p in psutil.Process(pid).children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    engines = [child for child in psutil.Process(pid).children(recursive=True) if is_engine(child)]
     for engine in engines:
         engine.kill()
     if not engines:
         raise SystemExit("vLLM has no process of that name")
+
+
+def is_engine(process: psutil.Process) -> bool:
+    # Not every child that has ended is gone.
+    with contextlib.suppress(psutil.Error):
+        return "EngineCore" in " ".join(process.cmdline())
+    return False
 
 
 def broken_off(gateway: str, pid: int, part: str) -> tuple[str, float]:

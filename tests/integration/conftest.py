@@ -44,14 +44,20 @@ def audit_file() -> Path:
 
 
 @pytest.fixture(scope="session")
-def gateway_url(vllm_url: str, audit_file: Path) -> Iterator[str]:
+def admin_url(vllm_url: str) -> str:
+    """The base URL of that gateway's admin port; drawn late, since the port is free only for now."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+@pytest.fixture(scope="session")
+def gateway_url(vllm_url: str, audit_file: Path, admin_url: str) -> Iterator[str]:
     """The base URL of a gateway with the demo's policies, in front of vLLM."""
     demo.fit_artifact()
     audit_file.parent.mkdir(parents=True, exist_ok=True)
     audit_file.unlink(missing_ok=True)
     port = free_port()
     env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), demo.ROOT / "policies" / "demo", audit_file)
-    env["LETHE_ADMIN_PORT"] = "0"  # the port after the gateway's own may be somebody else's
+    env["LETHE_ADMIN_PORT"] = admin_url.rsplit(":", 1)[1]
     command = [sys.executable, "-m", "server.cli", "serve"]
     with running("gateway", command, f"http://127.0.0.1:{port}/ready", LOGS / "gateway.log", env=env):
         yield f"http://127.0.0.1:{port}"

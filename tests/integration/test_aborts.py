@@ -13,10 +13,11 @@ NUMBERS = itertools.count()
 
 
 @pytest.mark.parametrize(("endpoint", "window"), CASES)
-async def test_vllm_is_idle_within_a_second(vllm_url: str, gateway_url: str, endpoint: str, window: str) -> None:
-    base, _, port = gateway_url.rpartition(":")
+async def test_vllm_is_idle_within_a_second(
+    vllm_url: str, gateway_url: str, admin_url: str, endpoint: str, window: str
+) -> None:
     async with aiohttp.ClientSession() as http:
-        watcher = Watcher(http, vllm_url, f"{base}:{int(port) + 1}")
+        watcher = Watcher(http, vllm_url, admin_url)
         left = await measured(watcher, gateway_url, endpoint, window, NUMBERS)
     assert left.idle_s < 1, left
     if window == "judging":
