@@ -161,7 +161,20 @@ class Judge:
         for text, known in zip(new, self._listen(new, levels), strict=True):
             heard[text] = known
             self._recent.put(text, known)
-        parts = [part for text in texts if (part := heard[text])]
+        return self._joined([part for text in texts if (part := heard[text])], levels)
+
+    def recall(self, texts: Sequence[str], *, levels: Mapping[str, float] | None = None) -> dict[str, Score] | None:
+        """As `judge`, if all of the texts were judged lately; None otherwise. Takes no time worth a thread."""
+        levels = levels or {}
+        parts = []
+        for text in texts:
+            known = self._recent.get(text)
+            if known is None or known.levels != levels:
+                return None
+            parts.append(known)
+        return self._joined(parts, levels)
+
+    def _joined(self, parts: Sequence[_Heard], levels: Mapping[str, float]) -> dict[str, Score]:
         scores = dict.fromkeys(self._artifacts, _nothing(parts))
         for name in dict.fromkeys(name for part in parts for name in part.scores):
             scores[name] = _together(name, parts, scores[name], levels.get(name))

@@ -16,9 +16,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from prometheus_client import Counter
 
 from classifier.artifact import Artifact
-from classifier.classifier import Judge
+from classifier.classifier import Judge, Score
 from corruption.penalties import Penalty
 from corruption.phrases import Told
 from corruption.spec import CorruptionError
@@ -120,6 +121,10 @@ class Covering(dict[str, tuple[Policy, float]]):
         return found
 
 
+def _decided(policies: Mapping[str, tuple[Policy, float]], scores: Mapping[str, Score]) -> Verdict:
+    return decide(policies, {name: scores[policy.artifact] for name, (policy, _) in policies.items()})
+
+
 class Guard:
     def __init__(
         self,
@@ -161,6 +166,7 @@ class Guard:
             self._words.update((name, words) for name, words in kept if before.artifacts[name] is artifacts.get(name))
         self._vllm = vllm
         self._covering: dict[str, Covering] = {}
+        self._counters: dict[tuple[str, bool], Counter] = {}
         # Artifact name → all its phrases, for policies that always watch.
         self._phrases: dict[str, Phrases] = {
             name: before._phrases[name]
@@ -215,15 +221,30 @@ class Guard:
             return decide({}, {})
         assert self._judge is not None
         covering = policies if isinstance(policies, Covering) else Covering(policies)
-        found = self._judge.judge(judged.texts, levels=covering.levels)
-        return decide(policies, {name: found[policy.artifact] for name, (policy, _) in policies.items()})
+        return _decided(policies, self._judge.judge(judged.texts, levels=covering.levels))
 
     def examine(self, judged: Judged) -> Outcome:
         """Judge, decide and rewrite."""
         started = time.perf_counter()
-        verdict = self.find(judged, self.covering(judged.body))
+        return self._outcome(judged, self.find(judged, self.covering(judged.body)), started)
+
+    def examine_at_once(self, judged: Judged) -> Outcome | None:
+        """As `examine`, where that is no work: all texts were judged lately, and no policy flags any. None elsewhere."""
+        started = time.perf_counter()
+        policies = self.covering(judged.body)
+        if self._judge is None or not policies:
+            return None
+        scores = self._judge.recall(judged.texts, levels=policies.levels)
+        if scores is None:
+            return None
+        verdict = _decided(policies, scores)
+        if any(finding.flagged for finding in verdict.findings):
+            return None
+        return self._outcome(judged, verdict, started)
+
+    def _outcome(self, judged: Judged, verdict: Verdict, started: float) -> Outcome:
         for finding in verdict.findings:
-            self._metrics.verdicts.labels(finding.policy.name, finding.policy.mode, str(finding.flagged).lower()).inc()
+            self._verdicts(finding.policy, finding.flagged).inc()
         done = time.perf_counter()
         payload, refusal, body, needs, watch = None, None, judged.body, Needs(), None
         try:
@@ -237,6 +258,13 @@ class Guard:
             verdict, payload, action, note, refusal, (done - started) * 1e3, (end - done) * 1e3,
             model=body.get("model"), needs=needs, watch=watch,
         )  # fmt: skip
+
+    def _verdicts(self, policy: Policy, flagged: bool) -> Counter:
+        counter = self._counters.get((policy.name, flagged))
+        if counter is None:
+            counter = self._metrics.verdicts.labels(policy.name, policy.mode, str(flagged).lower())
+            self._counters[policy.name, flagged] = counter
+        return counter
 
     def _apply(self, judged: Judged, verdict: Verdict, needs: Needs) -> tuple[dict[str, Any], str, str | None]:
         """The body for upstream, the action really taken, and a note where it is not the one asked for.

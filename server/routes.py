@@ -371,8 +371,10 @@ class Gateway:
         if endpoint in RELAYED or not guard.covering(judged.body):
             return raw
         try:
-            size = sum(len(text) for text in judged.texts)
-            outcome = await self._judging.run(lambda: guard.examine(judged), size=size)
+            outcome = guard.examine_at_once(judged)
+            if outcome is None:
+                size = sum(len(text) for text in judged.texts)
+                outcome = await self._judging.run(lambda: guard.examine(judged), size=size)
         except Overloaded:
             # Not a failure of the guard, which a policy might let pass: whoever floods it must gain nothing.
             raise

@@ -184,6 +184,8 @@ def test_a_text_is_judged_once_however_often_it_comes(
     assert judge.judge([KNOWN, OTHER], levels={"a": 0.5}) == first and read_ == [KNOWN, OTHER]
     more = judge.judge([OTHER, KNOWN, FILLER], levels={"a": 0.5})["a"]
     assert read_ == [KNOWN, OTHER, FILLER] and more.text == 1 and more.asked == first["a"].asked
+    assert judge.recall([FILLER, KNOWN], levels={"a": 0.5}) == judge.judge([FILLER, KNOWN], levels={"a": 0.5})
+    assert judge.recall([KNOWN, "news"], levels={"a": 0.5}) is None is judge.recall([KNOWN], levels={"a": 0.4})
     # Other levels ask for other windows' items.
     judge.judge([KNOWN], levels={"a": 0.9})
     assert read_[3:] == [KNOWN]

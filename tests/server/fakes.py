@@ -42,6 +42,7 @@ class KeywordJudge:
     error: Exception | None = None
     judged: list[list[str]] = field(default_factory=list)
     begun: threading.Event = field(default_factory=threading.Event)
+    remembered: bool = False
 
     def judge(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> dict[str, Score]:
         self.judged.append(list(texts))
@@ -52,6 +53,12 @@ class KeywordJudge:
             raise self.error
         found = [float(KEYWORD in text.casefold()) for text in texts]
         return {"a": score(max(found, default=0.0), texts=found)}
+
+    def recall(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> dict[str, Score] | None:
+        """Remembers nothing, unless told to: `remembered`."""
+        if not self.remembered:
+            return None
+        return {"a": score(max((float(KEYWORD in text.casefold()) for text in texts), default=0.0))}
 
 
 def policy(**given: Any) -> Policy:

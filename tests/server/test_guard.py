@@ -440,3 +440,18 @@ def test_it_is_kept_for_few_models_which_policies_hold(monkeypatch: pytest.Monke
         assert list(made.covering({"model": model})) == ["p", "all"]
     assert len(made._covering) <= 2
     assert list(made.only({"p"}).covering({"model": "m1"})) == ["p"]
+
+
+def test_what_was_judged_lately_and_is_not_flagged_is_decided_at_once() -> None:
+    judge = KeywordJudge()
+    made = make_guard(policy(action="refuse"), judge=judge, artifacts={"a": artifact()})
+    ordinary, flagged = (made.read("chat", chat(text)) for text in ("Hello there", QUESTION))
+    assert made.examine_at_once(ordinary) is None
+    judge.remembered = True
+    outcome = made.examine_at_once(ordinary)
+    assert outcome is not None and (outcome.action, outcome.payload, judge.judged) == ("pass", None, [])
+    # A flagged one has to be rewritten, which is work.
+    assert made.examine_at_once(flagged) is None
+    shadow = make_guard(policy(mode="shadow"), judge=judge, artifacts={"a": artifact()})
+    assert shadow.examine_at_once(shadow.read("chat", chat(QUESTION))) is None
+    assert made.only(()).examine_at_once(ordinary) is None
