@@ -88,7 +88,9 @@ def measure(quick: bool) -> Answer:
     rounds = 3 if quick else 9
     ordinary, retain = benign(), [fact.question for facts in tofu.retain_facts() for fact in facts]
     some = guard({"a": found}, encoder)
-    asked = (ordinary + retain)[:: 10 if quick else 1]
+    asked = ordinary + retain
+    if quick:
+        asked = [asked[i] for i in np.random.default_rng(0).permutation(len(asked))[:600]]
     judge = Judge({"a": found}, encoder)
     looked_at = [text for text in asked if judge.judge([text])["a"].score != 0]
     by_words = sorted(set(asked) - set(looked_at))

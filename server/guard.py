@@ -39,6 +39,8 @@ log = logging.getLogger("lethe.guard")
 
 # Names of models, as requests give them, for which it is kept which policies hold.
 MODELS_KEPT = 256
+# Of more policies than this that hold for a model, those whose first stage lets a request pass are not written down.
+MOST_NAMED = 32
 LONGEST_MODEL = 256
 
 
@@ -113,6 +115,16 @@ class Covering(dict[str, tuple[Policy, float]]):
     """Policies that hold for one model: name → (policy, threshold)."""
 
     @cached_property
+    def always(self) -> list[Policy]:
+        """Those in enforce that keep every request's answer from copying."""
+        return [policy for policy, _ in self.values() if policy.mode == "enforce" and policy.penalize.always]
+
+    @cached_property
+    def watching(self) -> list[Policy]:
+        """Those in enforce that watch answers."""
+        return [policy for policy, _ in self.values() if policy.mode == "enforce" and policy.watching is not None]
+
+    @cached_property
     def levels(self) -> dict[str, float]:
         """Artifact → the least threshold of its policies."""
         found: dict[str, float] = {}
@@ -122,6 +134,14 @@ class Covering(dict[str, tuple[Policy, float]]):
 
 
 def _decided(policies: Mapping[str, tuple[Policy, float]], scores: Mapping[str, Score]) -> Verdict:
+    """The verdict; of very many policies, those that only had to see the words to let a request pass say nothing."""
+    if len(policies) > MOST_NAMED:
+        policies = {
+            name: (policy, threshold)
+            for name, (policy, threshold) in policies.items()
+            for score in (scores[policy.artifact],)
+            if score.asked or not score.score < threshold
+        }
     return decide(policies, {name: scores[policy.artifact] for name, (policy, _) in policies.items()})
 
 
@@ -229,7 +249,7 @@ class Guard:
         return self._outcome(judged, self.find(judged, self.covering(judged.body)), started)
 
     def examine_at_once(self, judged: Judged) -> Outcome | None:
-        """As `examine`, where that is no work: all texts were judged lately, and no policy flags any. None elsewhere."""
+        """As `examine`, where that is no work: all texts were judged lately, none is flagged. None elsewhere."""
         started = time.perf_counter()
         policies = self.covering(judged.body)
         if self._judge is None or not policies:
@@ -332,8 +352,7 @@ class Guard:
         needs: Needs,
     ) -> tuple[dict[str, Any], str, str | None]:
         """The body, action and note with copies kept short where policies say `always`; made: what it carries."""
-        covering = [policy for policy, _ in self.covering(body).values() if policy.mode == "enforce"]
-        always = [policy for policy in covering if policy.penalize.always]
+        always = self.covering(body).always
         limits = rewrite.copy_limits(always, self.indexes)
         for name, limit in made.verbatim.items():
             limits[name] = min(limit, limits.get(name, limit))
@@ -360,10 +379,10 @@ class Guard:
         """The body for upstream, and what is watched for in its answer. Raises Refused."""
         flagged = {finding.policy.name: finding for finding in findings if finding.flagged}
         rules, policies = [], []
-        for policy, _ in {**self.covering(judged.body), **self.covering(body)}.values():
+        asked, sent = self.covering(judged.body).watching, self.covering(body).watching
+        for policy in {policy.name: policy for policy in (*asked, *sent)}.values():
             watching = policy.watching
-            if watching is None or policy.mode != "enforce":
-                continue
+            assert watching is not None
             finding = None if watching.when == "always" else flagged.get(policy.name)
             if watching.when == "always" or finding is not None:
                 rule = self._rule(policy, watching, finding, rewrite.asking(judged))

@@ -455,3 +455,22 @@ def test_what_was_judged_lately_and_is_not_flagged_is_decided_at_once() -> None:
     shadow = make_guard(policy(mode="shadow"), judge=judge, artifacts={"a": artifact()})
     assert shadow.examine_at_once(shadow.read("chat", chat(QUESTION))) is None
     assert made.only(()).examine_at_once(ordinary) is None
+
+
+def test_of_very_many_policies_only_those_that_looked_closer_are_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Judge(KeywordJudge):
+        def judge(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> dict[str, Any]:
+            found = super().judge(texts, levels=levels)["a"]
+            return {"a": found, "b": dataclasses.replace(found, score=0.0, asked=())}
+
+    policies = [policy(name=f"p{i}", artifact="b") for i in range(3)]
+    made = make_guard(policy(), *policies, judge=Judge(), artifacts={"a": artifact(), "b": artifact()})
+    judged = made.read("chat", chat(QUESTION))
+    assert len(made.find(judged, made.covering(judged.body)).findings) == 4
+    monkeypatch.setattr("server.guard.MOST_NAMED", 3)
+    verdict = made.find(judged, made.covering(judged.body))
+    assert [finding.policy.name for finding in verdict.findings] == ["p"] and verdict.action == "refuse"
+    # A policy that flags everything still does.
+    made.policies = {name: (policy, 0.0) for name, (policy, _) in made.policies.items()}
+    made._covering.clear()
+    assert len(made.find(judged, made.covering(judged.body)).by) == 4
