@@ -47,7 +47,7 @@ def kill(pid: int, part: str) -> None:
 def is_engine(process: psutil.Process) -> bool:
     # Not every child that has ended is gone.
     with contextlib.suppress(psutil.Error):
-        return "EngineCore" in " ".join(process.cmdline())
+        return "EngineCore" in process.name()
     return False
 
 
