@@ -53,8 +53,9 @@ LATE_S = 0.5
 
 @dataclass(frozen=True)
 class Left:
-    """What came of one client that left: the window it left in ("answered": too late to be noticed), the seconds until vLLM was idle, the tokens that it
-    had made by then of TOKENS that were asked for, and the longest that it took to say so."""
+    """What came of one client that left: the window it left in ("answered": too late to be noticed), the seconds until
+    vLLM was idle, the tokens that it had made by then of TOKENS that were asked for, and the longest that it took to
+    say so."""
 
     window: str
     idle_s: float
@@ -171,8 +172,8 @@ async def leave(watcher: Watcher, gateway: str, endpoint: str, window: str, numb
 async def measured(watcher: Watcher, gateway: str, endpoint: str, window: str, numbers: itertools.count[int]) -> Left:
     """One client that left in this window. Raises NotSeen.
 
-    An attempt says nothing when the window or the whole answer had passed, or when vLLM's own event loop was late: then it can't notice
-    anybody leaving, with a gateway or without (docs/VLLM.md).
+    An attempt says nothing when the window or the whole answer had passed, or when vLLM's own event loop was late:
+    then it can't notice anybody leaving, with a gateway or without (docs/VLLM.md).
     """
     # vLLM begins a response's stream with an event of its own, which comes with the head: its first byte is no token.
     fits = {window, "streaming"} if (endpoint, window) == ("responses", "first_byte") else {window}
