@@ -32,8 +32,9 @@ WIDE_MARGIN = 1.0
 TELLING = 0.5
 # Of short windows inside others so many are encoded, those whose words say most.
 MOST_CLOSER = 8
-# So many products are made at once: bounds memory.
-AT_ONCE = 1 << 22
+# So many windows, and so many products of n-grams and weights, are worked on at once: bounds memory.
+AT_ONCE = 256
+PRODUCTS = 1 << 22
 
 _FUNCTION = [word_bucket(word) for word in sorted(FUNCTION_WORDS)]
 
@@ -133,12 +134,16 @@ class Gate:
 
     def _lexical(self, document: Document, first: Integers, last: Integers) -> Floats:
         """(N, groups, 2) word and character components of each run."""
-        rows = document.joint_rows(first, last)
         count = self._weights.shape[1]
-        most = max(AT_ONCE // max(len(rows.buckets), 1), 1)
-        parts = [rows.dot(self._weights[:, i : i + most]) for i in range(0, count, most)]
-        both = np.concatenate(parts, axis=1) if parts else np.zeros((2 * len(first), 0))
-        return np.asarray(both.reshape(len(first), 2, count).transpose(0, 2, 1))
+        out = np.empty((len(first), count, 2))
+        for start in range(0, len(first), AT_ONCE):
+            runs = slice(start, start + AT_ONCE)
+            rows = document.joint_rows(first[runs], last[runs])
+            most = max(PRODUCTS // max(len(rows.buckets), 1), 1)
+            for i in range(0, count, most):
+                said = rows.dot(self._weights[:, i : i + most])
+                out[runs, i : i + most, 0], out[runs, i : i + most, 1] = said[::2], said[1::2]
+        return out
 
     def _told(self, reading: Reading) -> dict[str, NDArray[np.bool_]]:
         """Artifacts of whose added items a telling word stands in the text, and the rows that hold such words."""
