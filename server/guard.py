@@ -182,7 +182,7 @@ class Guard:
         self.indexes_there: frozenset[str] = frozenset()
         self._words = _WordsOf(artifacts)
         if before:
-            kept = before._words.items()
+            kept = list(before._words.items())  # others use them meanwhile, and make more of them ready
             self._words.update((name, words) for name, words in kept if before.artifacts[name] is artifacts.get(name))
         self._vllm = vllm
         self._covering: dict[str, Covering] = {}

@@ -21,6 +21,8 @@ from server.settings import Settings
 
 # How long a client that was turned away may go on sending, so that it gets to read why.
 LINGER_S = 5.0
+# Bytes on the wire for a byte of a body: a chunk of one byte takes six.
+MOST_FRAMING = 16
 # An extension of ASGI: a function that a request's scope holds under this name is called when its client leaves. A task
 # that waits for `http.disconnect` beside every request would cost more than its relay.
 LEFT = "lethe.left"
@@ -79,6 +81,9 @@ class _Bounded(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._head_since: float | None = time.monotonic()  # waiting for a whole head since, None: not waiting
         self._head_bytes = 0
+        self._begun = False  # a request, in the bytes that are being read
+        self._body_bytes = 0
+        self._beside_body = 0  # bytes that came behind the head, the body's own included
         self._paused_since: float | None = None  # the client has not taken what was written since
         self._ending_since: float | None = None  # answered, and the client may only read the rest
         self._turned_away = False
@@ -128,17 +133,36 @@ class _Bounded(HttpToolsProtocol):
             if self._head_since is None:
                 self._head_since = time.monotonic()
             self._head_bytes += len(data)
+        self._begun = False
         super().data_received(data)
+        if self._head_since is None and not self._begun and not self._idle():
+            self._beside_body += len(data)
+            if self._beside_body > self.settings.max_header_bytes + MOST_FRAMING * self._body_bytes:
+                # Nothing but chunks' extensions and trailers, which the parser keeps.
+                self.metrics.refusals.labels("framing").inc()
+                self.transport.abort()
+                return
         too_much = self._head_since is not None and self._head_bytes > self.settings.max_header_bytes
         if too_much and not self._turned_away:
             self._turn_away(self._head_too_large())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._begun = True
+        self._beside_body = self._body_bytes = 0
         self.scope["extensions"] = _EXTENSIONS  # type: ignore[typeddict-item]
         if self._head_since is None:
             # A request behind another in the same bytes.
             self._head_since = time.monotonic()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Fields behind a body (trailers) come when the headers have been counted and read, so they are none.
+        if self._head_since is not None:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         self._head_since = None

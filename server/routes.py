@@ -371,7 +371,7 @@ class Gateway:
         if endpoint in RELAYED or not guard.covering(judged.body):
             return raw
         try:
-            outcome = guard.examine_at_once(judged)
+            outcome = guard.examine_at_once(judged) if len(raw) < READ_AT_ONCE else None
             if outcome is None:
                 size = sum(len(text) for text in judged.texts)
                 outcome = await self._judging.run(lambda: guard.examine(judged), size=size)
@@ -413,11 +413,7 @@ class Gateway:
     async def _forward(self, exchange: Exchange, payload: bytes | None) -> None:
         """Send upstream and relay the answer's bytes as they come, whole or streamed alike."""
         exchange.window = "headers"
-        scope = exchange.scope
-        # The route's own spelling: another one of the same path could be another route to vLLM.
-        path = scope["path"].encode()
-        if scope["query_string"]:
-            path += b"?" + scope["query_string"]
+        scope, path = exchange.scope, _path(exchange.scope)
         sent = time.perf_counter()
         exchange.due = sent + self._settings.first_byte_timeout_s
         try:
@@ -464,7 +460,7 @@ class Gateway:
         """
         assert exchange.original is not None
         model, body = exchange.original
-        path, headers = exchange.scope["path"].encode(), self._own_headers(exchange)
+        path, headers = _path(exchange.scope), self._own_headers(exchange)
         with contextlib.suppress(TimeoutError, GuardError):
             async with asyncio.timeout(REFUSED_AT_ONCE_S) as limit:
                 async with self._upstream.open(
@@ -563,6 +559,13 @@ async def _error(response: Response, heard: Callable[[], None]) -> ErrorAnswer:
         if len(raw) > MAX_ERROR_BYTES:
             return response.status, [], b""
     return response.status, response_headers(response), bytes(raw)
+
+
+def _path(scope: Scope) -> bytes:
+    """Path and query for upstream, in the route's own spelling: another one could be another route to vLLM."""
+    path: str = scope["path"]
+    query: bytes = scope["query_string"]
+    return path.encode() + (b"?" + query if query else b"")
 
 
 async def _relay(exchange: Exchange, response: Response) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from server.errors import UpstreamFailed, UpstreamTimeout
-from server.wire import Response, Wire, broken
+from server.wire import NO_BODY, Response, Wire, broken
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -40,8 +40,9 @@ def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, b
 
 
 def response_headers(response: Response) -> list[tuple[bytes, bytes]]:
-    """vLLM's headers, less the hop-by-hop ones."""
-    return _without(HOP_BY_HOP, response.headers)
+    """vLLM's headers, less the hop-by-hop ones, and less the length of a body that such an answer doesn't have."""
+    headers = _without(HOP_BY_HOP, response.headers)
+    return [pair for pair in headers if pair[0] != b"content-length"] if response.status in NO_BODY else headers
 
 
 class Upstream:
@@ -54,7 +55,9 @@ class Upstream:
         assert parts.hostname is not None
         tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._prefix = parts.path.rstrip("/").encode()
-        self._host = b"host: " + parts.netloc.encode("idna") + b"\r\n"
+        # An address of IPv6 is no name.
+        host = f"[{parts.hostname}]".encode() if ":" in parts.hostname else parts.hostname.encode("idna")
+        self._host = b"host: " + host + (f":{parts.port}".encode() if parts.port else b"") + b"\r\n"
         self._wire = Wire(
             parts.hostname, parts.port or (443 if tls else 80), tls,
             connect_timeout_s=connect_timeout_s, read_timeout_s=read_timeout_s,

@@ -125,7 +125,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._complete:
+        # Those behind a body (trailers) are none of the answer's headers, and may be endless.
+        if not self._complete and not self._status:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -135,6 +136,9 @@ class Connection(asyncio.Protocol):
         self._interim = 100 <= status < 200
         if self._interim:
             self._headers = []
+            return
+        if not 200 <= status <= 599:
+            self._give_up(broken(f"the model server answered with the status {status}"))
             return
         self._status = status
         # What a HEAD is answered with looks like the head of an answer with a body: the parser would wait for it.
@@ -163,6 +167,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._write_paused = False
+        # It read, which is as good as an answer.
+        self.heard = self._loop.time()
         self._wake()
 
     def _wake(self) -> None:
@@ -199,6 +205,11 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return not self.closed and not self._transport.is_closing()
 
+    @property
+    def answering(self) -> bool:
+        """Whether anything of the answer has come."""
+        return self._head_bytes > 0
+
     def abort(self) -> None:
         self._transport.abort()
 
@@ -231,6 +242,7 @@ class Connection(asyncio.Protocol):
                 return
             self._transport.write(whole[at : at + AT_ONCE])
             await asyncio.sleep(0)
+        self.heard = self._loop.time()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         while True:
@@ -278,7 +290,16 @@ class Wire:
 
         Raises UpstreamFailed (`connect`, `connect_timeout`: nothing was sent) or UpstreamTimeout.
         """
-        connection = self._take() or await self._connect()
+        kept = self._take()
+        try:
+            return await self._ask(kept or await self._connect(), head, body, bodyless)
+        except UpstreamFailed as error:
+            # A connection that was kept may have been closed at that moment. What changes nothing is asked once more.
+            if kept is None or kept.answering or error.code != "broken" or not head.startswith((b"GET ", b"HEAD ")):
+                raise
+        return await self._ask(await self._connect(), head, body, bodyless)
+
+    async def _ask(self, connection: Connection, head: bytes, body: bytes | None, bodyless: bool) -> Response:
         self._busy.add(connection)
         try:
             return await connection.ask(head, body, bodyless=bodyless)
@@ -312,7 +333,6 @@ class Wire:
 
     def keep(self, connection: Connection) -> None:
         self._busy.discard(connection)
-        connection.heard = self._loop.time()
         self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:

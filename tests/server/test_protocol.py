@@ -381,4 +381,38 @@ def test_what_is_overridden_is_there() -> None:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     own = {name for name in vars(_Bounded) if not name.startswith("_")} - {"settings", "metrics"}
-    assert len(own) == 10 and all(hasattr(HttpToolsProtocol, name) for name in own)
+    assert len(own) == 12 and all(hasattr(HttpToolsProtocol, name) for name in own)
+
+
+CHUNKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+async def test_fields_behind_a_body_are_no_headers() -> None:
+    async with upstream(answer) as fake, gateway(fake.url) as gate, client(gate) as c:
+        trailers = b"x-late: 1\r\nx-forwarded-for: me\r\n"
+        await c.send(CHUNKED + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY) + trailers + b"\r\n")
+        assert (await c.answer()).status == 200
+        assert not {name.lower() for name in fake.headers[0]} & {"x-late", "x-forwarded-for"}
+
+
+@pytest.mark.parametrize("flood", [b"a: b\r\n", b"a"], ids=["endless fields", "one endless field"])
+async def test_what_comes_beside_a_body_has_an_end(flood: bytes) -> None:
+    async with served(max_header_bytes=2048) as gate, client(gate) as c:
+        await c.send(CHUNKED + b"%x\r\n%s\r\n0\r\nx: " % (len(BODY), BODY))
+        for _ in range(400):
+            await c.send(flood * (6000 // len(flood)))
+        assert await c.gone()
+        assert gate.count("lethe_refusals_total", reason="framing") == 1
+
+
+async def test_a_body_in_chunks_of_one_byte_is_read() -> None:
+    async with served(max_header_bytes=2048) as gate, client(gate) as c:
+        await c.send(CHUNKED)
+        body = BODY.replace(b"hello", b"hello " * 600)
+        for byte in range(0, len(body), 64):
+            await c.send(b"".join(b"1\r\n%c\r\n" % one for one in body[byte : byte + 64]))
+        await c.send(b"0\r\n\r\n")
+        assert (await c.answer()).status == 200

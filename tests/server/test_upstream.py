@@ -340,3 +340,22 @@ async def test_an_own_call_does_not_read_without_end() -> None:
         with pytest.raises(UpstreamFailed, match="/v1/models has no end"):
             await way.call("GET", "/v1/models")
         assert await asyncio.wait_for(server.closed.wait(), 5)
+
+
+async def test_an_answer_without_a_body_says_no_length_of_one() -> None:
+    async with serving(answers(b"HTTP/1.1 304 Not Modified\r\netag: x\r\ncontent-length: 5\r\n\r\n")) as server:
+        async with to(server.url) as way, way.open("GET", b"/", [], None) as response:
+            assert response_headers(response) == [(b"etag", b"x")]
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        (f"http://{'a' * 60}:8000", b"host: " + b"a" * 60 + b":8000\r\n"),
+        ("http://[::1]:8000/x", b"host: [::1]:8000\r\n"),
+        ("http://m\u00fcller", b"host: xn--mller-kva\r\n"),
+    ],
+)
+async def test_the_host_is_named_as_http_names_it(url: str, host: bytes) -> None:
+    async with to(url) as made:
+        assert made._host == host

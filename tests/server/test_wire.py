@@ -171,3 +171,61 @@ async def test_closing_ends_who_still_waits_and_leaves_no_timer() -> None:
         with pytest.raises(UpstreamFailed):
             await waiting
         assert made._timer is None or made._timer.cancelled()
+
+
+async def test_fields_behind_a_body_are_no_headers_of_the_answer() -> None:
+    async with to(answers(CHUNKED + b"2\r\nok\r\n0\r\nset-cookie: a=b\r\ncontent-type: x\r\n\r\n")) as (_, made):
+        response = await made.send(ASK, None)
+        assert await response.read() == b"ok" and response.headers == [(b"transfer-encoding", b"chunked")]
+        response.close()
+
+
+@pytest.mark.parametrize("status", [b"000", b"099", b"600", b"999"])
+async def test_a_status_that_is_none_is_a_failure(status: bytes) -> None:
+    async with to(answers(b"HTTP/1.1 %s What\r\ncontent-length: 2\r\n\r\nok" % status)) as (_, made):
+        with pytest.raises(UpstreamFailed, match="status"):
+            async with asyncio.timeout(5):
+                await ask(made)
+
+
+def closing_at_the_second(heard: bytes = b"") -> Script:
+    """Answers the first request of a connection, and closes it when a second one comes."""
+
+    async def script(server: Server, writer: asyncio.StreamWriter) -> None:
+        closing = getattr(writer, "asked", False)
+        writer.asked = True  # type: ignore[attr-defined]
+        writer.write(heard if closing else OK)
+        if closing:
+            writer.close()
+
+    return script
+
+
+async def test_what_changes_nothing_is_asked_again_where_a_kept_connection_is_closed() -> None:
+    async with to(closing_at_the_second()) as (server, made):
+        assert [await ask(made) for _ in range(3)] == [(200, b"ok")] * 3
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize(
+    ("request_", "heard"), [(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n", b""), (ASK, b"HTTP/1.1 2")]
+)
+async def test_what_may_have_been_done_or_was_answered_is_not_asked_again(request_: bytes, heard: bytes) -> None:
+    async with to(closing_at_the_second(heard)) as (server, made):
+        response = await made.send(request_, None)
+        await response.read()
+        response.close()
+        with pytest.raises(UpstreamFailed, match="broke off"):
+            await made.send(request_, None)
+        assert server.connections == 1
+
+
+async def test_a_connection_is_idle_since_its_servers_last_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "KEEP_IDLE_S", 0.2)
+    async with to(answers(OK)) as (server, made):
+        response = await made.send(ASK, None)
+        await asyncio.sleep(0.3)  # whoever reads it takes their time
+        await response.read()
+        response.close()
+        assert await ask(made) == (200, b"ok")
+        assert server.connections == 2
