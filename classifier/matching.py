@@ -19,7 +19,8 @@ from classifier.ngrams import BUCKETS
 WORDS_WEIGHT = 0.15
 ORDINARY_WEIGHT = 0.3
 NEIGHBOURS = 5
-AT_ONCE = 256
+# So many pairs of a row and a target are worked on at once: bounds memory.
+AT_ONCE = 1 << 21
 # Shares of other and of forget texts below the knots of `levels`.
 OTHER_SHARES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 1.0)
 FORGET_SHARES = (0.5, 0.75, 1.0)
@@ -105,29 +106,37 @@ class Matcher:
         words: the rows' distinct words; cosines: (N, R).
         """
         out = np.zeros(len(cosines))
-        for part, rows in _parts(words, len(cosines)):
+        for part, rows in _parts(words, len(cosines), self._count):
             overlap = self._overlap(part, rows.stop - rows.start)
             out[rows] = (cosines[rows] + WORDS_WEIGHT * overlap - self._less).max(axis=1)
         return out
 
     def most_shared(self, words: RowWords, count: int) -> Vector:
         """(N,) the largest share of a target's rare words that stands in each of `count` rows."""
+        cell, share = self._shared(words)
+        order = np.argsort(cell, kind="stable")
+        cell = cell[order]
+        first = np.flatnonzero(np.diff(cell, prepend=-1))
         out = np.zeros(count)
-        for part, rows in _parts(words, count):
-            out[rows] = self._overlap(part, rows.stop - rows.start).max(axis=1, initial=0.0)
+        if len(first):
+            np.maximum.at(out, cell[first] // self._count, np.add.reduceat(share[order], first))
         return out
 
     def _overlap(self, words: RowWords, count: int) -> Vector:
         """(N, R) the share of each target's rare words that stands in each of the N rows."""
+        cell, share = self._shared(words)
+        shared = np.bincount(cell, weights=share, minlength=count * self._count)
+        return np.asarray(shared.reshape(count, self._count), dtype=np.float64)
+
+    def _shared(self, words: RowWords) -> tuple[NDArray[np.int64], Vector]:
+        """For every word that a row and a target share: row * R + target, and what it carries."""
         row, wanted = words
         first = np.searchsorted(self._buckets, wanted, side="left")
         lengths = np.searchsorted(self._buckets, wanted, side="right") - first
         # All positions first..first + length of every word, as one array.
         total = np.cumsum(lengths)
         at = np.arange(total[-1] if len(total) else 0) + np.repeat(first - total + lengths, lengths)
-        cell = np.repeat(row, lengths) * self._count + self._row[at]
-        shared = np.bincount(cell, weights=self._shares[at], minlength=count * self._count)
-        return np.asarray(shared.reshape(count, self._count), dtype=np.float64)
+        return np.repeat(row, lengths) * self._count + self._row[at], self._shares[at]
 
 
 def row_words(texts: Sequence[str]) -> RowWords:
@@ -136,11 +145,12 @@ def row_words(texts: Sequence[str]) -> RowWords:
     return ngrams.Document(texts).distinct(numbers[:-1], numbers[1:])
 
 
-def _parts(words: RowWords, count: int) -> Iterator[tuple[RowWords, slice]]:
+def _parts(words: RowWords, count: int, targets: int) -> Iterator[tuple[RowWords, slice]]:
     """Some rows at a time, for bounded memory."""
     row, wanted = words
-    for start in range(0, count, AT_ONCE):
-        end = min(start + AT_ONCE, count)
+    step = max(AT_ONCE // max(targets, 1), 1)
+    for start in range(0, count, step):
+        end = min(start + step, count)
         at = slice(*np.searchsorted(row, [start, end]))
         yield (row[at] - start, wanted[at]), slice(start, end)
 
