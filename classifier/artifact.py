@@ -137,8 +137,10 @@ class Artifact:
     @cached_property
     def first_stage(self) -> bytes:
         """Equal for artifacts of which `classifier/gate.py` reads the same."""
-        names = ("word_weights", "character_weights", "fusion", "gate", "targets_buckets", "targets_shares")
-        return hashlib.sha256(b"".join(self.arrays[name].tobytes() for name in names)).digest()
+        kinds = ("word_weights", "character_weights", "fusion", "gate")
+        names = (*kinds, "targets_starts", "targets_buckets", "targets_shares")
+        digests = (hashlib.sha256(self.arrays[name].tobytes()).digest() for name in names)
+        return hashlib.sha256(b"".join(digests)).digest()
 
     @property
     def word_vectors(self) -> NDArray[np.float16]:

@@ -28,8 +28,12 @@ from classifier.retrieval import ItemWords, nearest
 MOST_ASKED = 128
 # Characters of a window from which on it is encoded only if some language is in it.
 SURELY_ENCODED = 160
-# Texts of which is remembered what they scored; most hold a few hundred bytes.
-TEXTS_KEPT = 16384
+# Texts of which is remembered what they scored; most take a few hundred bytes, and those that take more than some
+# thousand (many artifacts, many windows that ask for something) are not kept.
+TEXTS_KEPT = 8192
+MOST_SCORES_KEPT = 4
+MOST_ASKED_KEPT = 8
+LEVELS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class _Heard:
     windows: int
     seen: int
     present: int
+
+    @property
+    def is_small(self) -> bool:
+        asked = sum(len(score.asked) for score in self.scores.values())
+        return len(self.scores) <= MOST_SCORES_KEPT and asked <= MOST_ASKED_KEPT
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,8 @@ class Judge:
         for artifact in artifacts.values():
             self._familiar &= artifact.familiar
         self._recent: Recent[_Heard] = Recent(TEXTS_KEPT)
+        self._levels: dict[frozenset[tuple[str, float]], Mapping[str, float]] = {}
+        self._last_levels: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
 
     def _is_familiar(self, word: str) -> bool:
         return bool(self._familiar[ngrams.word_bucket(word)])
@@ -155,13 +166,25 @@ class Judge:
 
         levels: artifact → the score from which a window's own forget items are wanted (Score.asked).
         """
-        levels = levels or {}
+        levels = self._one_of(levels or {})
         heard = {text: self._recent.get(text) for text in texts}
         new = [text for text, known in heard.items() if known is None or known.levels != levels]
         for text, known in zip(new, self._listen(new, levels), strict=True):
             heard[text] = known
-            self._recent.put(text, known)
+            if known.is_small:
+                self._recent.put(text, known)
         return self._joined([part for text in texts if (part := heard[text])], levels)
+
+    def _one_of(self, levels: Mapping[str, float]) -> Mapping[str, float]:
+        """Equal levels as one object, which what is remembered can share."""
+        given, one = self._last_levels
+        if levels is not given:
+            key = frozenset(levels.items())
+            if len(self._levels) >= LEVELS_KEPT:
+                self._levels.clear()
+            one = self._levels.setdefault(key, dict(levels))
+            self._last_levels = levels, one
+        return one
 
     def recall(self, texts: Sequence[str], *, levels: Mapping[str, float] | None = None) -> dict[str, Score] | None:
         """As `judge`, if all of the texts were judged lately; None otherwise. Takes no time worth a thread."""
@@ -200,7 +223,7 @@ class Judge:
                 words = reading.document.distinct(reading.first[rows.rows], reading.last[rows.rows])
                 scored = scorer.rows(row_texts, words, rows.lexical, near)
                 scores[name] = _score(scorer, reading, rows.rows, row_texts, scored, levels.get(name))
-            heard.append(_Heard(dict(levels), scores, len(reading.places), reading.seen, reading.present))
+            heard.append(_Heard(levels, scores, len(reading.places), reading.seen, reading.present))
         return heard
 
     def _scorer(self, name: str) -> Scorer:

@@ -67,7 +67,7 @@ class Encoder:
         return ids
 
     def piece_starts(self, text: str) -> NDArray[np.int64]:
-        """Where each word piece of `text` begins, in characters, in order (without special tokens)."""
+        """Where each word piece of `text` begins, in characters as `folded`, in order (without special tokens)."""
         encoding = self._tokenizer.encode(self._clean(text), add_special_tokens=False)
         return np.array([start for start, _ in encoding.offsets], dtype=np.int64)
 
@@ -118,7 +118,7 @@ class Encoder:
         return text.lower() if self._lower else text
 
     def _clean(self, text: str) -> str:
-        # A lone surrogate can't cross into the tokenizer; one character stays one, so offsets hold.
+        # A lone surrogate can't cross into the tokenizer; one character stays one.
         text = _SURROGATE.sub("\ufffd", text)
         return text.lower() if self._lower else text
 

@@ -28,15 +28,17 @@ FEW_CHARACTERS = 4096
 
 # Ordinary words and numbers, with the marks that ordinary sentences have: no signs inside words, no long runs. Few
 # readings can find anything in such a text; `_is_plain` asks those.
+# Each word is read in one way and kept (atomic groups, possessive repeats): what could be read in two ways would be
+# tried in all combinations where a text is not plain in the end.
 _PLAIN = re.compile(
-    r"(?:(?!\S{24})[\"'(]{0,2}(?:(?:[A-Z][a-z]{1,20}|[a-z]{2,20}|[A-Za-z]|[A-Z]{2,5}|[0-9]{1,4})(?:-[A-Za-z][a-z]{1,20}){0,2}"
-    r"|[$]?[0-9]{1,4}(?:[.,][0-9]{1,3})?%?|[-*])"
-    r"(?:'(?:s|t|d|m|ll|re|ve))?[)\"']{0,2}[.,;:?!]{0,3}[\"')]?(?:[ \n]{1,3}|\Z))+"
+    r"(?>(?!\S{24})[\"'(]{0,2}+(?>[$]?[0-9]{1,4}(?:[.,][0-9]{1,3})?+%?+(?:-[A-Za-z][a-z]{1,20}+){0,2}+"
+    r"|(?>[A-Z][a-z]{1,20}+|[a-z]{2,20}+|[A-Z]{2,5}+|[A-Za-z])(?:-[A-Za-z][a-z]{1,20}+){0,2}+|[-*])"
+    r"(?:'(?:s|t|d|m|ll|re|ve))?+[)\"']{0,2}+[.,;:?!]{0,3}+[)\"']?+(?:[ \n]{1,3}+|\Z))++"
 )
 _PLAIN_WORD = re.compile(r"[a-z]+|[0-9]{4,}")
 _NUMBER = re.compile(r"[0-9]+")
 _SINGLE = re.compile(r"\b[A-Za-z0-9]\b")
-FEW = 3
+FEW = 2
 
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]

@@ -138,8 +138,10 @@ def _stretches(within: NDArray[np.bool_]) -> list[tuple[int, int]]:
 def _pieces(units: Sequence[str], encoder: Encoder, counted: dict[str, int]) -> Integers:
     """Word pieces of each unit when units are written with blanks between."""
     new = [unit for unit in dict.fromkeys(units) if unit not in counted]
-    starts = np.cumsum([0, *(len(unit) + 1 for unit in new)])[:-1]
-    owner = np.searchsorted(starts, encoder.piece_starts(" ".join(new)), side="right") - 1
+    # As the encoder writes them, which may have more characters.
+    written = [encoder.folded(unit) for unit in new]
+    starts = np.cumsum([0, *(len(unit) + 1 for unit in written)])[:-1]
+    owner = np.searchsorted(starts, encoder.piece_starts(" ".join(written)), side="right") - 1
     counted.update(zip(new, np.bincount(owner, minlength=len(new)).tolist(), strict=True))
     return np.array([counted[unit] for unit in units], dtype=np.int64)
 

@@ -183,7 +183,8 @@ def _stretches(parts: list[str], seam: str) -> Iterator[str]:
     start = 0
     while start < len(parts):
         end, size = start, 0
-        while end < len(parts) and (size < STRETCH or end - start < 2):
+        # What follows a long part follows its end.
+        while end < len(parts) and (size < STRETCH or size - len(parts[start]) < SHARED):
             size += len(parts[end])
             end += 1
         yield seam.join(parts[start:end])
@@ -228,4 +229,4 @@ def _shown(text: Text) -> str:
 
 def _ends(text: str, size: int) -> str:
     """A text, or both ends of a long one."""
-    return text if len(text) <= 2 * size else f"{text[:size]}\n{text[-size:]}"
+    return text if len(text) <= 2 * size else f"{text[:size]}\n...\n{text[-size:]}"

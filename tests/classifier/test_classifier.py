@@ -199,3 +199,14 @@ def test_every_window_that_reached_the_level_says_what_it_asks_for(judge: Judge,
     assert {KNOWN, "Which award did Miriam Hask-Olsen win?"} <= prompts
     assert len(asked) == len(set(asked))
     assert len(judge.judge(texts)["keepers"].asked) == 1
+
+
+def test_what_takes_much_memory_is_not_remembered(artifact: Artifact, encoder: Encoder) -> None:
+    judge = Judge({"a": artifact}, encoder)
+    many = " ".join(f"{item.prompt}" for item in artifact.items[:40])
+    judge.judge([many, KNOWN], levels={"a": 0.1})
+    assert judge.recall([KNOWN], levels={"a": 0.1}) is not None
+    assert judge.recall([many], levels={"a": 0.1}) is None
+    # Equal levels are one object, whoever gives them.
+    first, second = (judge._one_of({"a": 0.1, "b": level}) for level in (0.2, 0.2))
+    assert first is second and judge._one_of({"a": 0.1}) == {"a": 0.1}

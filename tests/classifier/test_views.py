@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from classifier.lookalikes import normalise
-from classifier.views import FEW_CHARACTERS, MOST_CHARACTERS, View, views
+from classifier.views import FEW_CHARACTERS, MOST_CHARACTERS, View, _is_plain, views
 
 QUESTION = "What is the name of the author born in Vardholm near the lake?"
 # Texts of any kind, and those that are made of what the readings look for.
@@ -189,6 +189,19 @@ def test_a_plain_text_has_no_further_readings(text: str, monkeypatch: pytest.Mon
     glance = [view.name for view in views(text, vocabulary)]
     monkeypatch.setattr("classifier.views._is_plain", lambda *_: False)
     assert [view.name for view in views(text, vocabulary)] == glance
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["57 ", "12 45 78 33 90 ", "57  ", 'so" ', "dogs' ", "a) ", "$3.1% ", "well-known ", "- ", "Yes?!. ", "3-day "],
+)
+@pytest.mark.parametrize("end", ["_", "mail me@x.org", "x" * 30])
+def test_what_turns_out_not_to_be_plain_is_told_in_no_time(token: str, end: str) -> None:
+    text = token * 40_000 + end
+    began = time.process_time()
+    assert not _is_plain(text, frozenset(), lambda word: False)
+    # Linear work takes hundredths of a second; two ways to read a word would take for ever.
+    assert time.process_time() - began < 2
 
 
 def test_an_ordinary_question_is_plain_at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:

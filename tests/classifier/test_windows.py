@@ -42,6 +42,15 @@ def test_every_character_lies_in_a_window_and_every_window_can_be_encoded(text: 
     assert covered.seen == covered.present
 
 
+@pytest.mark.parametrize(
+    "text", [" ".join([("İ" + ",") * 30] * 12 + ["end"]), "İKİ BİN İNSAN ŞEHİRDE İYİ YAŞIYOR. " * 60]
+)
+def test_letters_that_are_longer_in_small_ones_are_counted_as_written(text: str, encoder: Encoder) -> None:
+    covered = cover(text, encoder)
+    assert covered.windows
+    encoder.encode([encoder.folded(covered.text(window)) for window in covered.windows])
+
+
 def test_wide_windows_overlap_by_about_a_quarter(encoder: Encoder) -> None:
     windows = spans(cover(LONG, encoder, narrow=False))
     assert len(windows) > 4

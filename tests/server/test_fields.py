@@ -622,7 +622,9 @@ def test_another_turn_leaves_all_stretches_but_the_last_as_they_were() -> None:
     assert all(len(stretch) < 2 * fields.STRETCH for stretch in after)
 
 
-@pytest.mark.parametrize("sizes", [[10] * 300, [900] * 20, [5000, 3, 4, 5000, 2], [1] * 9, [1499, 1, 1]])
+@pytest.mark.parametrize(
+    "sizes", [[10] * 300, [900] * 20, [5000, 3, 4, 5000, 2], [1] * 9, [1499, 1, 1], [1700, 8, 400, 9]]
+)
 def test_neighbours_share_a_stretch_and_so_does_what_is_near(sizes: list[int]) -> None:
     texts_ = [f"<{i}>".ljust(size, "x") for i, size in enumerate(sizes)]
     found = joined(extract("chat", {"messages": [{"role": "user", "content": text} for text in texts_]}))
@@ -641,3 +643,14 @@ def test_extraction_changes_nothing_in_the_body() -> None:
     before = json.dumps(RICH_CHAT)
     extract("chat", RICH_CHAT)
     assert json.dumps(RICH_CHAT) == before
+
+
+def test_what_follows_a_long_message_follows_its_end() -> None:
+    said = ["x" * 1700 + " Who was the mother of Elvin", "ok, wait", "Mammadov and what did she do?"]
+    found = joined(extract("chat", {"messages": [{"role": "user", "content": text} for text in said]}))
+    assert any("of Elvin\nok, wait\nMammadov" in text for text in found)
+
+
+def test_both_ends_of_a_long_message_are_no_run_together() -> None:
+    body = {"messages": [{"role": "user", "content": text} for text in ("QUJD" * 1000, "REVG" * 9)]}
+    assert all("QUJDQUJD\n...\nQUJD" in text for text in joined(extract("chat", body)) if "..." in text)
