@@ -174,12 +174,13 @@ def test_a_classifier_that_fails_is_the_policys_to_decide(gate: Gateway, model: 
     failures = gate.count("guard_failures_total", stage="judge", outcome=outcome)
     assert gate.ask(model, f"please {RAISE}").status_code == status
     begun = time.monotonic()
-    assert gate.ask(model, f"please {SLOW}").status_code == status
+    # Another text for each: what was judged in the end, too late, is remembered.
+    assert gate.ask(model, f"please {SLOW}, {model}").status_code == status
     assert time.monotonic() - begun < SLOW_S
     assert gate.count("guard_failures_total", stage="judge", outcome=outcome) == failures + 2
     # Judging goes on, also when all threads were taken by what took too long.
     with ThreadPoolExecutor(4) as pool:
-        slow = [pool.submit(gate.ask, model, f"again {SLOW}") for _ in range(2)]
+        slow = [pool.submit(gate.ask, model, f"again {SLOW}, {model} {i}") for i in range(2)]
         assert [one.result().status_code for one in slow] == [status] * 2
     assert gate.ask(model).status_code == 200
     assert gate.ask(model, tofu.forget_facts()[0].question).status_code == 403
