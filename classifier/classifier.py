@@ -34,6 +34,8 @@ TEXTS_KEPT = 8192
 MOST_SCORES_KEPT = 4
 MOST_ASKED_KEPT = 8
 LEVELS_KEPT = 64
+# So many artifacts are made ready before the first request asks for them.
+MADE_READY = 32
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ class Judge:
                 )
         self._artifacts = dict(artifacts)
         self._gate = Gate(artifacts)
-        self._scorers: dict[str, Scorer] = {}
+        few = artifacts if len(artifacts) <= MADE_READY else {}
+        self._scorers: dict[str, Scorer] = {name: Scorer(artifact) for name, artifact in few.items()}
         self._encoder = encoder
         self._vocabulary = frozenset[str]().union(*(artifact.prompt_words for artifact in artifacts.values()))
         self._familiar = np.ones(ngrams.BUCKETS, dtype=bool)
@@ -227,7 +230,7 @@ class Judge:
         return heard
 
     def _scorer(self, name: str) -> Scorer:
-        # Made when first needed: of many artifacts most are asked for rarely.
+        # Of many artifacts most are asked for rarely.
         if name not in self._scorers:
             self._scorers[name] = Scorer(self._artifacts[name])
         return self._scorers[name]
