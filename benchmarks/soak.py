@@ -34,19 +34,13 @@ from typing import IO, Any
 import aiohttp
 
 from benchmarks import canned
+from benchmarks.aborts import PATHS
 from classifier import corpus
 from evaluation import demo, tofu
 from evaluation.demo_model import FOLDERS
 from evaluation.serving import VLLM_ENV, free_port, running, vllm_command
 
 MOST_GROWTH = 0.02
-PATHS = {
-    "chat": "/v1/chat/completions",
-    "batch": "/v1/chat/completions/batch",
-    "completions": "/v1/completions",
-    "responses": "/v1/responses",
-    "messages": "/v1/messages",
-}
 # What comes how often, and the statuses that explain themselves. vLLM refuses a prompt beyond its context with 400,
 # after the gateway has judged all of it; a gateway that is full says so.
 KINDS = {

@@ -101,9 +101,7 @@ class Added:
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.items: NDArray[np.int32] = arrays["added_items"]
         self._index = arrays["added_index"].astype(np.float64)
-        self._matcher = Matcher(
-            Targets(*(arrays[f"added_{name}"] for name in ("ordinary", "starts", "buckets", "shares")))
-        )
+        self._matcher = Matcher(Targets.of(arrays, "added"))
         self._levels = Levels(*arrays["levels"])
 
     def cosines(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -126,7 +124,7 @@ class Veto:
         self._owner: NDArray[np.int32] = arrays["index_items"]
         self.removed: NDArray[np.bool_] = np.isin(self._owner, arrays["removed_items"])
         self._live = ~self.removed
-        base = Targets(*(arrays[f"targets_{name}"] for name in ("ordinary", "starts", "buckets", "shares")))
+        base = Targets.of(arrays, "targets")
         self._rows = [base.row(i) for i in range(len(self._owner))] if self.removed.any() else []
         self._shares = np.split(base.shares, base.starts[1:-1]) if self.removed.any() else []
 

@@ -18,8 +18,8 @@ from classifier.artifact import Artifact
 from classifier.encoder import Encoder
 from classifier.evidence import evidence as evidence
 from classifier.fusion import Fusion, decided_by
-from classifier.gate import Gate, Passed, targets
-from classifier.matching import Matcher, RowWords
+from classifier.gate import Gate, Passed
+from classifier.matching import Matcher, RowWords, Targets
 from classifier.reading import Place, Reading, read
 from classifier.recent import Recent
 from classifier.retrieval import ItemWords, nearest
@@ -113,7 +113,7 @@ class Scorer:
         centre, scale, weight = arrays["fusion"]
         self.fusion = Fusion(centre, scale, weight, float(arrays["intercept"][0]))
         self.item_words = ItemWords(artifact.items)
-        self._matcher = Matcher(targets(artifact))
+        self._matcher = Matcher(Targets.of(arrays, "targets"))
         self._added = Added(arrays)
         self._veto = Veto(artifact)
         self._row_items = np.concatenate([self.index_items, self._added.items])

@@ -59,7 +59,7 @@ class _Group:
         centre, scale, weight = arrays["fusion"][:, :2]
         self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
         self._level = float(arrays["gate"][0])
-        self._matcher = Matcher(targets(artifact), least=LEAST_SHARE)
+        self._matcher = Matcher(Targets.of(arrays, "targets"), least=LEAST_SHARE)
 
     def contributions(self, lexical: Floats) -> Floats:
         """(N,) what the words say for a forget request, in nats. lexical: (N, 2)."""
@@ -158,11 +158,6 @@ class Gate:
                     found[name] = np.zeros(len(reading.own), dtype=bool)
                 found[name][own[row[words == word]]] = True
         return found
-
-
-def targets(artifact: Artifact, kind: str = "targets") -> Targets:
-    """The texts that an artifact is to match: of the fit ("targets"), or added since ("added")."""
-    return Targets(*(artifact.arrays[f"{kind}_{name}"] for name in ("ordinary", "starts", "buckets", "shares")))
 
 
 def telling_words(artifact: Artifact) -> frozenset[int] | None:

@@ -7,8 +7,9 @@ to be matched more closely (hubness; cross-domain similarity local scaling, Conn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,11 @@ class Targets:
     starts: NDArray[np.int64]
     buckets: NDArray[np.int32]
     shares: NDArray[np.float32]
+
+    @staticmethod
+    def of(arrays: Mapping[str, NDArray[Any]], kind: str) -> Targets:
+        """Those in an artifact's arrays: of the fit (kind "targets"), or added since ("added")."""
+        return Targets(*(arrays[f"{kind}_{name}"] for name in ("ordinary", "starts", "buckets", "shares")))
 
     def row(self, number: int) -> NDArray[np.int32]:
         """The word buckets of one row."""

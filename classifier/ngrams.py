@@ -141,10 +141,6 @@ class Document:
         keys = np.unique(_Part(self._singles, np.arange(len(a)), a, b).keys())
         return keys >> _WIDE, keys & (BUCKETS - 1)
 
-    def run_words(self, first: int, last: int) -> list[str]:
-        """The case-folded words of a run."""
-        return self._words[self._starts[first] : self._starts[last]]
-
 
 def word_rows(texts: Sequence[str]) -> Rows:
     """Word 1-2-grams of each case-folded text, log-counted, rows of unit length."""

@@ -28,7 +28,7 @@ class Place:
 class Reading:
     """The windows of one text; equal ones share a row.
 
-    first, last: (N,) each row's run among the units of `document`. narrow: which rows are windows of their own;
+    first, last: (N,) each row's run among the units of `document`. own: which rows are windows of their own;
     the others only lie inside those, for a closer look. seen: so many of the `present` characters lie in a window.
     """
 

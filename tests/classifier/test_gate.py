@@ -10,7 +10,7 @@ from classifier.artifact import Artifact
 from classifier.classifier import Judge, threshold
 from classifier.encoder import Encoder
 from classifier.fit import GATE_MARGIN, fit
-from classifier.gate import Gate, targets, telling_words
+from classifier.gate import Gate, telling_words
 from classifier.reading import read
 
 KNOWN = "Where did Orvan Teldric grow up?"
@@ -71,14 +71,14 @@ def test_a_long_window_has_to_say_more(artifact: Artifact, encoder: Encoder) -> 
 def test_what_is_shared_most_is_what_is_shared_with_each(artifact: Artifact) -> None:
     texts = ["", KNOWN, "the and of", "Which award did Miriam Hask-Olsen win, and where did Orvan Teldric grow up?"] * 3
     words = matching.row_words(texts)
-    matcher = matching.Matcher(targets(artifact))
+    matcher = matching.Matcher(matching.Targets.of(artifact.arrays, "targets"))
     each = matcher._overlap(words, len(texts))
     assert matcher.most_shared(words, len(texts)) == pytest.approx(each.max(axis=1))
     assert matcher.most_shared(matching.row_words(["", ""]), 2).tolist() == [0, 0]
 
 
 def test_rows_are_matched_some_at_a_time(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    matcher = matching.Matcher(targets(artifact))
+    matcher = matching.Matcher(matching.Targets.of(artifact.arrays, "targets"))
     words = matching.row_words([KNOWN, "bread", KNOWN, ""])
     cosines = np.random.default_rng(0).random((4, len(artifact.arrays["index"])))
     whole = matcher.best(words, cosines)
