@@ -27,7 +27,7 @@ import aiohttp
 
 from evaluation import demo, tofu
 from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, vllm_command
+from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -224,10 +224,9 @@ def main() -> None:
     env = demo.gateway_env(own, port, demo.ROOT / "policies" / "demo", logs / "audit.jsonl")
     env["LETHE_ADMIN_PORT"] = str(admin)
     served = vllm_command(FOLDERS["full"], port, list(demo.WAYS.values()))
-    command = [sys.executable, "-m", "server.cli", "serve"]
     with (
         running("vLLM", served, f"{vllm}/health", logs / "vllm.log", env=VLLM_ENV),
-        running("gateway", command, f"{gateway}/ready", logs / "gateway.log", env=env),
+        running_gateway(logs / "gateway.log", env=env),
     ):
         print(f"{platform.machine()}, {TOKENS} tokens asked for, {times} clients each")
         worst = asyncio.run(table(vllm, gateway, f"http://127.0.0.1:{admin}", times))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import http.client
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from benchmarks.measuring import Answer, Claim, Round, alternating, cpu_s
 from evaluation import demo
 from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, vllm_command
+from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 
 TITLE = "What a guard costs where a model answers"
 CONNECTIONS = 32
@@ -78,10 +77,7 @@ def measure(quick: bool) -> Answer:
         )
         env = {**demo.gateway_env(own, port, demo.ROOT / "policies" / "demo", folder / "audit.jsonl"),
                "LETHE_ADMIN_PORT": "0"}  # fmt: skip
-        command = [sys.executable, "-m", "server.cli", "serve"]
-        gateway = stack.enter_context(
-            running("gateway", command, f"http://127.0.0.1:{own}/ready", folder / "gateway.log", env=env)
-        )
+        gateway = stack.enter_context(running_gateway(folder / "gateway.log", env=env))
         model = demo.WAYS["penalize"]
         found = alternating(
             {

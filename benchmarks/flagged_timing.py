@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import httpx
 
 from evaluation import demo, tofu
 from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, vllm_command
+from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 
 TOKENS = 32
 PATHS = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}
@@ -88,9 +87,7 @@ def main() -> None:
     served = vllm_command(FOLDERS["full"], port, list(demo.WAYS.values()))
     with (
         running("vLLM", served, f"{vllm}/health", logs / "vllm.log", env=VLLM_ENV),
-        running(
-            "gateway", [sys.executable, "-m", "server.cli", "serve"], f"{gateway}/ready", logs / "gateway.log", env=env
-        ),
+        running_gateway(logs / "gateway.log", env=env),
     ):
         measure(vllm, gateway, rounds)
 

@@ -33,7 +33,7 @@ from aiohttp import web
 from corruption.template import ModelText
 from evaluation import demo
 from evaluation.demo_model import FOLDERS
-from evaluation.serving import clean_env, free_port, running
+from evaluation.serving import clean_env, free_port, running_gateway
 from server.app import ROUTES
 
 BUILD = demo.ROOT / "build" / "benchmarks" / "malformed"
@@ -581,8 +581,7 @@ def main() -> int:
 
     async def measured() -> tuple[Counted, Held, Held, bool]:
         async with upstream(behind):
-            command = [sys.executable, "-m", "server.cli", "serve"]
-            serving = running("gateway", command, f"http://127.0.0.1:{own}/ready", log, env=env)
+            serving = running_gateway(log, env=env)
             process = await asyncio.to_thread(serving.__enter__)
             try:
                 counted, warm = await drive(own, process.pid, args.requests, args.seed)

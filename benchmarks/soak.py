@@ -38,7 +38,7 @@ from benchmarks.aborts import PATHS
 from classifier import corpus
 from evaluation import demo, tofu
 from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, vllm_command
+from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 
 MOST_GROWTH = 0.02
 # What comes how often, and the statuses that explain themselves. vLLM refuses a prompt beyond its context with 400,
@@ -307,8 +307,7 @@ def servers(upstream: str, folder: Path) -> Iterator[tuple[int, str, str]]:
             "LETHE_LOG_LEVEL": "warning",
         }
         base = f"http://127.0.0.1:{own}"
-        command = [sys.executable, "-m", "server.cli", "serve"]
-        gateway = stack.enter_context(running("gateway", command, f"{base}/ready", folder / "gateway.log", env=env))
+        gateway = stack.enter_context(running_gateway(folder / "gateway.log", env=env))
         yield gateway.pid, base, f"http://127.0.0.1:{admin}"
 
 

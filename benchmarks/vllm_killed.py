@@ -22,7 +22,7 @@ import psutil
 
 from evaluation import demo
 from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, vllm_command
+from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 
 LOGS = demo.ROOT / "build" / "benchmarks"
 BODY = {
@@ -82,9 +82,8 @@ def gateway_at(port: int) -> Iterator[str]:
     own = free_port()
     env = demo.gateway_env(own, port, demo.ROOT / "policies" / "demo", Path(LOGS / "audit.jsonl"))
     env["LETHE_PROBE_INTERVAL_S"] = "1"
-    command = [sys.executable, "-m", "server.cli", "serve"]
     url = f"http://127.0.0.1:{own}"
-    with running("gateway", command, f"{url}/ready", LOGS / "gateway.log", env=env):
+    with running_gateway(LOGS / "gateway.log", env=env):
         yield url
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from evaluation.serving import free_port, running
+from evaluation.serving import free_port, running_gateway
 from server.policies import Policy
 from server.settings import PREFIX, Settings
 
@@ -109,6 +108,7 @@ def gateway(settings: Settings, upstream: str, policies: Path, log: Path) -> Ite
         **given,
         "LETHE_HOST": "127.0.0.1",
         "LETHE_PORT": str(port),
+        "LETHE_ADMIN_PORT": "0",
         "LETHE_UPSTREAM": upstream,
         "LETHE_POLICIES": str(policies),
         "LETHE_AUDIT": "",
@@ -118,6 +118,5 @@ def gateway(settings: Settings, upstream: str, policies: Path, log: Path) -> Ite
         "LETHE_JUDGE_TIMEOUT_S": "300",
     }
     base = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "server.cli", "serve"]
-    with running("gateway", command, f"{base}/ready", log, env=env):
+    with running_gateway(log, env=env):
         yield base

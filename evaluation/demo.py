@@ -24,7 +24,7 @@ from openai import OpenAI
 
 from evaluation import tofu
 from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, StartError, clean_env, require_port, running, vllm_command
+from evaluation.serving import VLLM_ENV, StartError, clean_env, require_port, running, running_gateway, vllm_command
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "demo"
@@ -191,8 +191,7 @@ def _run(port: int, vllm_port: int, *, stay: bool) -> int:
         command = vllm_command(model, vllm_port, list(WAYS.values()))
         stack.enter_context(running("vLLM", command, f"{upstream}/health", BUILD / "vllm.log", env=VLLM_ENV))
         env = gateway_env(port, vllm_port, ROOT / "policies" / "demo", BUILD / "audit.jsonl")
-        command = [sys.executable, "-m", "server.cli", "serve"]
-        stack.enter_context(running("gateway", command, f"{base}/ready", BUILD / "gateway.log", env=env))
+        stack.enter_context(running_gateway(BUILD / "gateway.log", env=env))
         gateway = OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
         direct = OpenAI(base_url=f"{upstream}/v1", api_key="none", max_retries=0)
         rows = compare(gateway, direct)

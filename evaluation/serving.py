@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -29,20 +31,37 @@ class StartError(RuntimeError):
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that was free a moment ago, and the one after it too: the gateway's admin port unless told otherwise.
+
+    Below the range from which the system takes ports for outgoing connections: one of those may come at any time.
+    """
+    for port in random.sample(range(10_000, _first_ephemeral() - 1), 1_000):
+        if _free(port) and _free(port + 1):
+            return port
+    raise StartError("none of 1,000 ports tried is free")
 
 
-def require_port(port: int, variable: str) -> None:
-    """Raise StartError when somebody listens on `port` already."""
+def _first_ephemeral() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return 32_768
+
+
+def _free(port: int) -> bool:
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             s.bind(("127.0.0.1", port))
         except OSError:
-            raise StartError(f"port {port} is in use; choose another with {variable}=PORT") from None
+            return False
+    return True
+
+
+def require_port(port: int, variable: str) -> None:
+    """Raise StartError when somebody listens on `port` already."""
+    if not _free(port):
+        raise StartError(f"port {port} is in use; choose another with {variable}=PORT")
 
 
 def vllm_command(model: Path, port: int, names: Sequence[str], *extra: str) -> list[str]:
@@ -82,6 +101,12 @@ def running(
         yield process
     finally:
         stop(process)
+
+
+def running_gateway(log: Path, *, env: Mapping[str, str]) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """`lethe serve` with the settings `env` (LETHE_PORT among them), as `running` has it, until it is ready."""
+    command = [sys.executable, "-m", "server.cli", "serve"]
+    return running("gateway", command, f"http://127.0.0.1:{env['LETHE_PORT']}/ready", log, env=env)
 
 
 def _wait(name: str, process: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float, out: IO[str]) -> None:

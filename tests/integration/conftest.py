@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from openai import OpenAI
 
 from evaluation import demo
 from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, vllm_command
+from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 from server import keys
 from tests.clients import asked, strict
 from tests.clients.tap import Tap
@@ -58,8 +57,7 @@ def gateway_url(vllm_url: str, audit_file: Path, admin_url: str) -> Iterator[str
     port = free_port()
     env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), demo.ROOT / "policies" / "demo", audit_file)
     env["LETHE_ADMIN_PORT"] = admin_url.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "server.cli", "serve"]
-    with running("gateway", command, f"http://127.0.0.1:{port}/ready", LOGS / "gateway.log", env=env):
+    with running_gateway(LOGS / "gateway.log", env=env):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -127,8 +125,7 @@ def closed_gateway(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> I
     port = free_port()
     env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), folder, LOGS / "closed-audit.jsonl")
     env |= {"LETHE_KEYS": str(folder / "keys.json"), "LETHE_ADMIN_PORT": "0"}
-    command = [sys.executable, "-m", "server.cli", "serve"]
-    with running("gateway", command, f"http://127.0.0.1:{port}/ready", LOGS / "closed-gateway.log", env=env):
+    with running_gateway(LOGS / "closed-gateway.log", env=env):
         with Tap(f"http://127.0.0.1:{port}") as tap:
             yield Closed(tap, key, slow)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from evaluation import demo, tofu
-from evaluation.serving import free_port, running
+from evaluation.serving import free_port, running_gateway
 from server.base import rows
 
 FOLDER = demo.ROOT / "build" / "tests" / "operations"
@@ -60,8 +59,7 @@ def both(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         "LETHE_UPSTREAM": f"http://127.0.0.1:{free_port()},{vllm_url}", "LETHE_POLICIES": str(folder / "policies"),
         "LETHE_ARTIFACTS": str(folder / "artifacts"), "LETHE_AUDIT": str(folder / "audit.jsonl"),
     }  # fmt: skip
-    command = [sys.executable, "-m", "server.cli", "serve"]
-    with running("gateway", command, f"http://127.0.0.1:{port}/ready", FOLDER / "gateway.log", env=env):
+    with running_gateway(FOLDER / "gateway.log", env=env):
         base: Path = folder / "artifacts" / ".history" / "base" / "manifest.json"
         deadline = time.monotonic() + 300
         while not base.is_file():

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from corruption.penalties import ARGUMENT, Penalty, to_argument
 from evaluation import book_model, demo, tofu
 from evaluation.copying import longest_run, runs
-from evaluation.serving import VLLM_ENV, clean_env, free_port, running, vllm_command
+from evaluation.serving import VLLM_ENV, clean_env, free_port, running, running_gateway, vllm_command
 
 LIMIT = 12
 FOLDER = demo.ROOT / "build" / "tests" / "book"
@@ -63,10 +63,9 @@ def urls() -> Iterator[tuple[str, str]]:
         # Nine requests wait for one judge.
         "LETHE_JUDGE_TIMEOUT_S": "120",
     }
-    serve = [sys.executable, "-m", "server.cli", "serve"]
     with (
         running("vLLM", vllm, f"http://127.0.0.1:{port}/health", FOLDER / "vllm.log", env=env),
-        running("gateway", serve, f"http://127.0.0.1:{own}/ready", FOLDER / "gateway.log", env=settings),
+        running_gateway(FOLDER / "gateway.log", env=settings),
     ):
         yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{own}"
 

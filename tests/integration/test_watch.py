@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from evaluation import demo, tofu
-from evaluation.serving import free_port, running
+from evaluation.serving import free_port, running_gateway
 from evaluation.tofu import holds, is_named
 from tests.integration.conftest import LOGS
 
@@ -43,8 +42,7 @@ def watching_url(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     port = free_port()
     env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), folder, LOGS / "watch-audit.jsonl")
     (LOGS / "watch-audit.jsonl").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "server.cli", "serve"]
-    with running("gateway", command, f"http://127.0.0.1:{port}/ready", LOGS / "watch-gateway.log", env=env):
+    with running_gateway(LOGS / "watch-gateway.log", env=env):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from classifier.classifier import Score
+from evaluation.serving import free_port
 from server.app import create_app
 from server.guard import Guard
 from server.metrics import Metrics
@@ -143,9 +143,7 @@ async def gateway(upstream_url: str, guard: Guard | None = None, **settings: Any
     given = Settings.model_validate({**ours, **settings})
     guard = guard or make_guard(metrics=metrics)
     guard._metrics = metrics
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     app = create_app(given, guard=guard, metrics=metrics)
     server = uvicorn.Server(
         uvicorn.Config(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from evaluation.serving import free_port
 from server import wire
 from server.errors import GuardError, UpstreamFailed, UpstreamTimeout
 from server.upstream import Headers, Upstream, response_headers
@@ -98,9 +99,7 @@ async def to(url: str, *, timeout_s: float = 5.0, key: str | None = None) -> Asy
 
 
 def refused_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 async def sent(headers: Headers, body: bytes | None = b"{}") -> Server:
