@@ -172,7 +172,7 @@ def _tofu(questions: set[str]) -> Suite:
         {row.question: tuple(reworded.get(row.question, ())) for row in forget},
         {
             "retain_taught": tuple(fact.question for fact in taught),
-            "retain_unmet": tuple(fact.question for fact in untaught),
+            "retain_untaught": tuple(fact.question for fact in untaught),
         },
         _subjects(forget),
     )
