@@ -7,6 +7,7 @@ whose client has stopped to read. What an application can't see is bounded here:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any, cast
 
@@ -18,6 +19,10 @@ from server import errors
 from server.errors import BadRequest, GuardError, HeadTooLarge, Overloaded, TooSlow, UrlTooLong
 from server.metrics import Metrics
 from server.settings import Settings
+
+# uvicorn warns of every request that is no HTTP: clients could fill the log. They are counted (`lethe_refusals`).
+_log = logging.getLogger("uvicorn.error.clients")
+_log.addFilter(lambda record: record.levelno >= logging.ERROR)
 
 # How long a client that was turned away may go on sending, so that it gets to read why.
 LINGER_S = 5.0
@@ -92,6 +97,7 @@ class _Bounded(HttpToolsProtocol):
         self._last: GuardError | None = None  # what is said when the requests before it have been answered
         full = len(self.connections) >= self.settings.max_connections and not self._drop_an_idle_one()
         super().connection_made(cast(asyncio.Transport, transport))
+        self.logger = _log
         self.metrics.connections.set(len(self.connections))
         shortest = min(
             self.settings.head_timeout_s, self.settings.write_timeout_s, self.settings.keep_alive_s, LINGER_S

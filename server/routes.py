@@ -331,6 +331,8 @@ class Gateway:
         if raw is None:
             async with self._upstream.open("GET", path.encode(), headers, None) as response:
                 raw = await response.read()
+            if raw is None:
+                raise UpstreamFailed("the model server's list of models has no end", code="too_long")
         try:
             found = orjson.loads(raw)
             listed = [model for model in found["data"] if exchange.key is None or exchange.key.may_use(model["id"])]
@@ -485,6 +487,9 @@ class Gateway:
                 async for chunk in response.chunks():
                     exchange.heard()
                     for piece in answer.feed(chunk):
+                        if answer.cut:
+                            # Before the end is sent: a client that reads slowly must not keep vLLM at work.
+                            response.close()
                         exchange.last = piece if NUMBERED in piece else exchange.last
                         await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
                     if answer.cut:
@@ -500,15 +505,12 @@ class Gateway:
             self._count_hits(exchange, answer)
 
     async def _whole(self, response: Response, answer: Answer, heard: Callable[[], None]) -> bytes:
-        raw = bytearray()
-        async for chunk in response.chunks():
-            heard()
-            raw += chunk
-            if len(raw) > MAX_WHOLE_BYTES:
-                raise UpstreamFailed("the model server's answer is too long to be watched", code="too_long")
+        raw = await response.read(MAX_WHOLE_BYTES, heard)
+        if raw is None:
+            raise UpstreamFailed("the model server's answer is too long to be watched", code="too_long")
         if len(raw) < READ_AT_ONCE:
-            return answer.whole(bytes(raw))
-        return await asyncio.get_running_loop().run_in_executor(self._reading, answer.whole, bytes(raw))
+            return answer.whole(raw)
+        return await asyncio.get_running_loop().run_in_executor(self._reading, answer.whole, raw)
 
     def _count_hits(self, exchange: Exchange, answer: Answer) -> None:
         """Count what was found in the answer, and put it on record: how often, never what."""
@@ -552,13 +554,10 @@ class Gateway:
 
 async def _error(response: Response, heard: Callable[[], None]) -> ErrorAnswer:
     """An error that the upstream answers, read whole; one that is too long is left without a body."""
-    raw = bytearray()
-    async for chunk in response.chunks():
-        heard()
-        raw += chunk
-        if len(raw) > MAX_ERROR_BYTES:
-            return response.status, [], b""
-    return response.status, response_headers(response), bytes(raw)
+    raw = await response.read(MAX_ERROR_BYTES, heard)
+    if raw is None:
+        return response.status, [], b""
+    return response.status, response_headers(response), raw
 
 
 def _path(scope: Scope) -> bytes:

@@ -26,8 +26,6 @@ HOP_BY_HOP = frozenset(
 OPERATORS = frozenset([b"x-data-parallel-rank", b"x-vllm-priority", b"endpoint-load-metrics-format"])
 OWN = b"x-lethe-"
 NOT_FORWARDED = HOP_BY_HOP | OPERATORS | {b"host", b"content-length", b"expect"}
-# The longest answer to a call of the gateway's own: a list of models, or of a few tokens with log-probabilities.
-MOST_CALLED_BYTES = 2**24
 
 
 def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -94,7 +92,7 @@ class Upstream:
         """The gateway's own small calls (health, models, probes): status and JSON, or text.
 
         Raises UpstreamFailed or UpstreamTimeout, also for an answer that says JSON and is none, or that is longer
-        than MOST_CALLED_BYTES.
+        than is read whole.
         """
         headers, body = [], None
         if self._key:
@@ -104,11 +102,9 @@ class Upstream:
             body = orjson.dumps(payload)
         try:
             async with asyncio.timeout(timeout_s), self.open(method, path.encode(), headers, body) as response:
-                raw = bytearray()
-                async for chunk in response.chunks():
-                    raw += chunk
-                    if len(raw) > MOST_CALLED_BYTES:
-                        raise UpstreamFailed(f"the model server's answer to {path} has no end", code="too_long")
+                raw = await response.read()
+                if raw is None:
+                    raise UpstreamFailed(f"the model server's answer to {path} has no end", code="too_long")
         except TimeoutError as error:
             message = f"the model server did not answer {path} within {timeout_s:g} s"
             raise UpstreamTimeout(message, code="read_timeout") from error

@@ -616,16 +616,17 @@ class Answer:
             if not isinstance(value, dict):
                 raise Malformed("an event that is not an object")
             form = self._form = self._formed(value)
-            for made in form.event(value):
-                yield _encoded(made, event.name)
+            pieces = [_encoded(made, event.name) for made in form.event(value)]
         except UNREADABLE:
             self.unwatchable("an event that is not JSON of a known form")
             yield event.encode()
             return
         if form.done:
+            # Known before its last piece leaves.
             self._over = self.cut = True
-            if isinstance(form, _Chunks | _Unknown):
-                yield Event(DONE).encode()
+        yield from pieces
+        if form.done and isinstance(form, _Chunks | _Unknown):
+            yield Event(DONE).encode()
 
     def _formed(self, value: Object) -> _Chunks | _Responses | _Messages | _Unknown:
         kind = value.get("type")

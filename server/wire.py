@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import httptools
@@ -26,6 +26,8 @@ AT_ONCE = 2**18
 # Bytes of an answer that are held for a client that reads slowly, before the model server has to wait, too.
 HOLD = 2**17
 MAX_HEAD_BYTES = 2**18
+# The longest body that is read whole, such as a list of models or an answer to the gateway's own probe.
+MOST_BYTES = 2**24
 NO_BODY = frozenset([204, 304])
 
 
@@ -36,10 +38,11 @@ def broken(reason: str = "the model server broke off the connection") -> Upstrea
 class Response:
     """An answer whose head is there. `close` must be called in the end; before the answer's own end it aborts it."""
 
-    __slots__ = ("_connection", "headers", "status")
+    __slots__ = ("_closed", "_connection", "headers", "status")
 
     def __init__(self, connection: Connection, status: int, headers: Headers) -> None:
         self._connection = connection
+        self._closed = False
         self.status = status
         self.headers = headers  # names in lower case, values as they came
 
@@ -55,11 +58,22 @@ class Response:
         """The body's bytes as they come. Raises UpstreamFailed or UpstreamTimeout when they stop before its end."""
         return self._connection.chunks()
 
-    async def read(self) -> bytes:
-        return b"".join([chunk async for chunk in self.chunks()])
+    async def read(self, most: int = MOST_BYTES, heard: Callable[[], None] | None = None) -> bytes | None:
+        """The whole body; None for one of more than `most` bytes. heard: told whenever a part of it is there."""
+        raw = bytearray()
+        async for chunk in self.chunks():
+            if heard is not None:
+                heard()
+            raw += chunk
+            if len(raw) > most:
+                return None
+        return bytes(raw)
 
     def close(self) -> None:
-        self._connection.release()
+        """A second time does nothing: the connection may be another request's by then."""
+        if not self._closed:
+            self._closed = True
+            self._connection.release()
 
 
 class Connection(asyncio.Protocol):

@@ -135,6 +135,23 @@ async def test_a_key_is_held_to_its_policies(http: aiohttp.ClientSession, path: 
             assert got.status == 403
 
 
+async def test_a_list_of_models_without_end_is_not_read_to_it(http: aiohttp.ClientSession, path: Path) -> None:
+    some = keys.make(path, name="some", models=["n"])
+
+    async def endless(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        if "User-Agent" not in request.headers:
+            return web.json_response(MODELS)  # the gateway's own question
+        response = web.StreamResponse(headers={"content-type": "application/json"})
+        await response.prepare(request)
+        while True:
+            await response.write(b" " * 2**18)
+
+    async with upstream(endless) as fake, gateway(fake.url, make_guard(policy()), keys=path) as gate:
+        async with http.get(gate.url + "/v1/models", headers=bearer(some)) as got:
+            assert got.status == 502 and (await got.json())["error"]["code"] == "too_long"
+        await asyncio.wait_for(fake.closed.wait(), 10)
+
+
 async def test_a_key_has_its_models_and_no_others(http: aiohttp.ClientSession, path: Path) -> None:
     some, free = keys.make(path, name="some", models=["n"]), keys.make(path, name="free")
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy()), keys=path) as gate:

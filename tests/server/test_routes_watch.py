@@ -12,8 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from server.routes import READ_AT_ONCE
+from server.wire import Connection
 from tests.server.fakes import FakeUpstream, gateway, policy, upstream
 from tests.server.test_guard import QUESTION
 from tests.server.test_guard_watch import guard
@@ -107,6 +109,33 @@ async def test_a_stream_is_cut_and_the_upstream_stopped(http: aiohttp.ClientSess
         events = [json.loads(line[6:]) for line in raw.split(b"\n\n") if line.startswith(b"data: {")]
         assert said(events) == "It was " and reasons(events) == {0: "content_filter"}
         assert gate.count("lethe_requests_in_flight") == 0
+
+
+async def test_vllm_is_let_go_before_the_end_of_a_cut_answer_is_sent(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    release, send = Connection.release, RequestResponseCycle.send
+
+    def releasing(self: Connection) -> None:
+        told.append("" if self._complete else "let go")
+        release(self)
+
+    async def sending(self: RequestResponseCycle, message: Any) -> None:
+        told.append("end" if b"content_filter" in message.get("body", b"") else "")
+        await send(self, message)
+
+    monkeypatch.setattr(Connection, "release", releasing)
+    monkeypatch.setattr(RequestResponseCycle, "send", sending)
+    pieces = [encoded(chunk(content=piece), done=False) for piece in ("It was Ozren ", "Dalmatin, a")]
+
+    async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        answer = whole(b"{}") if request.method == "GET" else stream(*pieces, endless=True)
+        return await answer(fake, request)  # type: ignore[no-any-return]
+
+    async with upstream(handler) as fake, gateway(fake.url, guard(policy(action="watch"))) as gate:
+        await post(http, gate.url, asked(stream=True))
+    assert [event for event in told if event] == ["let go", "end"]
 
 
 async def test_an_answer_comes_through_while_the_model_speaks(http: aiohttp.ClientSession) -> None:
