@@ -130,7 +130,11 @@ def score_distributions(sets: Mapping[str, Mapping[str, Any]], threshold: float 
     axes.spines["left"].set_visible(False)
     if logit:
         ticks = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
-        axes.set_xticks(_logit(np.array(ticks)), [f"{one:g}" for one in ticks])
+        places = _logit(np.array(ticks))
+        if not pooled.all():
+            # A logit has no place for 0, the score of what words alone have let pass: it stands in the first bin.
+            ticks, places = [0, *ticks], np.append((edges[0] + edges[1]) / 2, places)
+        axes.set_xticks(places, [f"{one:g}" for one in ticks])
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel("forget score" + (" (logit scale)" if logit else ""))
     figure.suptitle("Scores of each set of prompts", x=0.02, ha="left", fontsize=11, fontweight="bold")

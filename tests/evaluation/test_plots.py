@@ -116,6 +116,15 @@ def test_scores_say_how_many_are_flagged_and_where_the_threshold_is(threshold: f
     )
 
 
+def test_scores_of_zero_have_a_place_on_the_logit_scale() -> None:
+    def ticks(scores: list[float]) -> set[str]:
+        sets = {"other": {"kind": "other", "scores": scores}}
+        return {found.text or "" for found in ElementTree.fromstring(plots.score_distributions(sets, 0.5)).iter()}
+
+    assert {"0", "0.001"} <= ticks([0.0, 0.0, 0.2])
+    assert "0" not in ticks([0.1, 0.2])
+
+
 def test_a_roc_tells_area_and_operating_point() -> None:
     text = "".join(ElementTree.fromstring(plots.roc(SETS, 0.94)).itertext())
     assert f"area {8 / 9:.4f}, recall 66.7\u00a0% at 0\u00a0% false alarms" in text
