@@ -57,9 +57,9 @@ def broken_off(gateway: str, pid: int, part: str) -> tuple[str, float]:
         lines, seen, killed = got.iter_lines(), [], 0.0
         for line in lines:
             seen += [line] if line else []
-            if len(seen) == 3:
-                kill(pid, part)
+            if len(seen) == 3 and not killed:
                 killed = time.monotonic()
+                kill(pid, part)
     return seen[-1], time.monotonic() - killed
 
 

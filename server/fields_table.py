@@ -50,6 +50,10 @@ class Table:
 ANTHROPIC_EFFORTS: Final = frozenset({"low", "medium", "high", "xhigh", "max"})
 EFFORTS: Final = ANTHROPIC_EFFORTS | {"none", "minimal"}
 SUMMARIES: Final = frozenset({"auto", "concise", "detailed"})
+INCLUDES: Final = frozenset({
+    "code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
+    "message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content",
+})  # fmt: skip
 REASONING_EFFORT: Final = {"reasoning_effort": EFFORTS}
 TOOL_CHOICE: Final = {"tool_choice": frozenset({"none", "auto", "required"})}
 TRUNCATION: Final = {"truncation_side": frozenset({"left", "right"})}
@@ -154,11 +158,7 @@ TABLES: Final[dict[Endpoint, Table]] = {
         shown=frozenset({"tools", "chat_template_kwargs"}),
         judged=STRUCTURED | MEDIA_KWARGS,
         words={
-            "include": frozenset({
-                "code_interpreter_call.outputs", "computer_call_output.output.image_url",
-                "file_search_call.results", "message.input_image.image_url", "message.output_text.logprobs",
-                "reasoning.encrypted_content",
-            }),
+            "include": INCLUDES,
             "reasoning": {"effort": EFFORTS, "summary": SUMMARIES, "generate_summary": SUMMARIES},
             "service_tier": frozenset({"auto", "default", "flex", "scale", "priority"}),
             "text": {

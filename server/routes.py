@@ -27,6 +27,7 @@ from server.admission import Admission
 from server.audit import Audit
 from server.errors import GuardError, Overloaded, Refused, TooLarge, TooSlow, UpstreamFailed, UpstreamTimeout
 from server.fields import RELAYED, Endpoint
+from server.forms import doubtful
 from server.guard import Guard, Needs, Outcome, Watched
 from server.judging import Judging
 from server.keys import CREDENTIALS, Key, Keyring
@@ -55,6 +56,15 @@ REFUSALS = frozenset([400, 404, 422])
 REFUSED_AT_ONCE_S = 5.0
 # Status, headers and body of an error.
 ErrorAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
+# In place of vLLM's words on a rewritten request whose original it takes: they would tell that it was rewritten.
+_WORDLESS = (
+    b'{"error":{"message":"The request could not be processed.","type":"BadRequestError","param":null,"code":400}}'
+)
+NO_WORDS: ErrorAnswer = (
+    400,
+    [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_WORDLESS))],
+    _WORDLESS,
+)
 MODEL_NAME = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)
 
 
@@ -316,7 +326,11 @@ class Gateway:
     async def _served(self, exchange: Exchange, raw: bytes, endpoint: Endpoint | None) -> None:
         payload: bytes | None = raw or None
         if endpoint is not None:
-            payload = await self._guarded(exchange, raw, endpoint)
+            made = await self._guarded(exchange, raw, endpoint)
+            if isinstance(made, tuple):
+                await _tell(exchange, made)
+                return
+            payload = made
         else:
             limited = exchange.key is not None and exchange.key.models is not None
             merged = self._upstream.models()
@@ -353,8 +367,11 @@ class Gateway:
             headers.append((b"authorization", b"Bearer " + self._settings.upstream_key.get_secret_value().encode()))
         return headers
 
-    async def _guarded(self, exchange: Exchange, raw: bytes, endpoint: Endpoint) -> bytes:
-        """The bytes to send upstream: those that came, or the rewritten ones. Raises GuardError to answer with."""
+    async def _guarded(self, exchange: Exchange, raw: bytes, endpoint: Endpoint) -> bytes | ErrorAnswer:
+        """The bytes to send upstream: those that came, or the rewritten ones. Or vLLM's error on those that came.
+
+        Raises GuardError to answer with.
+        """
         exchange.window = "judging"
         bodies.check_headers(exchange.scope["headers"])
         guard, key = self.guard, exchange.key
@@ -389,8 +406,12 @@ class Gateway:
             refusal = guard.failed([p for p, _ in guard.covering(judged.body).values()], "judge", note)
             self._record(exchange, judged, None, "refuse" if refusal else "pass", note)
             if refusal is not None:
+                if said := await self._refused_if_doubtful(exchange, judged, raw):
+                    return said
                 raise refusal from None
             payload, exchange.needs, watched = guard.unjudged(judged)
+            if payload is not None:
+                exchange.original = exchange.model, raw
             exchange.watch(guard, judged.body, watched)
             return payload or raw
         self._metrics.judge_seconds.observe((outcome.judge_ms + outcome.rewrite_ms) / 1e3)
@@ -398,6 +419,10 @@ class Gateway:
         self._record(exchange, judged, outcome, outcome.action, outcome.note)
         if key is not None and key.debug:
             exchange.told = _told(outcome)
+        if (outcome.refusal is not None or outcome.payload is not None) and (
+            said := await self._refused_if_doubtful(exchange, judged, raw)
+        ):
+            return said
         if outcome.refusal is not None:
             raise outcome.refusal
         if outcome.payload is not None:
@@ -442,26 +467,27 @@ class Gateway:
             raise
 
     async def _relay_error(self, exchange: Exchange, response: Response) -> None:
-        """The upstream's error, in the form that the route's clients read. It holds nothing that a model said."""
-        status, headers, raw = await _error(response, exchange.heard)
-        if exchange.original is not None and status in REFUSALS:
-            status, headers, raw = await self._refused_as_it_came(exchange) or (status, headers, raw)
-        said = None
-        if not any(name == b"content-encoding" for name, _ in headers):
-            said = errors.retold(status, raw, errors.dialect(exchange.scope["path"]), exchange.request_id)
-        if said is not None:
-            headers = [pair for pair in headers if pair[0] not in (b"content-type", b"content-length")]
-            headers += [(b"content-type", b"application/json"), (b"content-length", str(len(said)).encode())]
-        await exchange.start(status, headers)
-        await exchange.send({"type": "http.response.body", "body": raw if said is None else said})
+        """The upstream's error; of a rewritten request what it says of the one that came."""
+        answered = await _error(response, exchange.heard)
+        if exchange.original is not None and answered[0] in REFUSALS:
+            refused = await self._refused_as_it_came(exchange, *exchange.original)
+            if refused is None:
+                self._metrics.upstream_errors.labels("rewritten_refused").inc()
+                log.warning("request %s: vLLM refused what it was rewritten to", exchange.request_id)
+            answered = refused or NO_WORDS
+        await _tell(exchange, answered)
 
-    async def _refused_as_it_came(self, exchange: Exchange) -> ErrorAnswer | None:
-        """What vLLM says of the request as it came, where it refuses that, too.
+    async def _refused_if_doubtful(self, exchange: Exchange, judged: Judged, raw: bytes) -> ErrorAnswer | None:
+        """What vLLM says of a request that is to be refused or rewritten, if it finds it wrong as it came."""
+        if not doubtful(judged.endpoint, judged.body):
+            return None
+        return await self._refused_as_it_came(exchange, exchange.model, raw)
+
+    async def _refused_as_it_came(self, exchange: Exchange, model: Any, body: bytes) -> ErrorAnswer | None:
+        """What vLLM says of the request as it came, where it refuses that.
 
         Its words on the rewritten one (how many fields there are, of which kind) would tell that it was rewritten.
         """
-        assert exchange.original is not None
-        model, body = exchange.original
         path, headers = _path(exchange.scope), self._own_headers(exchange)
         with contextlib.suppress(TimeoutError, GuardError):
             async with asyncio.timeout(REFUSED_AT_ONCE_S) as limit:
@@ -558,6 +584,19 @@ async def _error(response: Response, heard: Callable[[], None]) -> ErrorAnswer:
     if raw is None:
         return response.status, [], b""
     return response.status, response_headers(response), raw
+
+
+async def _tell(exchange: Exchange, answered: ErrorAnswer) -> None:
+    """Answer with the upstream's error, in the form that the route's clients read. No model said anything in it."""
+    status, headers, raw = answered
+    said = None
+    if not any(name == b"content-encoding" for name, _ in headers):
+        said = errors.retold(status, raw, errors.dialect(exchange.scope["path"]), exchange.request_id)
+    if said is not None:
+        headers = [pair for pair in headers if pair[0] not in (b"content-type", b"content-length")]
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(said)).encode())]
+    await exchange.start(status, headers)
+    await exchange.send({"type": "http.response.body", "body": raw if said is None else said})
 
 
 def _path(scope: Scope) -> bytes:

@@ -266,9 +266,10 @@ def refusing_twins(original: int) -> Handler:
 
 
 @pytest.mark.parametrize(("original", "told", "status"), [
-    (400, "body m", 400), (422, "body m", 422), (200, "body twin", 400), (500, "body twin", 400),
+    (400, "body m", 400), (422, "body m", 422), (200, "could not be processed", 400),
+    (500, "could not be processed", 400),
 ])  # fmt: skip
-async def test_a_rewritten_request_is_refused_in_the_words_for_the_original(
+async def test_a_rewritten_request_is_refused_in_the_words_for_the_original_or_in_none(
     original: int, told: str, status: int
 ) -> None:
     guard = make_guard(policy(action="route", route={"model": "twin"}))
@@ -279,8 +280,10 @@ async def test_a_rewritten_request_is_refused_in_the_words_for_the_original(
     ):
         with pytest.raises(openai.APIStatusError, match=told) as caught:
             await client.chat.completions.create(model="m", messages=FLAGGED)
-        assert caught.value.status_code == status
+        assert caught.value.status_code == status and "twin" not in caught.value.response.text
         assert [json.loads(body)["model"] for body in fake.bodies] == ["twin", "m"]
+        unanswered = gate.count("lethe_upstream_errors_total", kind="rewritten_refused")
+        assert unanswered == ("could not" in told)
         with pytest.raises(openai.APIStatusError):
             await client.with_options(max_retries=0).chat.completions.create(model="twin", messages=ASKED)
         assert len(fake.bodies) == 3
@@ -297,6 +300,51 @@ async def test_an_original_that_is_answered_is_left_at_once(monkeypatch: pytest.
 
     guard = make_guard(policy(action="route", route={"model": "twin"}))
     async with upstream(handler) as fake, gateway(fake.url, guard) as gate, of_openai(gate.url) as client:
-        with pytest.raises(openai.BadRequestError, match="non-negative"):
+        with pytest.raises(openai.BadRequestError, match="could not be processed"):
             await client.chat.completions.create(model="m", messages=FLAGGED)
         await asyncio.wait_for(fake.closed.wait(), 5)
+
+
+def strict_about(param: str) -> Handler:
+    """Takes no request that has this field."""
+
+    async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        if request.method == "POST" and param in json.loads(await request.read()):
+            return web.Response(status=400, body=VLLMS, content_type="application/json")
+        return web.json_response(CHAT)
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    "given",
+    # The last fails: there is no artifact.
+    [{}, {"action": "route", "route": {"model": "twin"}}, {"action": "penalize"}],
+    ids=["refuse", "route", "a guard that fails"],
+)
+async def test_what_vllm_would_refuse_is_refused_alike_flagged_or_not(
+    given: dict[str, Any], http: aiohttp.ClientSession
+) -> None:
+    guard = make_guard(policy(**given))
+    async with upstream(strict_about("top_logprobs")) as fake, gateway(fake.url, guard) as gate:
+        answers = []
+        for messages in (ASKED, FLAGGED):
+            body = {"model": "m", "messages": messages, "logprobs": True, "top_logprobs": -2}
+            headers = {"x-request-id": "one"}
+            async with http.post(f"{gate.url}/v1/chat/completions", json=body, headers=headers) as got:
+                answers.append((got.status, await got.read(), {k: v for k, v in got.headers.items() if k != "Date"}))
+        assert answers[0] == answers[1] and answers[0][:2] == (400, VLLMS)
+        # What vLLM takes after all is refused or rewritten as ever.
+        body = {"model": "m", "messages": FLAGGED, "top_k": -2}
+        async with http.post(f"{gate.url}/v1/chat/completions", json=body) as got:
+            assert got.status == (200 if "route" in given else 403)
+        if "route" in given:
+            assert [json.loads(body)["model"] for body in fake.bodies[2:]] == ["m", "twin"]
+
+
+async def test_what_is_in_no_doubt_is_not_shown_to_vllm_first() -> None:
+    async with upstream(answer) as fake, gateway(fake.url, make_guard(policy())) as gate:
+        async with of_openai(gate.url) as client:
+            with pytest.raises(openai.PermissionDeniedError):
+                await client.chat.completions.create(model="m", messages=FLAGGED, logprobs=True, top_logprobs=20)
+        assert fake.bodies == []
