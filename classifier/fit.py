@@ -20,7 +20,6 @@ from classifier.corpus import Corpus, Row
 from classifier.encoder import Encoder
 from classifier.fusion import Fusion
 from classifier.records import Record
-from classifier.windows import NARROW_UNITS
 
 WORD_PENALTY = 1e-4
 CHARACTER_PENALTY = 1e-4
@@ -254,9 +253,8 @@ def _gate(data: Corpus, fused: Fusion, targets: matching.Targets, asking: Sequen
     texts = [data.rows[i].text for i in asking]
     words = matching.row_words(texts)
     shared = matching.Matcher(targets, least=gate.LEAST_SHARE).most_shared(words, len(asking))
-    wide = np.array([len(text.split()) > NARROW_UNITS for text in texts])
     said = fused.contributions(components)[:, :2].sum(axis=1) + gate.SHARED_WEIGHT * shared
-    said -= np.where(wide, gate.WIDE_MARGIN, 0.0)
+    said -= gate.margin(np.array([len(text.split()) for text in texts]))
     highest: dict[int, float] = {}
     for i, value in zip(asking, said.tolist(), strict=True):
         source = data.rows[i].source

@@ -20,14 +20,16 @@ from classifier.matching import Matcher, Targets
 from classifier.ngrams import BUCKETS, Document, word_bucket
 from classifier.reading import Reading
 from classifier.vocabulary import FUNCTION_WORDS
-from classifier.windows import NARROW_UNITS
+from classifier.windows import INNER_UNITS, NARROW_UNITS
 
 # What the share of a forget item's rare words counts, in nats.
 SHARED_WEIGHT = 2.0
 # Words that carry less of an item's rarity tell nothing.
 LEAST_SHARE = 0.03
-# A long window says less than what it holds: a narrow one inside it says more, or what is spread over it adds up.
-WIDE_MARGIN = 1.0
+# A longer window holds more by chance, and mostly says less than a shorter one inside it: so many nats more are asked
+# of windows of so many units.
+LENGTHS = (INNER_UNITS, NARROW_UNITS, NARROW_UNITS + 1)
+MARGINS = (0.0, 0.75, 1.25)
 # A word of an added item tells, if it is at least so rare, as a share of the rarest.
 TELLING = 0.5
 # Of short windows inside others so many are encoded, those whose words say most.
@@ -67,7 +69,7 @@ class _Group:
 
     def passing(self, said: Floats, reading: Reading) -> NDArray[np.bool_]:
         """(N,) which rows are worth encoding: all that aren't surely below the level."""
-        level = np.where(reading.last - reading.first > NARROW_UNITS, self._level + WIDE_MARGIN, self._level)
+        level = self._level + margin(reading.last - reading.first)
         passed = ~(said < level)
         near = np.flatnonzero(~passed & reading.own & (said >= level - SHARED_WEIGHT))
         if len(near):
@@ -158,6 +160,11 @@ class Gate:
                     found[name] = np.zeros(len(reading.own), dtype=bool)
                 found[name][own[row[words == word]]] = True
         return found
+
+
+def margin(units: Integers) -> Floats:
+    """(N,) what windows of so many units have to say beyond an artifact's level, in nats."""
+    return np.interp(units, LENGTHS, MARGINS)
 
 
 def telling_words(artifact: Artifact) -> frozenset[int] | None:

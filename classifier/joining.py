@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -46,6 +46,7 @@ _CHAIN = re.compile(r"(?<![^\W_])[^\W_]++(?:(?!['’](?:s|t|d|m|ll|re|ve)\b)(?:[
 # Signs that join no words in ordinary text.
 _ODD_GAP = re.compile(r"[^\w\s\-–'’.,/&+:@]|_")
 _PIECE = re.compile(r"[^\W_]+")
+_TOKEN = re.compile(r"[^\W\d_]+")
 _LONG_RUN = re.compile(rf"[A-Za-z]{{{GAPLESS}}}")
 _RUN = re.compile(r"[A-Za-z]{8,}")
 _CAPITAL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -63,7 +64,7 @@ def unmarked(text: str) -> list[Edit]:
     return edits
 
 
-def spaced(text: str, vocabulary: Collection[str] = ()) -> list[Edit]:
+def spaced(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
     """Single letters with the same sign or blank between, as words; a wider gap parts words.
 
     Where no gap is wider, what comes out is cut into known words (`vocabulary` as in `segmented`).
@@ -80,7 +81,7 @@ def spaced(text: str, vocabulary: Collection[str] = ()) -> list[Edit]:
     return edits
 
 
-def _cut(joined: str, vocabulary: Collection[str]) -> list[str]:
+def _cut(joined: str, vocabulary: frozenset[str]) -> list[str]:
     """A run of letters and digits as the words that it may be made of; as it is, where few of those are known."""
     if joined.casefold() in vocabulary or joined.casefold() in language.words():
         return [joined]
@@ -88,7 +89,7 @@ def _cut(joined: str, vocabulary: Collection[str]) -> list[str]:
     return cut if language.known_share(cut, vocabulary) >= KNOWN_SHARE else [joined]
 
 
-def _words(part: str, vocabulary: Collection[str]) -> list[str]:
+def _words(part: str, vocabulary: frozenset[str]) -> list[str]:
     small = part.lower()
     if not small.isascii() or not small.isalpha() or small in vocabulary or small in language.words():
         return [part]
@@ -137,7 +138,7 @@ def _taken_apart(chain: str) -> bool | None:
     return len(pieces) > 2 or bool(_ODD_GAP.search(chain))
 
 
-def segmented(text: str, vocabulary: Collection[str] = ()) -> list[Edit]:
+def segmented(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
     """Runs of letters without gaps, and runs of fragments, cut into words where known words come out.
 
     vocabulary: words that are known besides those of ordinary prompts, in small letters.
@@ -154,7 +155,7 @@ def segmented(text: str, vocabulary: Collection[str] = ()) -> list[Edit]:
     return sorted(edits)
 
 
-def _gapless(text: str, vocabulary: Collection[str]) -> list[tuple[int, int, list[str]]]:
+def _gapless(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int, list[str]]]:
     """Runs of letters, with the words that they become. Where there is a long one, shorter ones count too."""
     found: list[tuple[int, int, list[str]]] = []
     if not _LONG_RUN.search(text):
@@ -170,17 +171,20 @@ def _gapless(text: str, vocabulary: Collection[str]) -> list[tuple[int, int, lis
 
 def _fragments(text: str) -> list[tuple[int, int]]:
     """Where tokens are short and mostly no words: their gaps may be in the wrong places."""
-    spans = [match.span() for match in re.finditer(r"[^\W\d_]+", text)]
-    if len(spans) < FRAGMENTS:
-        return []
+    spans = [match.span() for match in _TOKEN.finditer(text)]
     known = language.words()
-    sizes = np.array([end - start for start, end in spans])
-    strange = np.array([text[start:end].casefold() not in known for start, end in spans]) * sizes
-    total, unknown = (np.concatenate([[0], np.cumsum(a)]) for a in (sizes, strange))
-    width = total[FRAGMENTS:] - total[:-FRAGMENTS]
-    share = (unknown[FRAGMENTS:] - unknown[:-FRAGMENTS]) / width
-    inside = np.zeros(len(spans), dtype=bool)
-    for at in np.flatnonzero((share > STRANGE_SHARE) & (width <= FRAGMENT_LENGTH * FRAGMENTS)):
-        inside[at : at + FRAGMENTS] = True
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8)))
-    return [(spans[a][0], spans[b - 1][1]) for a, b in edges.reshape(-1, 2)]
+    total, unknown = [0], [0]
+    for start, end in spans:
+        total.append(total[-1] + end - start)
+        unknown.append(unknown[-1] + (0 if text[start:end].casefold() in known else end - start))
+    found: list[tuple[int, int]] = []
+    for first in range(len(spans) - FRAGMENTS + 1):
+        last = first + FRAGMENTS
+        letters = total[last] - total[first]
+        strange = unknown[last] - unknown[first]
+        if strange > STRANGE_SHARE * letters and letters <= FRAGMENT_LENGTH * FRAGMENTS:
+            if found and first <= found[-1][1]:
+                found[-1] = found[-1][0], last
+            else:
+                found.append((first, last))
+    return [(spans[first][0], spans[last - 1][1]) for first, last in found]

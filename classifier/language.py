@@ -7,10 +7,11 @@ worth the time, never what is flagged.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ READABLE_LEAST = 3
 READABLE_SHARE = 0.1
 
 _WORD = re.compile(r"[a-z]+")
+_CODES = bytes((i | 0x20) - ord("a") if chr(i).isalpha() and i < 0x80 else EDGE for i in range(256))
 _BACKGROUND = Path(__file__).parent / "background" / "prompts.jsonl"
 
 
@@ -61,17 +63,30 @@ def pairs() -> NDArray[np.float64]:
 
 def codes(text: str) -> NDArray[np.int64]:
     """0-25 for each letter a-z of either case, EDGE for all else; one a character."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii").translate(_CODES), dtype=np.uint8).astype(np.int64)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     letters = (points | 0x20) - ord("a")
     return np.where((points < 0x80) & (letters < LETTERS), letters, EDGE).astype(np.int64)
 
 
-def nats(text: str) -> NDArray[np.float64]:
-    """(len(text) + 1,) running sum of what each character costs after the one before it."""
+def costs(text: str) -> NDArray[np.float64]:
+    """(len(text),) nats of each character after the one before it; 0 where neither is a letter."""
     found = codes(f" {text}")
+    return np.asarray(_pair_costs()[found[:-1] * (LETTERS + 1) + found[1:]])
+
+
+@cache
+def _pair_costs() -> NDArray[np.float64]:
+    table = pairs().copy()
     # Between two that are no letters nothing is told.
-    cost = np.where((found[:-1] == EDGE) & (found[1:] == EDGE), 0.0, pairs()[found[:-1], found[1:]])
-    return np.concatenate([[0.0], np.cumsum(cost)])
+    table[EDGE, EDGE] = 0.0
+    return table.ravel()
+
+
+def nats(text: str) -> NDArray[np.float64]:
+    """(len(text) + 1,) running sum of `costs`."""
+    return np.concatenate([[0.0], np.cumsum(costs(text))])
 
 
 def readable(text: str) -> bool:
@@ -97,30 +112,34 @@ def _word_like(unit: str, cost: float) -> bool:
     return letters >= 0.6 * len(unit) and cost <= LIKELY * (letters + 1)
 
 
-def segmented(run: str, vocabulary: Collection[str] = ()) -> list[str]:
+def segmented(run: str, vocabulary: frozenset[str] = frozenset()) -> list[str]:
     """A run of letters a-z cut into the likeliest words; those of `vocabulary` are known too, and rare.
 
     Work is linear in the run's length.
     """
-    costs = _unigrams()
-    unit = nats(run)
-    best: list[tuple[float, int, bool]] = [(0.0, 0, True)]
+    table = _endings(vocabulary)
+    letters = costs(run).tolist()
+    # What the best cut up to each letter costs, where its last piece begins, and whether that is a known word.
+    best, begins, known = [0.0], [0], [True]
     for end in range(1, len(run) + 1):
         # Unknown words are cut as rarely as can be: one more letter of one costs what the pair costs.
-        before = best[end - 1]
-        letter = float(unit[end] - unit[end - 1])
-        choices = [(before[0] + letter + (UNKNOWN if before[2] else 0.0), end - 1, False)]
-        for size in range(1, min(LONGEST_WORD, end) + 1):
-            word = run[end - size : end]
-            cost = costs.get(word, RARE if size >= SHORTEST_NAME and word in vocabulary else None)
-            if cost is not None:
-                choices.append((best[end - size][0] + cost, end - size, True))
-        best.append(min(choices))
+        least, begin = best[-1] + letters[end - 1] + (UNKNOWN if known[-1] else 0.0), end - 1
+        found = False
+        for start in range(end - 1, max(end - LONGEST_WORD, 0) - 1, -1):
+            cost = table.get(run[start:end], -1.0)
+            if cost < 0:
+                break
+            cost += best[start]
+            if cost < least or (cost == least and start < begin):
+                least, begin, found = cost, start, True
+        best.append(least)
+        begins.append(begin)
+        known.append(found)
     pieces: list[str] = []
     end, unknown = len(run), ""
     while end:
-        _, start, whole = best[end]
-        if whole:
+        start = begins[end]
+        if known[end]:
             pieces += [unknown] if unknown else []
             pieces.append(run[start:end])
             unknown = ""
@@ -128,6 +147,15 @@ def segmented(run: str, vocabulary: Collection[str] = ()) -> list[str]:
             unknown = run[start:end] + unknown
         end = start
     return [*([unknown] if unknown else []), *pieces[::-1]]
+
+
+@lru_cache(maxsize=8)
+def _endings(vocabulary: frozenset[str]) -> dict[str, float]:
+    """What known words cost, and infinity for what is only the end of one."""
+    names = {word: RARE for word in vocabulary if SHORTEST_NAME <= len(word) <= LONGEST_WORD}
+    words = {**names, **_unigrams()}
+    ends = {word[at:] for word in words for at in range(1, len(word))}
+    return {**dict.fromkeys(ends, math.inf), **words}
 
 
 @cache

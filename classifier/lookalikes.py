@@ -24,9 +24,11 @@ Edit = tuple[int, int, str]
 
 # A base character with its combining marks (or Hangul vowels and finals) is normalised as one; more than
 # thirty marks are never text, and sorting a long run of them takes quadratic time.
-_CLUSTER = re.compile(
-    r"[^\u0300-\u036f\u1160-\u11ff\u20d0-\u20f0\u3099\u309a][\u0300-\u036f\u1160-\u11ff\u20d0-\u20f0\u3099\u309a]{1,30}|.",
-    re.S,
+_MARKS = r"\u0300-\u036f\u1160-\u11ff\u20d0-\u20f0\u3099\u309a"
+_CLUSTER = re.compile(rf"[^{_MARKS}][{_MARKS}]{{1,30}}|.", re.S)
+# Printable ASCII, which stays as it is but for capitals, in long runs.
+_RUN_OR_CLUSTER = re.compile(
+    rf"([\x21-\x7e](?:[\x21-\x7e]| (?=[\x21-\x7e]))*(?<! )(?![{_MARKS}]))|{_CLUSTER.pattern}", re.S
 )
 # Letters and marks by category that nevertheless show nothing: fillers, joiners, variation selectors.
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
@@ -109,7 +111,14 @@ def normalise(text: str) -> tuple[str, NDArray[np.int64]]:
     starts: list[int] = []
     end = 0
     blank = True
-    for position, length, folded in _clusters(text):
+    for match in _RUN_OR_CLUSTER.finditer(text):
+        position, after = match.span()
+        if match[1]:
+            pieces.append(match[1].lower())
+            starts.extend(range(position, after))
+            blank, end = False, after
+            continue
+        folded = _fold(match[0])
         if not folded:
             continue
         if folded.isspace():
@@ -119,7 +128,7 @@ def normalise(text: str) -> tuple[str, NDArray[np.int64]]:
         blank = folded == " "
         pieces.append(folded)
         starts.extend([position] * len(folded))
-        end = end if blank else position + length
+        end = end if blank else after
     if blank and pieces:
         pieces.pop()
         starts.pop()
@@ -128,6 +137,8 @@ def normalise(text: str) -> tuple[str, NDArray[np.int64]]:
 
 def _normalised_plain(text: str) -> tuple[str, NDArray[np.int64]]:
     """Of printable ASCII, where one character stays one."""
+    if " ".join(text.split()) == text:
+        return text.lower(), np.arange(len(text) + 1)
     codes = np.frombuffer(text.lower().encode("ascii"), dtype=np.uint8)
     blank = codes <= ord(" ")
     shown = np.flatnonzero(~blank)
@@ -138,10 +149,6 @@ def _normalised_plain(text: str) -> tuple[str, NDArray[np.int64]]:
     keep[shown[-1] + 1 :] = False
     plain = np.where(blank, ord(" "), codes)[keep].astype(np.uint8).tobytes().decode("ascii")
     return plain, np.append(np.flatnonzero(keep), shown[-1] + 1)
-
-
-def _clusters(text: str) -> list[tuple[int, int, str]]:
-    return [(m.start(), m.end() - m.start(), _fold(m[0])) for m in _CLUSTER.finditer(text)]
 
 
 @lru_cache(maxsize=65536)

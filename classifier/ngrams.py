@@ -10,13 +10,14 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS = 1 << 18
 CHARACTER_SIZES = (3, 4, 5)
+# Of the kinds of n-grams, single words and pairs come first, then characters by size.
+WORD_KINDS = 2
 # So many n-grams are sorted at once: bounds memory.
 AT_ONCE = 1 << 20
 
@@ -25,7 +26,6 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
 _BITS = BUCKETS.bit_length() - 1
 _WIDE = _BITS + 1
-_NONE = np.zeros(0, dtype=np.int64)
 
 Integers = NDArray[np.int64]
 
@@ -51,38 +51,6 @@ class Rows:
         return out
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Of `row` r, what stands in `buckets` from first to last, each moved by `shift`."""
-
-    buckets: Integers
-    row: Integers
-    first: Integers
-    last: Integers
-    shift: int = 0
-
-    def moved(self, odd: int, shift: int) -> _Part:
-        return _Part(self.buckets, 2 * self.row + odd, self.first, self.last, shift)
-
-    @cached_property
-    def sizes(self) -> Integers:
-        return np.asarray(np.maximum(self.last - self.first, 0))
-
-    def keys(self) -> Integers:
-        """Row number and bucket as one number."""
-        sizes = self.sizes
-        total = np.cumsum(sizes)
-        at = np.arange(total[-1] if len(total) else 0) + np.repeat(self.first - total + sizes, sizes)
-        return np.asarray(np.repeat((self.row << _WIDE) + self.shift, sizes) + self.buckets[at])
-
-    def between(self, a: int, b: int) -> _Part:
-        """Of those rows only a to b."""
-        if len(self.row) and a <= self.row[0] and self.row[-1] < b:
-            return self
-        chosen = slice(*np.searchsorted(self.row, [a, b]))
-        return _Part(self.buckets, self.row[chosen], self.first[chosen], self.last[chosen], self.shift)
-
-
 class Document:
     """Units (words, or whole texts) one after another, and the n-grams of any runs of them.
 
@@ -96,49 +64,53 @@ class Document:
             self._words += WORD.findall(unit.casefold())
             starts.append(len(self._words))
         self._starts = np.array(starts, dtype=np.int64)
-        self._singles = np.array([word_bucket(word) for word in self._words], dtype=np.int64)
-        self._pairs = np.array(
-            [word_bucket(f"{a} {b}") for a, b in zip(self._words, self._words[1:], strict=False)], dtype=np.int64
-        )
-        lengths = np.array([len(word) for word in self._words], dtype=np.int64)
+        words = self._words
+        coded = [word.encode("utf-8", "surrogatepass") for word in words]
+        hashes = [zlib.crc32(word) for word in coded]
+        # A checksum goes on where the one of the word before it ended.
+        pairs = [zlib.crc32(b" " + after, before) for before, after in zip(hashes, coded[1:], strict=False)]
+        self._singles = np.array(hashes, dtype=np.int64) & (BUCKETS - 1)
+        lengths = np.array([len(word) for word in words], dtype=np.int64)
         # Where each word begins in the words joined by blanks, one blank before the first and after the last.
         self._ends = np.cumsum(lengths + 1)
         self._begins = self._ends - lengths
-        self._grams = _character_buckets(f" {' '.join(self._words)} ")
+        # All kinds of n-grams, one after another, those of characters at BUCKETS + bucket.
+        joined = f" {' '.join(words)} "
+        kinds = [self._singles, np.array(pairs, dtype=np.int64) & (BUCKETS - 1), *_character_buckets(joined)]
+        self._grams = np.concatenate(kinds)
+        self._kinds = np.cumsum([0, *(len(kind) for kind in kinds[:-1])])
 
     def word_rows(self, first: Integers, last: Integers) -> Rows:
         """Word 1-2-grams of each run, log-counted, rows of unit length."""
-        return _rows(len(first), self._word_parts(first, last))
+        return _rows(self._grams, *(edge[:, :WORD_KINDS] for edge in self._edges(first, last)))
 
     def character_rows(self, first: Integers, last: Integers) -> Rows:
         """Character 3-5-grams of each run (words joined by one blank), rows of unit length."""
-        return _rows(len(first), self._character_parts(first, last))
+        rows = _rows(self._grams, *(edge[:, WORD_KINDS:] for edge in self._edges(first, last)))
+        return Rows(rows.starts, rows.buckets - BUCKETS, rows.values)
 
     def joint_rows(self, first: Integers, last: Integers) -> Rows:
         """Both at once: row 2i has the words of run i, row 2i + 1 its characters, the latter at BUCKETS + bucket."""
-        parts = [part.moved(0, 0) for part in self._word_parts(first, last)]
-        parts += [part.moved(1, BUCKETS) for part in self._character_parts(first, last)]
-        return _rows(2 * len(first), parts)
+        return _rows(self._grams, *self._edges(first, last), parted=True)
 
-    def _word_parts(self, first: Integers, last: Integers) -> list[_Part]:
+    def _edges(self, first: Integers, last: Integers) -> tuple[Integers, Integers]:
+        """(N, kinds) where the n-grams of each kind of each run begin and end in `_grams`."""
         a, b = self._starts[first], self._starts[last]
-        row = np.arange(len(a))
-        return [_Part(self._singles, row, a, b), _Part(self._pairs, row, a, b - 1)]
-
-    def _character_parts(self, first: Integers, last: Integers) -> list[_Part]:
-        a, b = self._starts[first], self._starts[last]
-        row = np.arange(len(a))
         if not len(self._words):
-            return []
+            return np.zeros((len(a), len(self._kinds)), dtype=np.int64), np.zeros(
+                (len(a), len(self._kinds)), dtype=np.int64
+            )
         some = b > a
         begin = np.where(some, self._begins[np.minimum(a, len(self._begins) - 1)] - 1, 0)
         end = np.where(some, self._ends[b - 1] + 1, 0)
-        return [_Part(grams, row, begin, end - size + 1) for size, grams in self._grams]
+        from_ = np.stack([a, a, begin, begin, begin], axis=1) + self._kinds
+        to = np.stack([b, b - 1, *(end - size + 1 for size in CHARACTER_SIZES)], axis=1) + self._kinds
+        return from_, np.maximum(to, from_)
 
     def distinct(self, first: Integers, last: Integers) -> tuple[Integers, Integers]:
         """(run, word bucket) of every distinct word of each run, sorted."""
         a, b = self._starts[first], self._starts[last]
-        keys = np.unique(_Part(self._singles, np.arange(len(a)), a, b).keys())
+        keys = _distinct(_keys(self._singles, a[:, None], b[:, None], np.arange(len(a))[:, None]))
         return keys >> _WIDE, keys & (BUCKETS - 1)
 
 
@@ -167,30 +139,54 @@ def _each(texts: Sequence[str]) -> tuple[Integers, Integers]:
     return numbers[:-1], numbers[1:]
 
 
-def _character_buckets(joined: str) -> list[tuple[int, Integers]]:
-    """For each size, the bucket of the n-gram that begins at each character."""
+def _character_buckets(joined: str) -> list[Integers]:
+    """For each size, BUCKETS + the bucket of the n-gram that begins at each character."""
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     found = []
     hashed = np.zeros(len(codes), dtype=np.uint64)
     for size in range(1, max(CHARACTER_SIZES) + 1):
-        if size > len(codes):
-            break
-        hashed = (hashed[: len(codes) - size + 1] ^ codes[size - 1 :]) * _MULTIPLIER
+        hashed = (hashed[: max(len(codes) - size + 1, 0)] ^ codes[size - 1 :]) * _MULTIPLIER
         hashed ^= hashed >> np.uint64(29)
         if size in CHARACTER_SIZES:
-            found.append((size, (((hashed ^ np.uint64(size)) * _MIXER) >> np.uint64(64 - _BITS)).view(np.int64)))
+            buckets = ((hashed ^ np.uint64(size)) * _MIXER) >> np.uint64(64 - _BITS)
+            found.append(buckets.view(np.int64) + BUCKETS)
     return found
 
 
-def _rows(count: int, parts: Sequence[_Part]) -> Rows:
-    made = [
-        _counted(a, b, np.concatenate([_NONE, *(part.between(a, b).keys() for part in parts)]))
-        for a, b in _chunks(count, parts)
-    ]
+def _keys(grams: Integers, first: Integers, last: Integers, row: Integers) -> Integers:
+    """Row number and bucket, as one number, of each n-gram between `first` and `last` (..., of one shape)."""
+    first, sizes = first.ravel(), (last - first).ravel()
+    total = np.cumsum(sizes)
+    at = np.arange(total[-1] if len(total) else 0) + np.repeat(first - total + sizes, sizes)
+    return np.asarray(np.repeat(row.ravel() << _WIDE, sizes) + grams[at])
+
+
+def _distinct(keys: Integers) -> Integers:
+    """Sorted, each once."""
+    keys.sort()
+    return keys[_new(keys)]
+
+
+def _new(keys: Integers) -> NDArray[np.bool_]:
+    """Which of some sorted numbers differ from the one before."""
+    new = np.empty(len(keys), dtype=bool)
+    new[:1] = True
+    np.not_equal(keys[1:], keys[:-1], out=new[1:])
+    return new
+
+
+def _rows(grams: Integers, first: Integers, last: Integers, *, parted: bool = False) -> Rows:
+    """A row for each run, or two if words and characters are `parted`. first, last: (N, kinds)."""
+    parts = 2 if parted else 1
+    row = parts * np.arange(len(first))[:, None] + parted * (np.arange(first.shape[1]) >= WORD_KINDS)
+    made = []
+    for a, b in _chunks((last - first).sum(axis=1)):
+        keys = _keys(grams, first[a:b], last[a:b], row[a:b])
+        made.append(_counted(parts * a, parts * b, keys))
     if len(made) == 1:
         return made[0]
     starts = np.cumsum(np.concatenate([[0], *(np.diff(rows.starts) for rows in made)])).astype(np.int64)
-    empty = Rows(starts, _NONE, np.zeros(0, dtype=np.float32))
+    empty = Rows(starts, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
     return Rows(
         starts,
         np.concatenate([rows.buckets for rows in [empty, *made]]),
@@ -198,26 +194,20 @@ def _rows(count: int, parts: Sequence[_Part]) -> Rows:
     )
 
 
-def _chunks(count: int, parts: Sequence[_Part]) -> list[tuple[int, int]]:
-    """Ranges of rows that hold about AT_ONCE n-grams each."""
-    if sum(int(part.sizes.sum()) for part in parts) <= AT_ONCE:
-        return [(0, count)]
-    sizes = np.zeros(count, dtype=np.int64)
-    for part in parts:
-        sizes[part.row] += part.sizes
+def _chunks(sizes: Integers) -> list[tuple[int, int]]:
+    """Ranges of runs that hold about AT_ONCE n-grams each."""
     total = np.cumsum(sizes)
+    if not len(sizes) or total[-1] <= AT_ONCE:
+        return [(0, len(sizes))]
     cuts = np.searchsorted(total, np.arange(AT_ONCE, total[-1] + 1, AT_ONCE)) + 1
-    edges = np.unique(np.concatenate([[0], cuts, [count]]))
+    edges = np.unique(np.concatenate([[0], cuts, [len(sizes)]]))
     return [(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def _counted(first: int, last: int, keys: Integers) -> Rows:
     """Rows first..last, of unit length, each n-gram weighing 1 + log of how often it stands there."""
     keys.sort()
-    new = np.empty(len(keys), dtype=bool)
-    new[:1] = True
-    np.not_equal(keys[1:], keys[:-1], out=new[1:])
-    at = np.flatnonzero(new)
+    at = np.flatnonzero(_new(keys))
     distinct = keys[at]
     values = 1 + np.log(np.diff(at, append=len(keys)))
     row = (distinct >> _WIDE) - first

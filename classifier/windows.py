@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, compress, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,10 @@ SLACK = 8
 # No tokenizer makes more pieces of an ASCII character.
 MOST_PIECES = 2
 
-Integers = NDArray[np.int64]
-
 _UNIT = re.compile(rf"\S{{1,{UNIT_CHARACTERS}}}")
 _QUOTE = re.compile(r"""["“”„«»`]([^"“”„«»`]{12,})(?=["“”„«»`])""")
-_SENTENCE_END = re.compile(r"[.?!。？！…][\"'”’»)\]*_]*$")
+_SENTENCE_ENDS = frozenset(".?!。？！…")
+_CLOSING = "\"'”’»)]*_"
 
 
 # Runs of units: the number of the first, and of the one after the last.
@@ -80,27 +79,24 @@ def cover(
     *,
     narrow: bool = True,
     changed: NDArray[np.bool_] | None = None,
-    counted: dict[str, int] | None = None,
 ) -> Cover:
     """Windows over `text`, wide and (if asked) narrow; none for white space. Work is linear in its length.
 
     changed: (len(text),) which characters matter. Only windows that hold some are made, and a run of words
-    that matter has windows of its own. counted: the word pieces of units that other readings of a text had
-    already; gets those of new ones.
+    that matter has windows of its own.
     """
     spans = [match.span() for match in _UNIT.finditer(text)]
     units = [text[a:b] for a, b in spans]
     if not spans:
         return Cover(spans, units, (), 0, 0)
-    sizes = np.array([b - a for a, b in spans])
+    sizes = [len(unit) for unit in units]
     limit = encoder.limit - SLACK
     # A tokenizer is asked only where the limit could matter.
     short = text.isascii() and MOST_PIECES * (len(text) + len(spans)) <= limit
-    pieces = sizes if short else _pieces(units, encoder, {} if counted is None else counted)
-    total = np.concatenate([[0], np.cumsum(pieces)])
-    ranges = list(_slices(0, len(spans), total, len(spans), limit, keep=4))
+    total = list(accumulate(sizes if short else encoder.piece_counts(units), initial=0))
+    ranges = _slices(0, len(spans), total, len(spans), limit, keep=4)
     if narrow and len(spans) > SHORTEST_UNITS:
-        for first, last in _sentences(text, spans):
+        for first, last in _sentences(text, spans, units):
             ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
         for first, last in _quotes(text, spans):
             ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
@@ -111,10 +107,10 @@ def cover(
             ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
         so_far = np.concatenate([[0], np.cumsum(within)])
         ranges = [(a, b) for a, b in ranges if so_far[b] > so_far[a]]
-    inside = np.zeros(len(spans), dtype=bool)
+    inside = bytearray(len(spans))
     for a, b in ranges:
-        inside[a:b] = True
-    return Cover(spans, units, tuple(dict.fromkeys(ranges)), int(sizes[inside].sum()), int(sizes.sum()))
+        inside[a:b] = b"\1" * (b - a)
+    return Cover(spans, units, tuple(dict.fromkeys(ranges)), sum(compress(sizes, inside)), sum(sizes))
 
 
 def _quotes(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -135,21 +131,10 @@ def _stretches(within: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(group[0]), int(group[-1]) + 1) for group in groups if len(group) >= SHORTEST_STRETCH]
 
 
-def _pieces(units: Sequence[str], encoder: Encoder, counted: dict[str, int]) -> Integers:
-    """Word pieces of each unit when units are written with blanks between."""
-    new = [unit for unit in dict.fromkeys(units) if unit not in counted]
-    # As the encoder writes them, which may have more characters.
-    written = [encoder.folded(unit) for unit in new]
-    starts = np.cumsum([0, *(len(unit) + 1 for unit in written)])[:-1]
-    owner = np.searchsorted(starts, encoder.piece_starts(" ".join(written)), side="right") - 1
-    counted.update(zip(new, np.bincount(owner, minlength=len(new)).tolist(), strict=True))
-    return np.array([counted[unit] for unit in units], dtype=np.int64)
-
-
 def _slices(
     first: int,
     last: int,
-    total: Integers,
+    total: Sequence[int],
     most_units: int,
     limit: int,
     *,
@@ -159,7 +144,7 @@ def _slices(
     found = []
     start = first
     while True:
-        end = int(np.searchsorted(total, total[start] + limit, side="right")) - 1
+        end = bisect_right(total, total[start] + limit) - 1
         end = min(max(end, start + 1), start + most_units, last)
         found.append((start, end))
         if end == last:
@@ -167,12 +152,15 @@ def _slices(
         start = max(end - max((end - start) // keep, 1), start + 1)
 
 
-def _sentences(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _sentences(text: str, spans: Sequence[tuple[int, int]], units: Sequence[str]) -> list[tuple[int, int]]:
     """Ranges of units that end with a sentence or a line; one of very few words is joined to the next."""
     cuts = [0]
-    for i, ((start, end), (following, _)) in enumerate(pairwise(spans), start=1):
-        ended = "\n" in text[end:following] or _SENTENCE_END.search(text[start:end])
-        if ended and i - cuts[-1] >= SHORTEST_UNITS:
+    lines = "\n" in text
+    for i in range(SHORTEST_UNITS, len(spans)):
+        if i - cuts[-1] >= SHORTEST_UNITS and (
+            units[i - 1].rstrip(_CLOSING)[-1:] in _SENTENCE_ENDS
+            or (lines and "\n" in text[spans[i - 1][1] : spans[i][0]])
+        ):
             cuts.append(i)
     if len(cuts) > 1 and len(spans) - cuts[-1] < SHORTEST_UNITS:
         cuts.pop()

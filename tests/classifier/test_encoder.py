@@ -114,3 +114,15 @@ def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
     assert encoder_export.content_hash(tmp_path) == before
     (tmp_path / "model.safetensors").write_bytes(b"2")
     assert encoder_export.content_hash(tmp_path) != before
+
+
+def test_word_pieces_are_counted_as_if_each_unit_stood_among_others(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = ["unimaginable", "İstanbul", "\ud800x", "word", "e\u0301", "word"]
+    counts = encoder.piece_counts(units)
+    assert counts == [len(encoder.piece_starts(unit)) for unit in units]
+    monkeypatch.setattr(encoders, "UNITS_COUNTED", 3)
+    monkeypatch.setattr(encoder, "_counted", {"word": counts[3]})
+    assert encoder.piece_counts(units) == counts and len(encoder._counted) == 0
+    assert encoder.piece_counts(units[:3]) == counts[:3] and len(encoder._counted) == 3

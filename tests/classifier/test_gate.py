@@ -10,8 +10,9 @@ from classifier.artifact import Artifact
 from classifier.classifier import Judge, threshold
 from classifier.encoder import Encoder
 from classifier.fit import GATE_MARGIN, fit
-from classifier.gate import Gate, telling_words
+from classifier.gate import Gate, margin, telling_words
 from classifier.reading import read
+from classifier.windows import INNER_UNITS, NARROW_UNITS
 
 KNOWN = "Where did Orvan Teldric grow up?"
 
@@ -66,6 +67,12 @@ def test_a_long_window_has_to_say_more(artifact: Artifact, encoder: Encoder) -> 
     rows = Gate({"a": artifact}).passed(reading)["a"].rows
     assert any(KNOWN.lower() in reading.text(int(row)) for row in rows)
     assert len(rows) < len(reading.own)
+
+
+def test_longer_windows_have_to_say_more() -> None:
+    wanted = margin(np.arange(1, 200)).tolist()
+    assert wanted == sorted(wanted)
+    assert wanted[INNER_UNITS - 1] == 0 < wanted[NARROW_UNITS - 1] < wanted[NARROW_UNITS] == wanted[-1]
 
 
 def test_what_is_shared_most_is_what_is_shared_with_each(artifact: Artifact) -> None:

@@ -9,10 +9,15 @@ ASKED = "Who keeps the lamp burning at the far end of the pier?"
 
 
 def test_views_with_the_same_words_share_rows(encoder: Encoder) -> None:
-    reading = read(f"{ASKED} {ASKED.upper()}", encoder)
+    reading = read(f"{ASKED}\n{ASKED.upper()}", encoder)
     assert {reading.view(place) for place in reading.places} == {"raw", "normalised"}
     assert len({place.row for place in reading.places if not place.closer}) == 3
     assert reading.text(0) == f"{ASKED} {ASKED}".lower()
+
+
+def test_what_differs_in_capitals_alone_is_read_once_by_an_encoder_that_reads_none(encoder: Encoder) -> None:
+    reading = read(f"{ASKED} {ASKED.upper()}", encoder)
+    assert {reading.view(place) for place in reading.places} == {"raw"}
 
 
 def test_places_point_at_the_characters_that_they_stand_for(encoder: Encoder) -> None:
