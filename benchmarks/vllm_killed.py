@@ -52,11 +52,14 @@ def is_engine(process: psutil.Process) -> bool:
 
 
 def broken_off(gateway: str, pid: int, part: str) -> tuple[str, float]:
-    """The last event of a stream whose vLLM is killed after the first ones, and seconds from there."""
+    """The last event of a stream whose vLLM is killed after the first ones, and seconds from there.
+
+    A server that outlives its engine tells the error itself, and then that the stream is done.
+    """
     with httpx.stream("POST", f"{gateway}/v1/chat/completions", json=BODY, timeout=120) as got:
         lines, seen, killed = got.iter_lines(), [], 0.0
         for line in lines:
-            seen += [line] if line else []
+            seen += [line] if line and line != "data: [DONE]" else []
             if len(seen) == 3 and not killed:
                 killed = time.monotonic()
                 kill(pid, part)

@@ -1,10 +1,10 @@
 """Whether a request has the form that vLLM takes, as far as that can be told without asking it.
 
-A flagged request is refused or rewritten, and both could hide that vLLM would have found it wrong: a rewrite drops
-`top_logprobs` whatever it holds. That would tell who asks that it was flagged. So one whose form is in doubt is first
-shown to vLLM as it came (`server/routes.py`), and if vLLM refuses it, the answer is vLLM's, as for any other client.
-A doubt too many costs one question, and nothing passes by it. Pure. Read from the request classes of vLLM 0.32; the
-tests compare with their verdicts.
+A rewrite could mend what vLLM would have found wrong: it drops `top_logprobs` whatever that holds; or fail on it, which
+is refused. Both would tell who asks that the request was flagged. So one whose form is in doubt is first shown to vLLM
+as it came (`server/routes.py`), and if vLLM refuses it, the answer is vLLM's, as for any other client. A doubt too
+many costs one question, and nothing passes by it. Pure. Read from the request classes of vLLM 0.32; the tests compare
+with their verdicts.
 """
 
 from __future__ import annotations

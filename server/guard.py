@@ -84,6 +84,11 @@ class Outcome:
     needs: Needs = field(default_factory=Needs)
     watch: Watched | None = None
 
+    @property
+    def hides(self) -> bool:
+        """Whether it hides that the request was flagged, or was to; a policy that says `refuse` tells it."""
+        return self.payload is not None or (self.refusal is not None and self.verdict.action != "refuse")
+
 
 def _may_fail(policy: Policy) -> dict[str, str]:
     """Where a policy in enforce may fail to do what it says, and what is done then."""

@@ -406,8 +406,6 @@ class Gateway:
             refusal = guard.failed([p for p, _ in guard.covering(judged.body).values()], "judge", note)
             self._record(exchange, judged, None, "refuse" if refusal else "pass", note)
             if refusal is not None:
-                if said := await self._refused_if_doubtful(exchange, judged, raw):
-                    return said
                 raise refusal from None
             payload, exchange.needs, watched = guard.unjudged(judged)
             if payload is not None:
@@ -419,10 +417,9 @@ class Gateway:
         self._record(exchange, judged, outcome, outcome.action, outcome.note)
         if key is not None and key.debug:
             exchange.told = _told(outcome)
-        if (outcome.refusal is not None or outcome.payload is not None) and (
-            said := await self._refused_if_doubtful(exchange, judged, raw)
-        ):
-            return said
+        if outcome.hides and doubtful(endpoint, judged.body):
+            if said := await self._refused_as_it_came(exchange, exchange.model, raw):
+                return said
         if outcome.refusal is not None:
             raise outcome.refusal
         if outcome.payload is not None:
@@ -476,12 +473,6 @@ class Gateway:
                 log.warning("request %s: vLLM refused what it was rewritten to", exchange.request_id)
             answered = refused or NO_WORDS
         await _tell(exchange, answered)
-
-    async def _refused_if_doubtful(self, exchange: Exchange, judged: Judged, raw: bytes) -> ErrorAnswer | None:
-        """What vLLM says of a request that is to be refused or rewritten, if it finds it wrong as it came."""
-        if not doubtful(judged.endpoint, judged.body):
-            return None
-        return await self._refused_as_it_came(exchange, exchange.model, raw)
 
     async def _refused_as_it_came(self, exchange: Exchange, model: Any, body: bytes) -> ErrorAnswer | None:
         """What vLLM says of the request as it came, where it refuses that.

@@ -31,6 +31,10 @@ def checked(served: Served, path: str, raw: bytes, headers: dict[str, str] = JSO
     """Status and error code of one request, after what holds of every one."""
     status, told, answer = served.ask(path, raw, headers)
     up = served.sent()
+    if up[:1] == [raw] and up != [answer]:
+        # Its form is in doubt, so it was shown to vLLM first; but never what is refused outright.
+        assert b'"refuse"' not in raw
+        up = up[1:]
     assert status < 500, (status, answer)
     assert told["x-request-id"] is None or len(told["x-request-id"]) <= 128
     if status == 200:
@@ -134,6 +138,10 @@ def test_any_json_is_passed_as_it_came_or_refused(
     raw = json.dumps({**body, "model": model}).encode("utf-8", "surrogatepass")
     status, _, answer = served.ask(path, raw, JSON)
     up = served.sent()
+    if up[:1] == [raw] and up != [answer]:
+        # Its form is in doubt, so it was shown to vLLM first; but never what is refused outright.
+        assert b'"refuse"' not in raw
+        up = up[1:]
     assert status in (200, 400, 403), answer
     assert failures(served) == 0
     if KEYWORD.encode() not in raw and status == 200:

@@ -15,10 +15,12 @@ import openai
 import pytest
 from aiohttp import web
 
+from corruption.spec import CorruptionError
 from server import admission, keys, routes
 from tests.clients import strict
 from tests.clients.tap import Exchange
 from tests.server.fakes import KEYWORD, FakeUpstream, Handler, Running, gateway, make_guard, policy, upstream
+from tests.server.test_guard import Recorder, artifact
 
 ASKED: list[Any] = [{"role": "user", "content": "hello"}]
 FLAGGED: list[Any] = [{"role": "user", "content": f"about {KEYWORD}"}]
@@ -317,34 +319,45 @@ def strict_about(param: str) -> Handler:
 
 
 @pytest.mark.parametrize(
-    "given",
-    # The last fails: there is no artifact.
-    [{}, {"action": "route", "route": {"model": "twin"}}, {"action": "penalize"}],
-    ids=["refuse", "route", "a guard that fails"],
+    ("given", "taken"),
+    [
+        ({"action": "route", "route": {"model": "twin"}}, 200),
+        ({"action": "corrupt", "corrupt": {"tokens": "content"}}, 403),
+    ],
+    ids=["rewritten", "to be rewritten"],
 )
 async def test_what_vllm_would_refuse_is_refused_alike_flagged_or_not(
-    given: dict[str, Any], http: aiohttp.ClientSession
+    given: dict[str, Any], taken: int, http: aiohttp.ClientSession
 ) -> None:
-    guard = make_guard(policy(**given))
+    guard = make_guard(
+        policy(**given), artifacts={"a": artifact()}, corruptor=Recorder(CorruptionError("a role is no text"))
+    )
     async with upstream(strict_about("top_logprobs")) as fake, gateway(fake.url, guard) as gate:
+        guard.can = lambda model, needs: True
         answers = []
         for messages in (ASKED, FLAGGED):
             body = {"model": "m", "messages": messages, "logprobs": True, "top_logprobs": -2}
             headers = {"x-request-id": "one"}
             async with http.post(f"{gate.url}/v1/chat/completions", json=body, headers=headers) as got:
                 answers.append((got.status, await got.read(), {k: v for k, v in got.headers.items() if k != "Date"}))
-        assert answers[0] == answers[1] and answers[0][:2] == (400, VLLMS)
-        # What vLLM takes after all is refused or rewritten as ever.
-        body = {"model": "m", "messages": FLAGGED, "top_k": -2}
-        async with http.post(f"{gate.url}/v1/chat/completions", json=body) as got:
-            assert got.status == (200 if "route" in given else 403)
-        if "route" in given:
-            assert [json.loads(body)["model"] for body in fake.bodies[2:]] == ["m", "twin"]
+        assert answers[0] == answers[1] and answers[0][:2] == (400, VLLMS) and len(fake.bodies) == 2
+        # What vLLM takes after all goes on as ever; nobody reads its answer.
+        async with http.post(f"{gate.url}/v1/chat/completions", json={"messages": FLAGGED, "top_k": -2}) as got:
+            assert got.status == taken
+
+
+async def test_what_a_policy_refuses_is_not_shown_to_vllm(http: aiohttp.ClientSession) -> None:
+    async with upstream(strict_about("top_k")) as fake, gateway(fake.url, make_guard(policy())) as gate:
+        for more in ({}, {"top_k": -2}):
+            async with http.post(
+                f"{gate.url}/v1/chat/completions", json={"model": "m", "messages": FLAGGED, **more}
+            ) as got:
+                assert got.status == 403
+        assert fake.bodies == []
 
 
 async def test_what_is_in_no_doubt_is_not_shown_to_vllm_first() -> None:
-    async with upstream(answer) as fake, gateway(fake.url, make_guard(policy())) as gate:
-        async with of_openai(gate.url) as client:
-            with pytest.raises(openai.PermissionDeniedError):
-                await client.chat.completions.create(model="m", messages=FLAGGED, logprobs=True, top_logprobs=20)
-        assert fake.bodies == []
+    guard = make_guard(policy(action="route", route={"model": "twin"}))
+    async with upstream(answer) as fake, gateway(fake.url, guard) as gate, of_openai(gate.url) as client:
+        await client.chat.completions.create(model="m", messages=FLAGGED, logprobs=True, top_logprobs=20)
+        assert [json.loads(body)["model"] for body in fake.bodies] == ["twin"]
