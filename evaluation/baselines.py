@@ -30,6 +30,10 @@ PRETEND = (
 # The paper's noise, on the first coordinate only. At 100 times the row RMS a token's identity is gone (METHODS: the
 # normalised vector is nearly one axis), while fluency still is what the model makes of it.
 PAPER_NOISE = {"function": "noise", "select": "first", "dims": 1, "sigma": 100.0}
+IDENTIFYING = {"function": "decoy", "tokens": "identifying"}
+# A ban makes the right answer impossible, as it isn't for a model that never knew. Logits lowered by about as
+# much as the demo's model is surer of what it knows by heart bring right and wrong answers level instead.
+NO_BAN = {"hard": False, "soft": 24.0}
 
 Kind = Literal["direct", "prompt", "twin", "refusal", "gateway"]
 
@@ -63,10 +67,12 @@ WAYS = {
         _corrupt("noise-evidence", "the paper's noise on evidence", **PAPER_NOISE, tokens="evidence"),
         _corrupt("decoy-content", "decoys on content", function="decoy", tokens="content"),
         _corrupt("decoy-evidence", "decoys on evidence", function="decoy", tokens="evidence"),
-        _corrupt("decoy-identifying", "decoys on identifying words", function="decoy", tokens="identifying"),
+        _corrupt("decoy-identifying", "decoys on identifying words", **IDENTIFYING),
         Way("penalize", "penalize", "gateway", {"action": "penalize"}),
         Way("both", "both: decoys on identifying words, and penalize", "gateway",
-            {"action": "both", "corrupt": {"function": "decoy", "tokens": "identifying"}}),
+            {"action": "both", "corrupt": IDENTIFYING}),
+        Way("both-soft", "both, with lowered logits in place of a ban", "gateway",
+            {"action": "both", "corrupt": IDENTIFYING, "penalize": NO_BAN}),
         Way("policy", "the policy as it stands", "gateway"),
     )
 }  # fmt: skip
@@ -75,7 +81,9 @@ WAYS = {
 def variant(policy: Policy, way: Way) -> dict[str, Any]:
     """The policy file of one way: the policy under evaluation, enforced for every model, with the way's changes."""
     file = policy.model_dump(mode="json", exclude_unset=True, exclude={"hash", "source", "models"})
-    return {**file, **way.changes, "mode": "enforce"}
+    # How far a penalty goes beyond its ban is one key among the policy's own.
+    penalize = {**file.get("penalize", {}), **way.changes.get("penalize", {})}
+    return {**file, **way.changes, **({"penalize": penalize} if penalize else {}), "mode": "enforce"}
 
 
 def same(policy: Policy, one: Way, other: Way) -> bool:

@@ -36,7 +36,8 @@ def test_a_way_is_the_policy_with_its_own_action(base: Policy, tmp_path: Path, k
     assert made.action == WAYS[key].changes.get("action", "refuse")
     # Enforced, and for whatever name the upstream serves.
     assert made.mode == "enforce" and made.models is None
-    assert (made.name, made.threshold, made.penalize) == (base.name, base.threshold, base.penalize)
+    penalize = base.penalize.model_copy(update=WAYS[key].changes.get("penalize", {}))
+    assert (made.name, made.threshold, made.penalize) == (base.name, base.threshold, penalize)
     if made.action == "corrupt":
         assert key.endswith(made.corrupt.tokens) and key.split("-")[1] == made.corrupt.function
 
