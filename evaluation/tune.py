@@ -214,6 +214,16 @@ class Tuner:
         made["metric"], made["target"] = _metrics(got, target)
         return made
 
+    async def require_knowledge(self) -> None:
+        """Raises TuneError when the unguarded model tells no more than one that never knew: nothing is to be lost."""
+        target = await self._bench.target(self._tune)
+        told, ignorant = _metrics(target.unguarded, target)
+        if told <= ignorant:
+            raise TuneError(
+                f"there is nothing to tune: the unguarded model's {self.metric} is {told:.3f}, and that of a model "
+                f"which never knew {ignorant:.3f}; ask in the form in which the model knows it"
+            )
+
     async def search(self, where: Mapping[str, Axis], start: Values, budget: int) -> dict[str, Trail]:
         """Tune the parameters of `start` one after another; the budget is shared out between them."""
         values, left = dict(start), budget
@@ -284,6 +294,7 @@ async def _run(args: argparse.Namespace, settings: Settings) -> int:
     async with contextlib.AsyncExitStack() as stack:
         run = await _prepared(args, settings, stack)
         begun = time.monotonic()
+        await run.tuner.require_knowledge()
         trails = await run.tuner.search(run.axes, starts(run.policy, run.names, run.axes), args.budget)
         values = {name: trail.found.x for name, trail in trails.items()}
         evidence = {

@@ -45,12 +45,12 @@ class Half:
 class Bench:
     """A model whose recall falls around sigma 20, and whose answers turn to garble around 200. Counts its calls."""
 
-    def __init__(self, fail_after: int | None = None) -> None:
+    def __init__(self, fail_after: int | None = None, known: float = 0.95) -> None:
         self.tried: list[tuple[dict[str, float], int]] = []
-        self._fail_after = fail_after
+        self._fail_after, self._known = fail_after, known
 
     async def target(self, half: Half) -> Target:
-        return Target(answers(0.95, 1.5), None, np.full((N, 1, 4), 0.1), np.full(N, math.nan), np.full(N, 10.0))
+        return Target(answers(self._known, 1.5), None, np.full((N, 1, 4), 0.1), np.full(N, math.nan), np.full(N, 10.0))
 
     async def answers(self, policy: Policy, half: Half) -> Answers:
         if self._fail_after is not None and len(self.tried) == self._fail_after:
@@ -80,6 +80,12 @@ async def test_it_lands_within_ten_percent_of_the_grid_in_twenty_evaluations(tmp
     grid = await made.grid(SIGMA, ["sigma"], 40)
     assert best.objective <= 1.1 * min(row.objective for row in grid)
     assert 25 < best.values["sigma"] < 200 and best.metric < 0.3 and best.target == 0.1
+
+
+async def test_a_model_that_knows_nothing_is_not_tuned(tmp_path: Path) -> None:
+    await tuner(Bench(), tmp_path / "log").require_knowledge()
+    with pytest.raises(TuneError, match="mean ROUGE-L recall is 0.080, and that of a model which never knew 0.100"):
+        await tuner(Bench(known=0.08), tmp_path / "log").require_knowledge()
 
 
 async def test_several_parameters_share_the_budget(tmp_path: Path) -> None:
