@@ -465,7 +465,7 @@ def _figure(height: float) -> Figure:
 
 
 def _note(axes: Axes, text: str, y: float) -> None:
-    """A small note above a horizontal line, at its left end: a weak guard leaves the metric far from where it should be."""
+    """A small note above a horizontal line, at its left end: a weak guard leaves a metric far from its target there."""
     axes.annotate(
         text, (0.01, y), xycoords=axes.get_yaxis_transform(), ha="left", va="bottom", fontsize=9, color=COLOURS["muted"]
     )
