@@ -29,7 +29,8 @@ from safetensors import numpy as tensors
 
 from classifier.ngrams import BUCKETS, words
 
-FORMAT = 3
+FORMAT = 4
+DIGEST_BYTES = 16
 COMPONENTS = ("word", "character", "head", "match")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 _FILES = ("arrays.safetensors", "items.jsonl", "words.txt")
@@ -56,6 +57,7 @@ _ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "counter": ("float16", ("Q'", "D")),
     "documents": ("uint16", (BUCKETS,)),
     "gate": ("float64", (1,)),
+    "retained": ("uint8", ("X", DIGEST_BYTES)),
     "levels": ("float64", (2, "K")),
     "added_index": ("int16", ("A", "D")),
     "added_items": ("int32", ("A",)),
@@ -137,7 +139,7 @@ class Artifact:
     @cached_property
     def first_stage(self) -> bytes:
         """Equal for artifacts of which `classifier/gate.py` reads the same."""
-        kinds = ("word_weights", "character_weights", "fusion", "gate")
+        kinds = ("word_weights", "character_weights", "fusion", "gate", "retained")
         names = (*kinds, "targets_starts", "targets_buckets", "targets_shares")
         digests = (hashlib.sha256(self.arrays[name].tobytes()).digest() for name in names)
         return hashlib.sha256(b"".join(digests)).digest()

@@ -119,13 +119,21 @@ class Scorer:
         self._row_items = np.concatenate([self.index_items, self._added.items])
 
     def rows(
-        self, texts: Sequence[str], words: RowWords, lexical: NDArray[np.float64], vectors: NDArray[np.float32]
+        self,
+        texts: Sequence[str],
+        words: RowWords,
+        lexical: NDArray[np.float64],
+        vectors: NDArray[np.float32],
+        retained: NDArray[np.bool_],
     ) -> ScoredRows:
-        """Scores of N rows, given as texts with their distinct words, word and character scores, and embeddings."""
+        """Scores of N rows, given as texts with their distinct words, word and character scores, and embeddings.
+
+        retained: (N,) which rows must stay unflagged by what was fitted; items that were added count there too.
+        """
         cosines = vectors @ self.index.T
         match = self._matcher.best(words, cosines)
         components = np.column_stack([lexical, vectors @ self.head, match]).astype(np.float64)
-        fitted = np.where(self._veto(texts, cosines), 0.0, self.fusion.probability(components))
+        fitted = np.where(retained | self._veto(texts, cosines), 0.0, self.fusion.probability(components))
         near = self._added.cosines(vectors)
         added = self._added.probability(words, near)
         cosines[:, self._veto.removed] = -1.0
@@ -224,7 +232,7 @@ class Judge:
                 near = vectors[[number[text] for text in row_texts]]
                 scorer = self._scorer(name)
                 words = reading.document.distinct(reading.first[rows.rows], reading.last[rows.rows])
-                scored = scorer.rows(row_texts, words, rows.lexical, near)
+                scored = scorer.rows(row_texts, words, rows.lexical, near, rows.retained)
                 scores[name] = _score(scorer, reading, rows.rows, row_texts, scored, levels.get(name))
             heard.append(_Heard(levels, scores, len(reading.places), reading.seen, reading.present))
         return heard

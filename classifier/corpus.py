@@ -48,8 +48,9 @@ class Row:
     share it. encoded: has an embedding (answers have none: they teach words only). calibrates: its held-out
     score enters the calibration. general: from the shipped background. wrapped: see classifier/wrappers.py.
     decoy: the form of a forget text about something else; weighs in the fusion, but is no request that occurs.
-    shared: the same in every fit with this encoder. item: of a forget row. group: see classifier/conformal.py;
-    a forget row of weight 0 is a further window of the row before it, scored only.
+    shared: the same in every fit with this encoder. retained: a whole request of the retain file, as it stands.
+    item: of a forget row. group: see classifier/conformal.py; a forget row of weight 0 is a further window of the
+    row before it, scored only.
     """
 
     text: str
@@ -65,6 +66,7 @@ class Row:
     wrapped: bool = False
     decoy: bool = False
     shared: bool = False
+    retained: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def _other_rows(
         weight = 1.0 / len(parts)
         group = min(len(parts) - 1, 1)
         made = Row("", False, fold, source, weight, True, True, general, group=group, shared=general)
-        rows += [replace(made, text=part) for part in parts]
+        request = not general and "prompt" in record
+        rows += [replace(made, text=part, retained=request and _key(part) == _key(asked(record))) for part in parts]
         if "answer" in record:
             rows.append(Row(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
         source += 1
@@ -162,11 +165,11 @@ def _other_rows(
     whole = [row for row in rows if row.encoded]
     for i in rng.choice(len(whole), min(OTHER_VARIANTS, len(whole)), replace=False):
         for variant in variants(whole[i].text, 1, rng):
-            rows.append(replace(whole[i], text=variant, calibrates=False, shared=False))
+            rows.append(replace(whole[i], text=variant, calibrates=False, shared=False, retained=False))
     for i in rng.choice(len(whole), min(WRAPPED, len(whole)), replace=False):
         source += 1
         parts = passages(wrap(whole[i].text, rng), encoder)
-        made = replace(whole[i], source=source, weight=1.0 / len(parts), wrapped=True, shared=False)
+        made = replace(whole[i], source=source, weight=1.0 / len(parts), wrapped=True, shared=False, retained=False)
         rows += [replace(made, text=part, group=min(len(parts) - 1, 1)) for part in parts]
     return rows
 

@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import conformal, corpus, embedding_cache, fusion, gate, linear, matching, ngrams, records, vocabulary
+from classifier import (
+    conformal,
+    corpus,
+    embedding_cache,
+    fusion,
+    gate,
+    linear,
+    matching,
+    ngrams,
+    records,
+    retained,
+    vocabulary,
+)  # fmt: skip
 from classifier.artifact import Artifact, ForgetItem, Manifest
 from classifier.corpus import Corpus, Row
 from classifier.encoder import Encoder
@@ -33,6 +45,8 @@ HARD_WEIGHT = 4.0
 COUNTER_MOST = 4096
 # Nats by which requests in people's own words may say less than the least telling rewording by rule.
 GATE_MARGIN = 0.75
+# A retain request that others' models find so likely to ask for something forgotten is judged like any other.
+EXEMPT_BELOW = 0.9
 
 CALIBRATION = (
     "calibration set: held-out scores; forget = rule-made rewordings of the forget prompts, some inside other "
@@ -86,6 +100,7 @@ def fit(
     other = ~features.labels[fusing]
     known = features.labels[fusing] & (features.weights[fusing] > 0)
     level = matching.levels((held[fusing, 3][other], logits[other]), (held[fusing, 3][known], logits[known]))
+    exempt = _exempt([*zip(chosen, fused.probability(components).tolist(), strict=True)])
     asking = [i for i in calibrating if data.rows[i].forget]
     everything = np.ones(len(folds), dtype=bool)
     targets = features.targets(everything)
@@ -105,6 +120,7 @@ def fit(
         "counter": features.counter(everything),
         "documents": features.documents,
         "levels": np.stack([level.matches, level.logits]),
+        "retained": retained.digests(exempt),
         "gate": np.array([_gate(data, fused, targets, asking, held[asking])]),
         "added_index": np.zeros((0, encoder.width), dtype=np.int16),
         "added_items": np.zeros(0, dtype=np.int32),
@@ -126,6 +142,7 @@ def fit(
             "forget_items": len(data.items),
             "retain_rows": data.retain_rows,
             "retain_rows_that_are_forget_rows": data.conflicts,
+            "retain_rows_exempt": len(exempt),
             "background_prompts": len(corpus.background()),
             "calibration_forget": len(positive),
             "calibration_other": len(negative),
@@ -240,6 +257,18 @@ def _calibration(rows: Sequence[Row], probability: Vector) -> dict[str, NDArray[
         if forget:
             arrays[f"{name}_items"] = np.array([row.item for _, row in found], dtype=np.int32)
     return arrays
+
+
+def _exempt(scored: Sequence[tuple[Row, float]]) -> list[str]:
+    """The retain requests that are never flagged as they stand: all but those that surely ask for what is forgotten.
+
+    scored: calibration rows with held-out probabilities. Retain files are often made of what was asked before, and
+    that may be what is to be forgotten, in other words.
+    """
+    highest: dict[int, float] = {}
+    for row, probability in scored:
+        highest[row.source] = max(probability, highest.get(row.source, 0.0))
+    return [row.text for row, _ in scored if row.retained and highest[row.source] < EXEMPT_BELOW]
 
 
 def _gate(data: Corpus, fused: Fusion, targets: matching.Targets, asking: Sequence[int], components: Vector) -> float:

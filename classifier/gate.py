@@ -19,6 +19,7 @@ from classifier.artifact import Artifact
 from classifier.matching import Matcher, Targets
 from classifier.ngrams import BUCKETS, Document, word_bucket
 from classifier.reading import Reading
+from classifier.retained import Retained
 from classifier.vocabulary import FUNCTION_WORDS
 from classifier.windows import INNER_UNITS, NARROW_UNITS
 
@@ -47,10 +48,11 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Passed:
     """rows: of a reading, those that one artifact looks at, rising; lexical: (rows, 2) the word and the character
-    component there, raw."""
+    component there, raw; retained: (rows,) which are no request for what was fitted (`classifier/retained.py`)."""
 
     rows: Integers
     lexical: Floats
+    retained: NDArray[np.bool_]
 
 
 class _Group:
@@ -62,6 +64,7 @@ class _Group:
         self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
         self._level = float(arrays["gate"][0])
         self._matcher = Matcher(Targets.of(arrays, "targets"), least=LEAST_SHARE)
+        self.retained = Retained(arrays["retained"])
 
     def contributions(self, lexical: Floats) -> Floats:
         """(N,) what the words say for a forget request, in nats. lexical: (N, 2)."""
@@ -121,18 +124,18 @@ class Gate:
             said = group.contributions(lexical[:, number])
             common = group.passing(said, reading)
             common[_strongest(np.where(reading.own, -np.inf, said))] = True
+            if not common.any() and number not in touched:
+                continue
+            retained = group.retained.within(reading)
+            common &= ~retained
             if common.any():
-                made = self._made(common, lexical[:, number])
+                made = _passed(common, lexical[:, number], retained)
                 found |= dict.fromkeys(self._members[number], made)
             if number in touched:
                 for name, rows in wanted.items():
                     if self._group_of[name] == number:
-                        found[name] = self._made(common | rows, lexical[:, number])
+                        found[name] = _passed(common | rows, lexical[:, number], retained)
         return found
-
-    def _made(self, rows: NDArray[np.bool_], lexical: Floats) -> Passed:
-        at = np.flatnonzero(rows)
-        return Passed(at, lexical[at])
 
     def _lexical(self, document: Document, first: Integers, last: Integers) -> Floats:
         """(N, groups, 2) word and character components of each run."""
@@ -160,6 +163,11 @@ class Gate:
                     found[name] = np.zeros(len(reading.own), dtype=bool)
                 found[name][own[row[words == word]]] = True
         return found
+
+
+def _passed(rows: NDArray[np.bool_], lexical: Floats, retained: NDArray[np.bool_]) -> Passed:
+    at = np.flatnonzero(rows)
+    return Passed(at, lexical[at], retained[at])
 
 
 def margin(units: Integers) -> Floats:
