@@ -103,7 +103,7 @@ class _Bounded(HttpToolsProtocol):
             self.settings.head_timeout_s, self.settings.write_timeout_s, self.settings.keep_alive_s, LINGER_S
         )
         self._interval_s = shortest / 4
-        self._timer = self.loop.call_later(self._interval_s, self._look)
+        self._look_again()
         if full:
             self._turn_away(
                 Overloaded("too many connections (LETHE_MAX_CONNECTIONS)", code="connections_full", retry_after_s=1)
@@ -265,8 +265,16 @@ class _Bounded(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
-    def _look(self) -> None:
+    def _look_again(self) -> None:
+        self._due = self.loop.time() + self._interval_s
         self._timer = self.loop.call_later(self._interval_s, self._look)
+
+    def _look(self, *, late: bool = False) -> None:
+        if self.loop.time() - self._due > self._interval_s and not late:
+            # The loop was held up: what has come meanwhile is read before its client is found too slow.
+            self._timer = self.loop.call_later(0.001, lambda: self._look(late=True))
+            return
+        self._look_again()
         now, limits = time.monotonic(), self.settings
         if self._paused_since is not None and now - self._paused_since > limits.write_timeout_s:
             self.metrics.refusals.labels("write_timeout").inc()

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from server.protocol import _Bounded
@@ -373,10 +374,10 @@ async def test_a_slow_reader_who_reads_is_served_to_the_end(monkeypatch: pytest.
     monkeypatch.setattr("server.protocol.time", SimpleNamespace(monotonic=lambda: now))
     look = _Bounded._look
 
-    def looking(self: _Bounded) -> None:
+    def looking(self: _Bounded, *, late: bool = False) -> None:
         nonlocal waited
         waited = max(waited, now - (now if self._paused_since is None else self._paused_since))
-        look(self)
+        look(self, late=late)
 
     monkeypatch.setattr(_Bounded, "_look", looking)
 
@@ -397,6 +398,30 @@ async def test_a_slow_reader_who_reads_is_served_to_the_end(monkeypatch: pytest.
             await asyncio.sleep(0.005)
         assert got == size and 0 < waited < most
         assert gate.count("lethe_refusals_total", reason="write_timeout") == 0
+
+
+def test_who_asked_in_time_is_answered_by_a_gateway_that_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop, which serves, runs timers before it reads what came while it was busy with another connection."""
+    received, waiting = _Bounded.data_received, socket.socket()
+
+    def receiving(self: _Bounded, data: bytes) -> None:
+        if b"x-busy" in data:
+            waiting.sendall(post())
+            time.sleep(1.5)
+        received(self, data)
+
+    monkeypatch.setattr(_Bounded, "data_received", receiving)
+
+    async def held_up() -> None:
+        async with served(head_timeout_s=0.8) as gate, client(gate) as other:
+            waiting.connect(("127.0.0.1", gate.port))
+            await until(lambda: gate.count("lethe_connections") == 2, "not connected")
+            await other.send(post(BODY, b"x-busy: 1"))
+            await until(lambda: gate.count("lethe_requests_total", endpoint="chat", status="200") == 2, "cut off")
+            assert waiting.recv(65_536).startswith(b"HTTP/1.1 200")
+
+    with waiting, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(held_up())
 
 
 def test_what_is_overridden_is_there() -> None:
