@@ -33,7 +33,7 @@ from server.policies import Policy
 TITLE = "What judging a request costs"
 BENIGN = Path(__file__).parent / "data" / "benign.jsonl"
 SHORT = 240  # characters
-MISS_RATE = 0.0025
+MISS_RATE = 0.005
 TURN = "And what would you change about that plan, if the weather were worse than we thought it would be this week? "
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -27,6 +27,8 @@ GAPLESS_WORDS = 4
 GAPLESS_SHARE = 0.5
 # Fragments become at most this many words each.
 FEWER = 0.75
+# Letters of a word that is familiar.
+LONGEST_NAME = 10
 # So many strange compounds so near to each other are no coincidence.
 NEAR_CHAINS, NEAR = 3, 240
 
@@ -64,10 +66,13 @@ def unmarked(text: str) -> list[Edit]:
     return edits
 
 
-def spaced(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
+def spaced(
+    text: str, vocabulary: frozenset[str] = frozenset(), familiar: Callable[[str], bool] = lambda word: False
+) -> list[Edit]:
     """Single letters with the same sign or blank between, as words; a wider gap parts words.
 
-    Where no gap is wider, what comes out is cut into known words (`vocabulary` as in `segmented`).
+    Where no gap is wider, what comes out is cut into known words (`vocabulary` as in `segmented`). familiar: see
+    `mistyped.repaired`; such a word stays whole.
     """
     edits: list[Edit] = []
     for match in _SINGLES.finditer(text):
@@ -77,13 +82,15 @@ def spaced(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
             continue
         for a, b in _spelt(run):
             if b - a > 1:
-                edits.append((start + a, start + b, " ".join(_cut(_GAP.sub("", run[a:b]), vocabulary))))
+                edits.append((start + a, start + b, " ".join(_cut(_GAP.sub("", run[a:b]), vocabulary, familiar))))
     return edits
 
 
-def _cut(joined: str, vocabulary: frozenset[str]) -> list[str]:
+def _cut(joined: str, vocabulary: frozenset[str], familiar: Callable[[str], bool]) -> list[str]:
     """A run of letters and digits as the words that it may be made of; as it is, where few of those are known."""
-    if joined.casefold() in vocabulary or joined.casefold() in language.words():
+    word = joined.casefold()
+    # `familiar` may be wrong; a whole question without gaps must not be taken for somebody's name.
+    if word in vocabulary or word in language.words() or (len(word) <= LONGEST_NAME and familiar(word)):
         return [joined]
     cut = [word for part in _PART.findall(joined) for word in _words(part, vocabulary)]
     return cut if language.known_share(cut, vocabulary) >= KNOWN_SHARE else [joined]

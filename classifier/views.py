@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +57,8 @@ READINGS: dict[str, Reading] = {
 }
 # These are told which words to look for.
 NAMES_KNOWN = frozenset({"spaced", "mirrored", "reversed", "shifted", "leet", "segmented", "repaired"})
+# And these, which words are others' names.
+OTHERS_KNOWN = frozenset({"spaced", "repaired"})
 # Another reading of the same characters, so nothing follows from it.
 ASIDE = frozenset({"mirrored"})
 
@@ -134,7 +135,9 @@ def views(
 
     def read(view: View, name: str, reading: Reading) -> View | None:
         nonlocal left
-        edits = reading(view.text, vocabulary) if name in NAMES_KNOWN else reading(view.text)
+        known_names = {"vocabulary": vocabulary} if name in NAMES_KNOWN else {}
+        others_known = {"familiar": familiar} if name in OTHERS_KNOWN else {}
+        edits = reading(view.text, **known_names, **others_known)
         if not edits:
             return None
         made = view.edited(name, edits)
@@ -157,7 +160,7 @@ def views(
     # Guesses, which could spoil what an encoding needs: at the end, each on what the one before it gave.
     last = read(last, "leet", lookalikes.leet) or last
     last = read(last, "segmented", joining.segmented) or last
-    read(last, "repaired", partial(mistyped.repaired, familiar=familiar))
+    read(last, "repaired", mistyped.repaired)
     return found
 
 
@@ -167,7 +170,7 @@ def _is_plain(text: str, vocabulary: frozenset[str], familiar: Callable[[str], b
         return False
     if len(_NUMBER.findall(text)) > FEW and (numbers(text) or hexadecimal(text)):
         return False
-    if len(_SINGLE.findall(text)) > FEW and joining.spaced(text, vocabulary):
+    if len(_SINGLE.findall(text)) > FEW and joining.spaced(text, vocabulary, familiar):
         return False
     if "-" in text and (joining.bridged(text) or morse(text)):
         return False

@@ -78,6 +78,15 @@ def test_gaps_that_are_gone_or_misplaced_are_found(text: str) -> None:
     assert plain == "who is the author of the book about vardholm"
 
 
+def test_names_of_others_stay_whole_where_letters_stood_apart() -> None:
+    text, names = "W.h.e.n w.a.s J.i.y.e.o.n.g b.o.r.n", frozenset({"ji", "yeon"})
+    assert made(text, spaced(text, names)).lower() == "when was ji yeon g born"
+    assert made(text, spaced(text, names, lambda word: word == "jiyeong")) == "When was Jiyeong born"
+    # Whatever others are called: letters without a gap are cut.
+    flat = " ".join("whoistheauthor")
+    assert made(flat, spaced(flat, familiar=lambda word: True)) == "who is the author"
+
+
 @pytest.mark.parametrize(
     "text", ["x" * 50, "Donaudampfschifffahrtsgesellschaft", "one two three four five six seven eight nine"]
 )
