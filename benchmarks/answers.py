@@ -130,7 +130,7 @@ def elsewhere(servers: Servers, step: int) -> list[dict[str, Any]]:
     for name, facts in asked.items():
         questions = [fact.question for fact in facts][::step]
         plain = [text for text, _ in whole(servers.vllm, "off", questions, name)]
-        for way in GUARDED:
+        for way in GUARDED[:2]:  # the third flags what the first flags
             got = [text for text, _ in whole(servers.gateway, way, questions, name)]
             changed = sum(a != b for a, b in zip(got, plain, strict=True))
             rows.append({"way": way, "set": name, "changed": changed, **share(changed, len(plain)).as_dict()})
