@@ -487,6 +487,8 @@ class Gateway:
                 ) as response:
                     if response.status in REFUSALS:
                         return await _error(response, lambda: limit.reschedule(None))
+                    if response.content_type == "text/event-stream" and (told := await _only_an_error(response)):
+                        return response.status, response_headers(response), told
                     # It is answered, and nobody reads the answer: leaving it ends it.
         return None
 
@@ -577,11 +579,29 @@ async def _error(response: Response, heard: Callable[[], None]) -> ErrorAnswer:
     return response.status, response_headers(response), raw
 
 
+async def _only_an_error(response: Response) -> bytes | None:
+    """A whole stream that begins with an error: so vLLM's server tells what its engine refuses. None: another one."""
+    raw, begun = b"", False
+    async for chunk in response.chunks():
+        raw += chunk
+        if not begun and b"\n\n" in raw:
+            begun = True
+            try:
+                first = orjson.loads(raw.partition(b"\n\n")[0].partition(b"data: ")[2])
+            except orjson.JSONDecodeError:
+                return None
+            if not (isinstance(first, dict) and "error" in first):
+                return None
+        if len(raw) > MAX_ERROR_BYTES:
+            return None
+    return raw if begun else None
+
+
 async def _tell(exchange: Exchange, answered: ErrorAnswer) -> None:
     """Answer with the upstream's error, in the form that the route's clients read. No model said anything in it."""
     status, headers, raw = answered
     said = None
-    if not any(name == b"content-encoding" for name, _ in headers):
+    if status >= 400 and not any(name == b"content-encoding" for name, _ in headers):
         said = errors.retold(status, raw, errors.dialect(exchange.scope["path"]), exchange.request_id)
     if said is not None:
         headers = [pair for pair in headers if pair[0] not in (b"content-type", b"content-length")]

@@ -223,6 +223,20 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("completions", {"max_tokens": 100_000}),
     ("responses", {"temperature": -1}),
     ("batch", {"n": 2}),
+    # What a rewrite would mend, or fail on.
+    ("chat", {"logprobs": True, "top_logprobs": -2}),
+    ("chat", {"logprobs": True, "top_logprobs": 21}),
+    ("chat", {"top_logprobs": 3}),
+    ("chat", {"logprob_token_ids": [1]}),
+    ("chat", {"logprobs": True, "logprob_token_ids": [-1]}),
+    ("chat", {"prompt_logprobs": 1, "stream": True}),
+    ("chat", {"messages": [{"role": 5, "content": SECRET.question}]}),
+    ("chat", {"messages": [{"content": SECRET.question}]}),
+    ("batch", {"logprobs": True, "top_logprobs": -2}),
+    ("completions", {"logprobs": 21}),
+    ("completions", {"prompt_logprobs": -3}),
+    ("responses", {"input": [{"role": "nobody", "content": SECRET.question}]}),
+    ("messages", {"messages": [{"role": 5, "content": SECRET.question}]}),
 ]
 
 
@@ -236,6 +250,19 @@ def test_vllm_refuses_a_flagged_request_in_the_words_for_any_other(
     plain, got = (http.post(url + GUARDED[endpoint], json=body) for url in (vllm_url, gateway_url))
     assert plain.status_code == got.status_code == 400
     assert got.json()["error"]["message"] == plain.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("way", ["corrupt", "penalize"])
+@pytest.mark.parametrize(
+    ("endpoint", "wrong"), [("chat", {"top_logprobs": 21, "logprobs": True}), ("completions", {"logprobs": 21})]
+)
+def test_what_vllm_refuses_in_a_stream_is_refused_alike(
+    endpoint: str, wrong: dict[str, Any], way: str, http: httpx.Client, vllm_url: str, gateway_url: str
+) -> None:
+    body = {**asking(endpoint, way, SECRET.question), **wrong, "stream": True}
+    plain, got = (http.post(url + GUARDED[endpoint], json=body) for url in (vllm_url, gateway_url))
+    assert plain.status_code == got.status_code == 200 and got.content == plain.content
+    assert "greater than max allowed" in got.text
 
 
 BROUGHT_BACK: list[tuple[str, dict[str, Any]]] = [

@@ -346,6 +346,33 @@ async def test_what_vllm_would_refuse_is_refused_alike_flagged_or_not(
             assert got.status == taken
 
 
+EVENTS = "text/event-stream"
+STREAMED_ERROR = b"data: " + VLLMS + b"\n\ndata: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("begins", "passes"),
+    [
+        (STREAMED_ERROR, True), (b"data: {}\n\n", False), (b"data: x\n\n", False), (b"data: {", False),
+        (b"data: []\n\n", False), (STREAMED_ERROR + b"x" * 2**20, False),
+    ],
+)  # fmt: skip
+async def test_an_error_that_vllm_tells_in_a_stream_is_told_alike(
+    begins: bytes, passes: bool, http: aiohttp.ClientSession
+) -> None:
+    async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        asked = json.loads(await request.read() or b"{}")
+        return web.Response(body=b"data: twin\n\n" if asked.get("model") == "twin" else begins, content_type=EVENTS)
+
+    guard = make_guard(policy(action="route", route={"model": "twin"}))
+    async with upstream(handler) as fake, gateway(fake.url, guard) as gate:
+        body = {"model": "m", "messages": FLAGGED, "logprobs": True, "top_logprobs": 21, "stream": True}
+        async with http.post(f"{gate.url}/v1/chat/completions", json=body) as got:
+            assert (got.status, got.content_type) == (200, EVENTS)
+            assert await got.read() == (begins if passes else b"data: twin\n\n")
+        assert len(fake.bodies) == (1 if passes else 2)
+
+
 async def test_what_a_policy_refuses_is_not_shown_to_vllm(http: aiohttp.ClientSession) -> None:
     async with upstream(strict_about("top_k")) as fake, gateway(fake.url, make_guard(policy())) as gate:
         for more in ({}, {"top_k": -2}):
