@@ -531,8 +531,8 @@ def prepare() -> dict[str, str]:
     return {
         "LETHE_POLICIES": str(BUILD / "policies"), "LETHE_ARTIFACTS": str(BUILD / "artifacts"), "LETHE_AUDIT": "",
         "LETHE_MODEL_DIR": str(FOLDERS["full"]), "LETHE_SECRET": demo.DEMO_SECRET, "LETHE_LOG_LEVEL": "warning",
-        # What never ends is to be given up while somebody watches.
-        "LETHE_HEAD_TIMEOUT_S": "1", "LETHE_BODY_TIMEOUT_S": "1", "LETHE_KEEP_ALIVE_S": "3",
+        # What never ends is to be given up while somebody watches, and not what this script is too busy to send.
+        "LETHE_HEAD_TIMEOUT_S": "5", "LETHE_BODY_TIMEOUT_S": "5", "LETHE_KEEP_ALIVE_S": "3",
         # A gateway that is full says 503; that is another question.
         "LETHE_JUDGE_WAIT_S": "60",
     }  # fmt: skip
