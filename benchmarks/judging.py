@@ -34,6 +34,7 @@ TITLE = "What judging a request costs"
 BENIGN = Path(__file__).parent / "data" / "benign.jsonl"
 SHORT = 240  # characters
 MISS_RATE = 0.005
+TALKS = 8
 TURN = "And what would you change about that plan, if the weather were worse than we thought it would be this week? "
 
 
@@ -100,7 +101,10 @@ def measure(quick: bool) -> Answer:
     about = [text for text in _with_pieces(encoder, looked_at * 4, ordinary, 128) if 0 < _score(judge, text) < level]
     encoded = about[:40]
     long = _filled(ordinary, encoder, 8000)
-    talk = [(f"{TURN}{i} " + text)[:400] for i, text in enumerate(ordinary[:51])]
+    talks = [
+        [(f"{TURN}{i} " + text)[:400] for i, text in enumerate(ordinary[start : start + 51])]
+        for start in range(0, 51 * TALKS, 51)
+    ]
 
     def fresh(requests: Sequence[dict[str, Any]], artifacts: Mapping[str, Artifact] | None = None) -> Round:
         def once() -> dict[str, tuple[float, str]]:
@@ -117,8 +121,9 @@ def measure(quick: bool) -> Answer:
 
     def one_more_turn() -> dict[str, tuple[float, str]]:
         one = guard({"a": found}, encoder)
-        examine(one, body(*talk[:49]))
-        return each(one, [body(*talk[:51])])
+        for talk in talks:
+            examine(one, body(*talk[:49]))
+        return each(one, [body(*talk) for talk in talks])
 
     measured = alternating(
         {

@@ -130,8 +130,9 @@ class Encoder:
         return out
 
     def forget(self) -> None:
-        """Keep nothing of what was encoded lately."""
+        """Keep nothing of what was encoded or counted lately."""
         self._recent.clear()
+        self._counted = {}
 
     def folded(self, text: str) -> str:
         """What of a text makes a difference to the encoder: without capitals, if it reads none."""
