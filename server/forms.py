@@ -23,6 +23,10 @@ from server.fields_table import ANTHROPIC_EFFORTS, EFFORTS, INCLUDES, ITEMS, OTH
 MOST_LOGPROBS: Final = 20
 MOST_CHOICES: Final = 16384
 MOST_STOPS: Final = 4
+# Of a completion that doesn't say how many tokens it may have; and more than any answer has.
+MOST_UNSAID: Final = 16
+MOST_TOKENS: Final = 100_000
+CONSTRAINTS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Natural = Annotated[int, Field(ge=0)]
@@ -294,7 +298,7 @@ def _contradictory(endpoint: Endpoint, given: Callable[[str], Any]) -> bool:
         or _several(given("structured_outputs"))
         or _lacks_schema(given("response_format"))
         or (given("temperature") == 0 and (given("n") or 1) > 1)
-        or (given("min_tokens") or 0) > (given("max_completion_tokens") or given("max_tokens") or 0)
+        or (given("min_tokens") or 0) > _longest(endpoint, given)
         or _thinks_longer(given("thinking"), given("max_tokens"))
     )
 
@@ -308,8 +312,15 @@ def _offers(choice: Any, tools: Any) -> bool:
     return chosen in names if chosen is not None else choice.get("type") in ("auto", "any", "none")
 
 
+def _longest(endpoint: Endpoint, given: Callable[[str], Any]) -> int:
+    """The most tokens of an answer; where the model's context is the limit, more than any."""
+    default = MOST_UNSAID if endpoint == "completions" else MOST_TOKENS
+    return int(given("max_completion_tokens") or given("max_tokens") or default)
+
+
 def _several(outputs: Any) -> bool:
-    return outputs is not None and sum(outputs.get(kind) is not None for kind in ("json", "regex", "choice")) != 1
+    """Whether an answer is to have more than one form, or none."""
+    return outputs is not None and sum(outputs.get(kind) is not None for kind in CONSTRAINTS) != 1
 
 
 def _lacks_schema(wanted: Any) -> bool:
