@@ -138,6 +138,11 @@ class _ResponsesTool(TypedDict, total=False):
     strict: bool | None
 
 
+class _ResponsesChoice(TypedDict, total=False):
+    type: Required[str]
+    name: str | None
+
+
 class _Output(TypedDict, total=False):
     effort: Literal[tuple(ANTHROPIC_EFFORTS)] | None  # type: ignore[valid-type]
     format: Object | None
@@ -251,7 +256,7 @@ _OWN: Final[dict[Endpoint, dict[str, Any]]] = {
     },
     "responses": {
         "input": str | list[_Said | _Item], "tools": list[_ResponsesTool],
-        "tool_choice": Literal["none", "auto", "required"] | Object,
+        "tool_choice": Literal["none", "auto", "required"] | _ResponsesChoice,
     },
     "messages": _MESSAGES,
     "count_tokens": _MESSAGES,

@@ -6,6 +6,8 @@ import copy
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.fields import Endpoint
 from server.fields_table import RELAYED, TABLES
@@ -123,3 +125,26 @@ ORDINARY: list[tuple[Endpoint, dict[str, Any]]] = [
 def test_what_clients_ordinarily_ask_is_not(endpoint: Endpoint, given: dict[str, Any]) -> None:
     body = {**vllm_fields.BASES[endpoint], **given}
     assert not refuses(endpoint, body) and not doubtful(endpoint, body)
+
+
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 30) | st.floats(-3, 3) | st.sampled_from(["", "x", "function", "auto"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["function", "name", "type", "json", "role", "content"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+NAMES = sorted({name for table in TABLES.values() for name in (*table.walked, *table.shown, *table.words)})
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(st.sampled_from(GUARDED), st.dictionaries(st.sampled_from([*NAMES, "structured_outputs", "n"]), VALUE))
+def test_nothing_that_a_client_makes_up_is_an_error(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    assert doubtful(endpoint, {**vllm_fields.BASES[endpoint], **body}) in (True, False)
+
+
+def test_a_choice_of_odd_form_is_no_error() -> None:
+    for choice in ({"function": 5}, {"type": "function", "function": []}, {"type": "function", "name": "f"}):
+        tools = [{"type": "function", "name": "g"}]
+        assert doubtful("responses", {"input": "x", "tool_choice": choice, "tools": tools})
