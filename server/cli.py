@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -25,7 +23,7 @@ from classifier import artifact as artifacts_io
 from classifier.artifact import Artifact
 from classifier.encoder import DEFAULT_ENCODER, Encoder, load_encoder
 from classifier.records import Record
-from server import keys, policy_commands
+from server import keys, memory, policy_commands
 from server.errors import BadRequest
 from server.guard import Guard
 from server.keys import KeysError
@@ -34,11 +32,6 @@ from server.policies import Policy, checked_name, read_all
 from server.settings import Settings, SettingsError, check_exposure
 from server.settings import read as read_settings
 from server.verbatim import save as save_artifact
-
-# Of glibc's <malloc.h>.
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-LARGE_BLOCK = 1 << 20
-ARENAS = 2
 
 
 def serve(args: argparse.Namespace, settings: Settings) -> int:
@@ -50,7 +43,7 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
 
     check_exposure(settings)
     _allow_open_files()
-    _give_memory_back()
+    memory.keep_little()
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,17 +69,6 @@ def serve(args: argparse.Namespace, settings: Settings) -> int:
         **uvicorn_options(settings, app.state.metrics),
     )
     return 0
-
-
-def _give_memory_back() -> None:
-    """Have large blocks returned to the system when they are done with (glibc).
-
-    By itself it keeps blocks of up to 32 MiB once one was freed, so a few large requests would hold memory for good.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        libc.mallopt(M_ARENA_MAX, ARENAS)
 
 
 def _allow_open_files() -> None:

@@ -22,7 +22,7 @@ from prometheus_client import Counter, Histogram
 from starlette.types import Message, Receive, Scope, Send
 
 from server import body as bodies
-from server import errors, lag
+from server import errors, lag, memory
 from server.admission import Admission
 from server.audit import Audit
 from server.errors import GuardError, Overloaded, Refused, TooLarge, TooSlow, UpstreamFailed, UpstreamTimeout
@@ -219,6 +219,7 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_times())
             group.create_task(lag.watch(self._metrics))
+            group.create_task(memory.give_back())
             if self._keys is not None:
                 self._keys.warn(self.guard.known)
                 group.create_task(self._keys.watch())
