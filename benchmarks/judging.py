@@ -34,7 +34,7 @@ TITLE = "What judging a request costs"
 BENIGN = Path(__file__).parent / "data" / "benign.jsonl"
 SHORT = 240  # characters
 MISS_RATE = 0.005
-TALKS = 8
+TALKS, LONGEST_TURN = 8, 400
 TURN = "And what would you change about that plan, if the weather were worse than we thought it would be this week? "
 
 
@@ -101,10 +101,9 @@ def measure(quick: bool) -> Answer:
     about = [text for text in _with_pieces(encoder, looked_at * 4, ordinary, 128) if 0 < _score(judge, text) < level]
     encoded = about[:40]
     long = _filled(ordinary, encoder, 8000)
-    talks = [
-        [(f"{TURN}{i} " + text)[:400] for i, text in enumerate(ordinary[start : start + 51])]
-        for start in range(0, 51 * TALKS, 51)
-    ]
+    # Whole turns: one that ends inside a word is read together with the next in more ways.
+    turns = [text for text in (f"{TURN}{text}" for text in ordinary) if len(text) <= LONGEST_TURN]
+    talks = [[f"{i} {text}" for i, text in enumerate(turns[k * 51 : k * 51 + 51])] for k in range(TALKS)]
 
     def fresh(requests: Sequence[dict[str, Any]], artifacts: Mapping[str, Artifact] | None = None) -> Round:
         def once() -> dict[str, tuple[float, str]]:
