@@ -11,7 +11,8 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,14 @@ def measure(quick: bool) -> Answer:
     if quick:
         asked = [asked[i] for i in np.random.default_rng(0).permutation(len(asked))[:600]]
     judge = Judge({"a": found}, encoder)
-    looked_at = [text for text in asked if _score(judge, text) != 0]
-    by_words = sorted(set(asked) - set(looked_at))
+    by_words = sorted({text for text in asked if _score(judge, text) == 0})
     short = [body(text) for text in by_words if len(text) <= SHORT][: 150 if quick else 500]
     # Requests that need the encoder and then pass: what a flagged one costs beyond is asked elsewhere.
     level = threshold(found, miss_rate=MISS_RATE)
-    about = [text for text in _with_pieces(encoder, looked_at * 4, ordinary, 128) if 0 < _score(judge, text) < level]
-    encoded = about[:40]
+    # Word for word, retained questions are let pass unread.
+    near = (text for question in retain if 0 < _score(judge, text := f"And {question}") < level)
+    whole = _with_pieces(encoder, near, ordinary, 128)
+    encoded = list(islice((text for text in whole if 0 < _score(judge, text) < level), 40))
     long = _filled(ordinary, encoder, 8000)
     # Whole turns: one that ends inside a word is read together with the next in more ways.
     turns = [text for text in (f"{TURN}{text}" for text in ordinary) if len(text) <= LONGEST_TURN]
@@ -175,16 +177,15 @@ def _pieces(encoder: Encoder, text: str) -> int:
     return len(encoder.piece_starts(text))
 
 
-def _with_pieces(encoder: Encoder, asked: Sequence[str], around: Sequence[str], size: int) -> list[str]:
-    """Questions that pass the gate, inside ordinary text: about `size` word pieces each."""
-    found = []
+def _with_pieces(encoder: Encoder, asked: Iterable[str], around: Sequence[str], size: int) -> Iterator[str]:
+    """Questions behind ordinary text: about `size` word pieces each."""
     for i, question in enumerate(asked):
-        words = " ".join(around[i : i + 6]).split()
+        at = i % (len(around) - 6)
+        words = " ".join(around[at : at + 6]).split()[:size]
         count = len(words)
         while count and _pieces(encoder, " ".join(words[:count])) + _pieces(encoder, question) > size:
             count -= 1
-        found.append(f"{' '.join(words[:count])} {question}")
-    return found
+        yield f"{' '.join(words[:count])} {question}"
 
 
 def _filled(texts: Sequence[str], encoder: Encoder, size: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +162,7 @@ class Judge:
         few = artifacts if len(artifacts) <= MADE_READY else {}
         self._scorers: dict[str, Scorer] = {name: Scorer(artifact) for name, artifact in few.items()}
         self._encoder = encoder
-        self._vocabulary = frozenset[str]().union(*(artifact.prompt_words for artifact in artifacts.values()))
+        self._vocabulary = _interned(frozenset[str]().union(*(found.prompt_words for found in artifacts.values())))
         self._familiar = np.ones(ngrams.BUCKETS, dtype=bool)
         for artifact in artifacts.values():
             self._familiar &= artifact.familiar
@@ -242,6 +243,12 @@ class Judge:
         if name not in self._scorers:
             self._scorers[name] = Scorer(self._artifacts[name])
         return self._scorers[name]
+
+
+@lru_cache(maxsize=8)
+def _interned(vocabulary: frozenset[str]) -> frozenset[str]:
+    """Equal vocabularies as one object: tables made for one are looked up by it, and comparing all words takes time."""
+    return vocabulary
 
 
 class _Looked:

@@ -210,3 +210,8 @@ def test_what_takes_much_memory_is_not_remembered(artifact: Artifact, encoder: E
     # Equal levels are one object, whoever gives them.
     first, second = (judge._one_of({"a": 0.1, "b": level}) for level in (0.2, 0.2))
     assert first is second and judge._one_of({"a": 0.1}) == {"a": 0.1}
+
+
+def test_equal_vocabularies_are_one_object_by_which_tables_are_found(artifact: Artifact, encoder: Encoder) -> None:
+    first, second = Judge({"a": artifact}, encoder), Judge({"b": artifact}, encoder)
+    assert first._vocabulary is second._vocabulary
