@@ -23,9 +23,9 @@ SHORTEST_UNITS = 6
 SHORTEST_STRETCH = 3
 # What stands in quotes (a value in JSON, a string in a program, what somebody says) is a text of its own.
 SHORTEST_QUOTE = 3
-# A closer look is taken at so many units at a time, every few units.
+# A closer look is taken at so many units at a time, every few units: at fewer in windows that are hardly longer.
 INNER_UNITS = 14
-INNER_STEP = 4
+INNER = ((INNER_UNITS, 4), (10, 3))
 # A run without blanks is read in parts of this length: tokenizers replace longer words by "unknown".
 UNIT_CHARACTERS = 64
 # Pieces kept free, since a text cut out of another may be split a little differently.
@@ -68,9 +68,10 @@ class Cover:
     def inner(self, window: Run) -> list[Run]:
         """Short windows inside a narrow one, where words around a question could outweigh it; none in other windows."""
         first, last = window
-        if not INNER_UNITS + INNER_STEP <= last - first <= NARROW_UNITS:
-            return []
-        return [(a, a + INNER_UNITS) for a in [*range(first, last - INNER_UNITS, INNER_STEP), last - INNER_UNITS]]
+        for size, step in INNER:
+            if size + step <= last - first <= NARROW_UNITS:
+                return [(a, a + size) for a in [*range(first, last - size, step), last - size]]
+        return []
 
 
 def cover(

@@ -92,6 +92,8 @@ def test_a_closer_look_covers_a_long_sentence_and_no_other_window(encoder: Encod
     assert {last - first for first, last in parts} == {INNER_UNITS}
     assert all(sentence[slice(*covered.span(part))] == covered.text(part) for part in parts)
     assert {word for part in parts for word in covered.text(part).split()} == set(sentence.split())
+    hardly = cover(" ".join(["word"] * (INNER_UNITS + 1)), encoder)
+    assert {last - first for first, last in hardly.inner(hardly.windows[0])} == {10}
     short, wide = cover("What was it called?", encoder), cover(" ".join(["word"] * 90), encoder)
     assert short.inner(short.windows[0]) == []
     assert wide.inner(wide.windows[0]) == []
