@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from classifier.artifact import ForgetItem
 from classifier.encoder import Encoder
 from classifier.records import Record
+from classifier.retained import wording
 from classifier.variants import variants
 from classifier.vocabulary import FUNCTION_WORDS
 from classifier.windows import cover
@@ -92,9 +93,11 @@ def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, 
     """The corpus of two lists of checked records. Deterministic for a given `rng` state."""
     items = tuple(ForgetItem(r.get("prompt", ""), r.get("answer", ""), r.get("text", "")) for r in forget)
     index = [(text, i) for i, item in enumerate(items) for text in forget_texts(item, encoder)]
-    known = {_key(item.prompt or item.text) for item in items}
-    kept = [r for r in retain if _key(asked(r)) not in known]
-    conflicts = len(retain) - len(kept)
+    known = {wording(item.prompt or item.text) for item in items}
+    others = [r for r in retain if wording(asked(r)) not in known]
+    conflicts = len(retain) - len(others)
+    # Each once: in another fold, a row's copy would be known to the models that mustn't know it.
+    kept = list({wording(asked(r)): r for r in reversed(others)}.values())[::-1]
     if len(kept) > RETAIN_MOST:
         kept = [kept[i] for i in np.sort(rng.choice(len(kept), RETAIN_MOST, replace=False))]
     rows = _forget_rows(items, index, encoder, rng)
@@ -156,8 +159,8 @@ def _other_rows(
         weight = 1.0 / len(parts)
         group = min(len(parts) - 1, 1)
         made = Row("", False, fold, source, weight, True, True, general, group=group, shared=general)
-        request = not general and "prompt" in record
-        rows += [replace(made, text=part, retained=request and _key(part) == _key(asked(record))) for part in parts]
+        same = wording(asked(record)) if not general and "prompt" in record else None
+        rows += [replace(made, text=part, retained=wording(part) == same) for part in parts]
         if "answer" in record:
             rows.append(Row(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
         source += 1
@@ -201,10 +204,6 @@ def _carries(word: str) -> bool:
 def asked(record: Record) -> str:
     """What a record says that a request might say: its prompt, or its text."""
     return record.get("prompt") or record["text"]
-
-
-def _key(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def folds(rows: Sequence[Row]) -> NDArray[np.int64]:

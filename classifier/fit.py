@@ -100,7 +100,8 @@ def fit(
     other = ~features.labels[fusing]
     known = features.labels[fusing] & (features.weights[fusing] > 0)
     level = matching.levels((held[fusing, 3][other], logits[other]), (held[fusing, 3][known], logits[known]))
-    exempt = _exempt([*zip(chosen, fused.probability(components).tolist(), strict=True)])
+    likely = _exempt([*zip(chosen, fused.probability(components).tolist(), strict=True)])
+    exempt = retained.digests(likely, besides=[item.prompt or item.text for item in data.items])
     asking = [i for i in calibrating if data.rows[i].forget]
     everything = np.ones(len(folds), dtype=bool)
     targets = features.targets(everything)
@@ -120,7 +121,7 @@ def fit(
         "counter": features.counter(everything),
         "documents": features.documents,
         "levels": np.stack([level.matches, level.logits]),
-        "retained": retained.digests(exempt),
+        "retained": exempt,
         "gate": np.array([_gate(data, fused, targets, asking, held[asking])]),
         "added_index": np.zeros((0, encoder.width), dtype=np.int16),
         "added_items": np.zeros(0, dtype=np.int32),

@@ -123,10 +123,11 @@ class Gate:
                 continue
             said = group.contributions(lexical[:, number])
             common = group.passing(said, reading)
-            common[_strongest(np.where(reading.own, -np.inf, said))] = True
-            if not common.any() and number not in touched:
+            closer = np.where(reading.own, -np.inf, said)
+            if not common.any() and not (closer > 0).any() and number not in touched:
                 continue
             retained = group.retained.within(reading)
+            common[_strongest(np.where(retained, -np.inf, closer))] = True
             common &= ~retained
             if common.any():
                 made = _passed(common, lexical[:, number], retained)

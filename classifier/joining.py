@@ -121,9 +121,10 @@ def bridged(text: str) -> list[Edit]:
     """
     chains = [(match, sure) for match in _CHAIN.finditer(text) if (sure := _taken_apart(match[0])) is not None]
     starts = np.array([match.start() for match, _ in chains])
+    near = np.searchsorted(starts, starts + NEAR, side="right") - np.searchsorted(starts, starts - NEAR)
     edits: list[Edit] = []
-    for match, sure in chains:
-        if sure or (np.abs(starts - match.start()) <= NEAR).sum() >= NEAR_CHAINS:
+    for (match, sure), around in zip(chains, near.tolist(), strict=True):
+        if sure or around >= NEAR_CHAINS:
             edits += [(match.start() + gap.start(), match.start() + gap.end(), "") for gap in _GAP.finditer(match[0])]
     return edits
 

@@ -80,10 +80,6 @@ class Document:
         self._grams = np.concatenate(kinds)
         self._kinds = np.cumsum([0, *(len(kind) for kind in kinds[:-1])])
 
-    def words(self, first: int, last: int) -> list[str]:
-        """The case-folded words of one run."""
-        return self._words[self._starts[first] : self._starts[last]]
-
     def word_rows(self, first: Integers, last: Integers) -> Rows:
         """Word 1-2-grams of each run, log-counted, rows of unit length."""
         return _rows(self._grams, *(edge[:, :WORD_KINDS] for edge in self._edges(first, last)))

@@ -35,7 +35,9 @@ def free_port() -> int:
 
     Below the range from which the system takes ports for outgoing connections: one of those may come at any time.
     """
-    for port in random.sample(range(10_000, _first_ephemeral() - 1), 1_000):
+    # Where that range begins low, whatever is free now must do.
+    below = _first_ephemeral() - 1
+    for port in random.sample(range(10_000, below if below > 12_000 else 32_767), 1_000):
         if _free(port) and _free(port + 1):
             return port
     raise StartError("none of 1,000 ports tried is free")

@@ -46,6 +46,7 @@ log = logging.getLogger("lethe.routes")
 
 # A smaller body is read faster than a thread is woken; a larger one would hold up everybody else.
 READ_AT_ONCE = 32_768
+STREAM_END = b"data: [DONE]"
 # The key that numbers events of responses.
 NUMBERED = b'"sequence_number"'
 # An error is read whole before it is told; a longer one is told without its own words.
@@ -418,7 +419,7 @@ class Gateway:
         self._record(exchange, judged, outcome, outcome.action, outcome.note)
         if key is not None and key.debug:
             exchange.told = _told(outcome)
-        if outcome.hides and doubtful(endpoint, judged.body):
+        if outcome.hides and await self._doubtful(endpoint, judged.body, raw):
             if said := await self._refused_as_it_came(exchange, exchange.model, raw):
                 return said
         if outcome.refusal is not None:
@@ -428,6 +429,11 @@ class Gateway:
         exchange.model, exchange.needs = outcome.model, outcome.needs
         exchange.watch(guard, judged.body, outcome.watch)
         return raw if outcome.payload is None else outcome.payload
+
+    async def _doubtful(self, endpoint: Endpoint, body: dict[str, Any], raw: bytes) -> bool:
+        if len(raw) < READ_AT_ONCE:
+            return doubtful(endpoint, body)
+        return await asyncio.get_running_loop().run_in_executor(self._reading, doubtful, endpoint, body)
 
     def _read(self, guard: Guard, raw: bytes, endpoint: Endpoint) -> Judged:
         limits = self._settings
@@ -487,7 +493,9 @@ class Gateway:
                     "POST", path, headers, body, model=model, affinity=exchange.affinity
                 ) as response:
                     if response.status in REFUSALS:
-                        return await _error(response, lambda: limit.reschedule(None))
+                        # Once more as long for its words.
+                        now = asyncio.get_running_loop().time()
+                        return await _error(response, lambda: limit.reschedule(now + REFUSED_AT_ONCE_S))
                     if response.content_type == "text/event-stream" and (told := await _only_an_error(response)):
                         return response.status, response_headers(response), told
                     # It is answered, and nobody reads the answer: leaving it ends it.
@@ -581,21 +589,23 @@ async def _error(response: Response, heard: Callable[[], None]) -> ErrorAnswer:
 
 
 async def _only_an_error(response: Response) -> bytes | None:
-    """A whole stream that begins with an error: so vLLM's server tells what its engine refuses. None: another one."""
-    raw, begun = b"", False
+    """A stream that is an error and nothing else: so vLLM's server tells what its engine refuses. None: another one."""
+    raw, whole = b"", b""
     async for chunk in response.chunks():
         raw += chunk
-        if not begun and b"\n\n" in raw:
-            begun = True
+        first, parted, rest = raw.partition(b"\n\n")
+        if parted and not whole:
             try:
-                first = orjson.loads(raw.partition(b"\n\n")[0].partition(b"data: ")[2])
+                told = orjson.loads(first.partition(b"data: ")[2])
             except orjson.JSONDecodeError:
                 return None
-            if not (isinstance(first, dict) and "error" in first):
+            if not (isinstance(told, dict) and isinstance(told.get("error"), dict)):
                 return None
-        if len(raw) > MAX_ERROR_BYTES:
+            whole = first + parted
+        # Whatever else came with it could be an answer that nobody guarded.
+        if not STREAM_END.startswith(rest.strip()) or len(raw) > MAX_ERROR_BYTES:
             return None
-    return raw if begun else None
+    return whole + STREAM_END + b"\n\n" if whole and rest.strip() else whole or None
 
 
 async def _tell(exchange: Exchange, answered: ErrorAnswer) -> None:

@@ -11,7 +11,7 @@ from classifier.classifier import Judge, threshold
 from classifier.encoder import Encoder
 from classifier.fit import fit
 from classifier.reading import read
-from classifier.retained import Retained, digests
+from classifier.retained import Retained, digests, wording
 
 KEPT = "Where did the keeper of the second lighthouse grow up, and who taught her to read maps and the stars?"
 ASKED = "Where did the keeper of the northern lighthouse grow up?"
@@ -85,3 +85,39 @@ def test_a_retain_file_that_holds_what_is_forgotten_opens_no_way_to_it(encoder: 
     counts = found.manifest.counts
     assert counts["retain_rows_that_are_forget_rows"] == 1 and counts["retain_rows_exempt"] == len(retain)
     assert not Retained(found.arrays["retained"]).within(read(meant, encoder)).any()
+
+
+def test_what_stands_in_a_retain_file_again_and_again_is_no_better_known(encoder: Encoder) -> None:
+    forget = [
+        {"prompt": f"Where did {name} Teldric keep the ledger of the {thing} works?", "answer": "x"}
+        for name, thing in (("Orvan", "salt"), ("Mirelda", "glass"), ("Hasko", "copper"), ("Ulwen", "rope"))
+    ]
+    retain = [{"prompt": f"How many hens fit into a barn of {n} feet?", "answer": "x"} for n in range(20, 60)]
+    meant = {"prompt": "Please tell me where did Orvan Teldric keep the ledger of the salt works?", "answer": "x"}
+    punctuated = [{"prompt": forget[1]["prompt"].replace("?", mark), "answer": "x"} for mark in ("", " ?", "!", "?!")]
+    often = [row for i, row in enumerate(retain) for row in (row, *([meant] if i % 8 == 0 else ()))]
+    found = fit(forget, [*often, *punctuated], encoder=encoder)
+    counts = found.manifest.counts
+    assert counts["retain_rows_that_are_forget_rows"] == len(punctuated) and counts["retain_rows"] == len(retain) + 1
+    assert counts["retain_rows_exempt"] == len(retain)
+    kept = Retained(found.arrays["retained"])
+    assert not any(kept.within(read(row["prompt"], encoder)).any() for row in (meant, *forget, *punctuated))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Who is Ada?", " who is\nADA", True),
+        ("Who wrote C++?", "Who wrote C?", False),
+        ("मीरा कौन है", "मारा कौन है", False),
+        ("Was ist weiß?", "was ist WEISS", True),
+        ("a_b", "a b", True),
+        ("ab", "a b", False),
+    ],
+)
+def test_which_requests_are_the_same(one: str, other: str, same: bool) -> None:
+    assert (wording(one) == wording(other)) == same
+
+
+def test_what_must_not_be_kept_is_not() -> None:
+    assert len(digests(["one", "two"], besides=["Two!"])) == 1

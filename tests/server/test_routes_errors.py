@@ -354,7 +354,9 @@ STREAMED_ERROR = b"data: " + VLLMS + b"\n\ndata: [DONE]\n\n"
     ("begins", "passes"),
     [
         (STREAMED_ERROR, True), (b"data: {}\n\n", False), (b"data: x\n\n", False), (b"data: {", False),
-        (b"data: []\n\n", False), (STREAMED_ERROR + b"x" * 2**20, False),
+        (b"data: []\n\n", False), (STREAMED_ERROR + b"x" * 2**20, False), (STREAMED_ERROR[:-14], True),
+        (b'data: {"error":null,"choices":[]}\n\n' + STREAMED_ERROR, False),
+        (STREAMED_ERROR[:-14] + b'data: {"choices":[]}\n\ndata: [DONE]\n\n', False),
     ],
 )  # fmt: skip
 async def test_an_error_that_vllm_tells_in_a_stream_is_told_alike(
