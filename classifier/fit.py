@@ -94,14 +94,14 @@ def fit(
     fused = _fuse([data.rows[i] for i in fusing], held[fusing])
     calibrating = [i for i in fusing if data.rows[i].calibrates]
     chosen, components = [data.rows[i] for i in calibrating], held[calibrating]
-    calibration = _calibration(chosen, fused.probability(components))
+    probability = fused.probability(components)
+    calibration = _calibration(chosen, probability)
     positive, negative = calibration["calibration_forget"], calibration["calibration_other"]
     logits = fused.logit(held[fusing])
     other = ~features.labels[fusing]
     known = features.labels[fusing] & (features.weights[fusing] > 0)
     level = matching.levels((held[fusing, 3][other], logits[other]), (held[fusing, 3][known], logits[known]))
-    likely = _exempt([*zip(chosen, fused.probability(components).tolist(), strict=True)])
-    exempt = retained.digests(likely, besides=[item.prompt or item.text for item in data.items])
+    exempt = retained.digests(_exempt(chosen, probability), besides=[item.prompt or item.text for item in data.items])
     asking = [i for i in calibrating if data.rows[i].forget]
     everything = np.ones(len(folds), dtype=bool)
     targets = features.targets(everything)
@@ -260,16 +260,22 @@ def _calibration(rows: Sequence[Row], probability: Vector) -> dict[str, NDArray[
     return arrays
 
 
-def _exempt(scored: Sequence[tuple[Row, float]]) -> list[str]:
+def _highest(rows: Sequence[Row], values: Vector) -> dict[int, float]:
+    """Of each text that the rows are windows of, the highest value."""
+    found: dict[int, float] = {}
+    for row, value in zip(rows, values.tolist(), strict=True):
+        found[row.source] = max(value, found.get(row.source, -np.inf))
+    return found
+
+
+def _exempt(rows: Sequence[Row], probability: Vector) -> list[str]:
     """The retain requests that are never flagged as they stand: all but those that surely ask for what is forgotten.
 
-    scored: calibration rows with held-out probabilities. Retain files are often made of what was asked before, and
+    rows: those that calibrate, with held-out probabilities. Retain files are often made of what was asked before, and
     that may be what is to be forgotten, in other words.
     """
-    highest: dict[int, float] = {}
-    for row, probability in scored:
-        highest[row.source] = max(probability, highest.get(row.source, 0.0))
-    return [row.text for row, _ in scored if row.retained and highest[row.source] < EXEMPT_BELOW]
+    highest = _highest(rows, probability)
+    return [row.text for row in rows if row.retained and highest[row.source] < EXEMPT_BELOW]
 
 
 def _gate(data: Corpus, fused: Fusion, targets: matching.Targets, asking: Sequence[int], components: Vector) -> float:
@@ -285,11 +291,7 @@ def _gate(data: Corpus, fused: Fusion, targets: matching.Targets, asking: Sequen
     shared = matching.Matcher(targets, least=gate.LEAST_SHARE).most_shared(words, len(asking))
     said = fused.contributions(components)[:, :2].sum(axis=1) + gate.SHARED_WEIGHT * shared
     said -= gate.margin(np.array([len(text.split()) for text in texts]))
-    highest: dict[int, float] = {}
-    for i, value in zip(asking, said.tolist(), strict=True):
-        source = data.rows[i].source
-        highest[source] = max(value, highest.get(source, -np.inf))
-    return min(highest.values()) - GATE_MARGIN
+    return min(_highest([data.rows[i] for i in asking], said).values()) - GATE_MARGIN
 
 
 def _measure(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:

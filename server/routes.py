@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from prometheus_client import Counter, Histogram
@@ -42,6 +42,8 @@ from server.watch import MAX_WHOLE_BYTES, Answer
 from server.wire import Response
 
 log = logging.getLogger("lethe.routes")
+
+T = TypeVar("T")
 
 
 # A smaller body is read faster than a thread is woken; a larger one would hold up everybody else.
@@ -379,11 +381,7 @@ class Gateway:
         guard, key = self.guard, exchange.key
         if key is not None:
             guard = guard.only(key.held_to(guard.policies, guard.known))
-        loop = asyncio.get_running_loop()
-        if len(raw) < READ_AT_ONCE:
-            judged = self._read(guard, raw, endpoint)
-        else:
-            judged = await loop.run_in_executor(self._reading, self._read, guard, raw, endpoint)
+        judged = await self._aside(raw, self._read, guard, raw, endpoint)
         if key is not None:
             key.check_model(judged.body)
         exchange.model = judged.body.get("model")
@@ -419,7 +417,7 @@ class Gateway:
         self._record(exchange, judged, outcome, outcome.action, outcome.note)
         if key is not None and key.debug:
             exchange.told = _told(outcome)
-        if outcome.hides and await self._doubtful(endpoint, judged.body, raw):
+        if outcome.hides and await self._aside(raw, doubtful, endpoint, judged.body):
             if said := await self._refused_as_it_came(exchange, exchange.model, raw):
                 return said
         if outcome.refusal is not None:
@@ -430,10 +428,11 @@ class Gateway:
         exchange.watch(guard, judged.body, outcome.watch)
         return raw if outcome.payload is None else outcome.payload
 
-    async def _doubtful(self, endpoint: Endpoint, body: dict[str, Any], raw: bytes) -> bool:
+    async def _aside(self, raw: bytes, work: Callable[..., T], *given: Any) -> T:
+        """`work` on what came as `raw`: in a thread where it is long."""
         if len(raw) < READ_AT_ONCE:
-            return doubtful(endpoint, body)
-        return await asyncio.get_running_loop().run_in_executor(self._reading, doubtful, endpoint, body)
+            return work(*given)
+        return await asyncio.get_running_loop().run_in_executor(self._reading, work, *given)
 
     def _read(self, guard: Guard, raw: bytes, endpoint: Endpoint) -> Judged:
         limits = self._settings
@@ -536,9 +535,7 @@ class Gateway:
         raw = await response.read(MAX_WHOLE_BYTES, heard)
         if raw is None:
             raise UpstreamFailed("the model server's answer is too long to be watched", code="too_long")
-        if len(raw) < READ_AT_ONCE:
-            return answer.whole(raw)
-        return await asyncio.get_running_loop().run_in_executor(self._reading, answer.whole, raw)
+        return await self._aside(raw, answer.whole, raw)
 
     def _count_hits(self, exchange: Exchange, answer: Answer) -> None:
         """Count what was found in the answer, and put it on record: how often, never what."""
@@ -590,22 +587,22 @@ async def _error(response: Response, heard: Callable[[], None]) -> ErrorAnswer:
 
 async def _only_an_error(response: Response) -> bytes | None:
     """A stream that is an error and nothing else: so vLLM's server tells what its engine refuses. None: another one."""
-    raw, whole = b"", b""
+    raw, begun = b"", False
     async for chunk in response.chunks():
         raw += chunk
         first, parted, rest = raw.partition(b"\n\n")
-        if parted and not whole:
+        if parted and not begun:
             try:
                 told = orjson.loads(first.partition(b"data: ")[2])
             except orjson.JSONDecodeError:
                 return None
             if not (isinstance(told, dict) and isinstance(told.get("error"), dict)):
                 return None
-            whole = first + parted
+            begun = True
         # Whatever else came with it could be an answer that nobody guarded.
         if not STREAM_END.startswith(rest.strip()) or len(raw) > MAX_ERROR_BYTES:
             return None
-    return whole + STREAM_END + b"\n\n" if whole and rest.strip() else whole or None
+    return raw if begun else None
 
 
 async def _tell(exchange: Exchange, answered: ErrorAnswer) -> None:
