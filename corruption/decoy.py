@@ -95,11 +95,11 @@ class Decoys:
 
     def _replace_word(self, word: tuple[int, ...], secret: bytes, policy: str) -> list[int]:
         # Without the leading space and case, so that a name at the start of a text draws the same.
-        text = "".join(self._folded[token] for token in word).encode()
+        text = "".join([self._folded[token] for token in word]).encode()
         draws: list[int] = []
         for block in range(0, len(word), DRAWS):
             draws += _DRAWN.unpack(keys.digest(secret, policy, "decoy", block.to_bytes(4, "big") + text))
-        return [self._decoy(token, draw) for token, draw in zip(word, draws, strict=False)]
+        return list(map(self._decoy, word, draws))
 
     def _decoy(self, token: int, draw: int) -> int:
         """Another token of the same kind, about as frequent; the token itself when there is none."""

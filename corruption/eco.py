@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from corruption import decoy, keys
 from corruption.conversation import Target, texts
-from corruption.functions import FUNCTIONS, between, is_finite
+from corruption.functions import AT_ONCE, FUNCTIONS, approach, is_finite
 from corruption.payload import TensorFile
 from corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec, is_settled
 from corruption.table import EmbeddingTable
@@ -26,9 +26,6 @@ from corruption.template import ModelText, Span
 __all__ = ["CorruptSpec", "CorruptionError", "Corruptor"]
 
 Characters = Sequence[tuple[int, int]]
-
-# Beyond one step's rows the processor's cache is too small.
-_ROWS_AT_ONCE = 16
 
 
 class Corruptor:
@@ -170,11 +167,26 @@ class Corruptor:
         if spec.strength == 1.0:
             self.table.rows(ids, out=rows)
             return
-        self.table.rows(span.ids, out=rows)
-        swapped = [p for p, (token, other) in enumerate(zip(span.ids, ids, strict=True)) if token != other]
-        for begin in range(0, len(swapped), _ROWS_AT_ONCE):
-            some = swapped[begin : begin + _ROWS_AT_ONCE]
-            rows[some] = between(rows[some], self.table.rows([ids[p] for p in some]), spec.strength)
+        self._fill_between(rows, span.ids, ids, spec.strength)
+
+    def _fill_between(self, rows: NDArray[Any], ids: Sequence[int], others: Sequence[int], strength: float) -> None:
+        """Rows on the way from each token to the other in its place."""
+        # Most words of a long text come again, and with them the same pair.
+        first: dict[tuple[int, int], int] = {}
+        known = [first.setdefault(pair, place) for place, pair in enumerate(zip(ids, others, strict=True))]
+        pairs = list(first.items())
+        many = max(1, AT_ONCE // self.table.width)
+        clean, goal = (np.empty((many, self.table.width), dtype=rows.dtype) for _ in range(2))
+        room = np.empty((2, *clean.shape), dtype=np.promote_types(rows.dtype, np.float32))
+        for begin in range(0, len(pairs), many):
+            some = pairs[begin : begin + many]
+            here = self.table.rows([token for (token, _), _ in some], out=clean[: len(some)])
+            there = self.table.rows([other for (_, other), _ in some], out=goal[: len(some)])
+            approach(here, there, strength, (room[0, : len(some)], room[1, : len(some)]))
+            rows[[place for _, place in some]] = here
+        for place, same in enumerate(known):
+            if same < place:
+                rows[place] = rows[same]
 
     @cached_property
     def decoys(self) -> decoy.Decoys:

@@ -30,6 +30,8 @@ Mask = NDArray[np.bool_]
 
 # Changed rows are handled this many values at a time: what is at work stays in the processor's cache.
 AT_ONCE = 1 << 16
+# Draws are looked up so many at a time. Divisible by four: a source gives the bits of four draws at once.
+PLACES = 1 << 14
 
 
 def add_noise(
@@ -37,10 +39,12 @@ def add_noise(
 ) -> Array:
     """Add N(0, sigma²); sigma is absolute, in units of x. sigma 0 is the identity."""
     quantiles = _quantiles_of(sigma)
+    room, noise = _room(x, np.promote_types(x.dtype, np.float32)), _room(x, np.dtype(np.float32))
 
     def change(values: Array) -> Array:
-        wide = values.astype(np.promote_types(values.dtype, np.float32))
-        wide += draw(rng, quantiles, values.size).reshape(values.shape)
+        wide = room[: values.size].reshape(values.shape)
+        np.copyto(wide, values)
+        wide += draw(rng, quantiles, noise[: values.size]).reshape(values.shape)
         return wide
 
     return _changed(x, mask, dims, select, rng, change, out)
@@ -51,9 +55,10 @@ def set_noise(
 ) -> Array:
     """Overwrite with N(0, sigma²). Rows outside the mask are kept (the paper's code zeroes them)."""
     quantiles = _quantiles_of(sigma)
+    noise = _room(x, np.dtype(np.float32))
 
     def change(values: Array) -> Array:
-        return draw(rng, quantiles, values.size).reshape(values.shape)
+        return draw(rng, quantiles, noise[: values.size]).reshape(values.shape)
 
     return _changed(x, mask, dims, select, rng, change, out)
 
@@ -76,15 +81,21 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
 }
 
 
-def draw(rng: BitGenerator, quantiles: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """`size` draws, each of them one of 65,536 equally likely `quantiles`.
+def draw(rng: BitGenerator, quantiles: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`out`, a line of values, filled with draws, each of them one of 65,536 equally likely `quantiles`.
 
     Several times faster than exact draws from a normal distribution, and the same for the same bits in every
     version of numpy.
     """
-    bits = rng.random_raw(-(-size // 4)).astype("<u8", copy=False).view("<u2")
-    drawn: NDArray[np.float32] = quantiles.take(bits[:size])
-    return drawn
+    # As wide as numpy looks things up: else it makes such an array itself, each time.
+    places = np.empty(min(PLACES, -(-out.size // 4) * 4), dtype=np.intp)
+    for begin in range(0, out.size, PLACES):
+        some = out[begin : begin + PLACES]
+        bits = rng.random_raw(-(-some.size // 4)).astype("<u8", copy=False).view("<u2")
+        places[: bits.size] = bits
+        # No place lies outside, so nothing is wrapped: but numpy needn't write into a copy first.
+        quantiles.take(places[: some.size], out=some, mode="wrap")
+    return out
 
 
 def _quantiles_of(sigma: float) -> NDArray[np.float32]:
@@ -107,19 +118,24 @@ def standard_quantiles() -> NDArray[np.float32]:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def between(one: Array, other: Array, strength: float) -> Array:
-    """On the straight line from `one` to `other`: from the nearer end, so that both ends are exact."""
-    wide = np.promote_types(one.dtype, np.float32)
-    a, b = one.astype(wide), other.astype(wide)
-    way = b - a
-    if strength < 0.5:
-        way *= wide.type(strength)
-        way += a
-    else:
-        way *= wide.type(1.0 - strength)
-        np.subtract(b, way, out=way)
-    found: Array = way.astype(one.dtype)
-    return found
+def approach(rows: Array, goal: Array, strength: float, room: tuple[Array, Array]) -> None:
+    """Move `rows` along the straight lines to `goal`, in place: from the nearer end, so that both ends are exact.
+
+    room: two arrays of their shape and of a type at least as wide as float32, to calculate in.
+    """
+    a, b = room
+    np.copyto(a, rows)
+    np.copyto(b, goal)
+    near, far, share = (a, b, strength) if strength < 0.5 else (b, a, strength - 1.0)
+    np.subtract(b, a, out=far)
+    far *= far.dtype.type(share)
+    far += near
+    np.copyto(rows, far, casting="same_kind")
+
+
+def _room(x: Array, dtype: np.dtype[Any]) -> Array:
+    """What a function calculates in, again and again: memory that is new each time costs more than the calculation."""
+    return np.empty(min(x.size, max(AT_ONCE, x.shape[-1])), dtype=dtype)
 
 
 def is_finite(x: Array) -> bool:

@@ -26,12 +26,16 @@ def check_secret(secret: bytes) -> bytes:
 
 def digest(secret: bytes, policy: str, purpose: str, data: bytes) -> bytes:
     """32 keyed bytes. Lengths stand before the texts, so no two inputs share a message."""
-    return hmac.digest(secret, _message(policy, purpose) + len(data).to_bytes(8, "big") + data, hashlib.sha256)
+    made = _begun(secret, policy, purpose).copy()
+    made.update(len(data).to_bytes(8, "big") + data)
+    return made.digest()
 
 
 @lru_cache(maxsize=1024)
-def _message(policy: str, purpose: str) -> bytes:
-    return b"".join(len(part).to_bytes(8, "big") + part for part in (policy.encode(), purpose.encode()))
+def _begun(secret: bytes, policy: str, purpose: str) -> hmac.HMAC:
+    """What all of a policy's messages begin with: half of the work of a short one."""
+    message = b"".join(len(part).to_bytes(8, "big") + part for part in (policy.encode(), purpose.encode()))
+    return hmac.new(secret, message, hashlib.sha256)
 
 
 def generator(secret: bytes, policy: str, ids: Sequence[int]) -> SFC64:

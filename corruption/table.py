@@ -73,19 +73,18 @@ class EmbeddingTable:
         if index.size and (index.min() < 0 or index.max() >= self.size):
             raise ValueError(f"token ids {index.min()}..{index.max()} are not all in [0, {self.size}) ({self.file})")
         found = np.empty((len(index), self.width), dtype=self.dtype) if out is None else out
+        if not found.flags.c_contiguous:
+            raise ValueError("rows are read into memory that lies in one piece")
+        size = self.width * self.dtype.itemsize
+        into = found.reshape(-1).view(np.uint8).data
         places: dict[int, int] = {}
         for place, token in enumerate(index.tolist()):
             known = places.setdefault(token, place)
             if known < place:
                 found[place] = found[known]
-            else:
-                self._read(token, found[place])
+            elif os.preadv(self._stream, [into[place * size : (place + 1) * size]], self._start + token * size) != size:
+                raise ValueError(f"{self.file}: tensor {self.name!r} is cut off: it was shortened since it was opened")
         return found
-
-    def _read(self, token: int, row: NDArray[Any]) -> None:
-        into = row.view(np.uint8)
-        if os.preadv(self._stream, [into.data], self._start + token * into.nbytes) != into.nbytes:
-            raise ValueError(f"{self.file}: tensor {self.name!r} is cut off: it was shortened since it was opened")
 
     @cached_property
     def row_rms(self) -> float:

@@ -158,6 +158,25 @@ def test_strength_is_a_straight_line_to_the_decoy(corruptor: Corruptor) -> None:
     assert torch.allclose(half, (clean + whole) / 2, atol=0.02)
 
 
+def test_a_long_text_at_a_strength_is_made_piece_by_piece(
+    corruptor: Corruptor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"{QUESTION} She wrote 12 books? {QUESTION}"
+    (span,) = corruptor.text.chat_spans(user(text), [(0, None)]).values()
+    made = {
+        strength: corruptor.rows(span, 0, (), CorruptSpec(tokens="content", strength=strength), "p")
+        for strength in (0.3, 0.7, 1.0)
+    }
+    assert len(set(span.ids)) < len(span.ids)
+    clean, whole = corruptor.table.rows(span.ids).astype(np.float32), made[1.0].astype(np.float32)
+    assert (clean != whole).any(axis=1).sum() > 15
+    monkeypatch.setattr("corruption.eco.AT_ONCE", 3 * WIDTH)
+    for strength in (0.3, 0.7):
+        again = corruptor.rows(span, 0, (), CorruptSpec(tokens="content", strength=strength), "p")
+        assert np.array_equal(again, made[strength])
+        assert np.allclose(again.astype(np.float32), clean + strength * (whole - clean), atol=0.02)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("strength", [0.2, 0.5, 0.85, 1.7])
 def test_strengths_are_those_of_torch_but_for_the_last_bit(

@@ -40,6 +40,16 @@ def test_rows_are_bit_identical_to_the_stored_ones(tmp_path: Path, dtype: torch.
     assert found.rows([]).shape == (0, 8)
 
 
+def test_rows_go_where_they_are_wanted_if_that_is_one_piece(tmp_path: Path) -> None:
+    save_file({NAME: table()}, tmp_path / "model.safetensors")
+    found = EmbeddingTable(tmp_path)
+    space = np.zeros((5, 8), dtype=ml_dtypes.bfloat16)
+    assert np.shares_memory(found.rows([4, 4, 1], out=space[1:4]), space)
+    assert bits(space) == bytes(16) + bits(table()[[4, 4, 1]]) + bytes(16)
+    with pytest.raises(ValueError, match="one piece"):
+        found.rows([1, 2], out=space[::2][:2])
+
+
 def test_rows_are_a_copy(tmp_path: Path) -> None:
     save_file({NAME: table()}, tmp_path / "model.safetensors")
     found = EmbeddingTable(tmp_path)
