@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -29,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from server import errors, forget, openapi
+from server import errors, forget, openapi, sockets
 from server.base import NoBase
 from server.errors import BadRequest, GuardError, NotFound, Overloaded, Unauthorized
 from server.history import HistoryError, Version, write
@@ -38,6 +37,9 @@ from server.metrics import Metrics
 from server.policies import Policy, PolicyError, with_mode
 from server.replicas import Replicas
 from server.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from server.workers import Worker
 
 MODES: dict[str, Literal["enforce", "shadow", "off"]] = {"enable": "enforce", "shadow": "shadow", "disable": "off"}
 MOST_ROWS = 10_000
@@ -76,9 +78,17 @@ class Rollback(BaseModel):
 
 
 def create_admin(
-    settings: Settings, metrics: Metrics, replicas: Replicas, live: Live | None, public: dict[str, Any] | None = None
+    settings: Settings,
+    metrics: Metrics,
+    replicas: Replicas,
+    live: Live | None,
+    public: dict[str, Any] | None = None,
+    worker: Worker | None = None,
 ) -> FastAPI:
-    """The admin port's app. live None (a guard that tests brought): no API. public: the other port's document."""
+    """The admin port's app. live None (a guard that tests brought): no API. public: the other port's document.
+
+    worker: where several serve, the one whose app this is.
+    """
     app = _App(title="Lethe admin", docs_url=None, redoc_url=None, redirect_slashes=False)
 
     @app.get("/public/openapi.json")
@@ -87,6 +97,8 @@ def create_admin(
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
+        if worker is not None:
+            await asyncio.to_thread(worker.refresh_gauges)
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health")
@@ -99,7 +111,7 @@ def create_admin(
         return JSONResponse(facts, status_code=200 if facts["ready"] else 503)
 
     if settings.admin_key is not None and live is not None:
-        app.include_router(_api(settings.admin_key, live))
+        app.include_router(_api(settings.admin_key, live, worker))
 
     @app.exception_handler(HTTPException)
     async def not_served(request: Request, error: HTTPException) -> Response:
@@ -150,7 +162,7 @@ def _answered(error: GuardError, status: int | None = None, more: Mapping[str, s
     return Response(errors.body(error), status_code=status or error.status, headers=headers)
 
 
-def _api(key: SecretStr, live: Live) -> APIRouter:
+def _api(key: SecretStr, live: Live, worker: Worker | None) -> APIRouter:
     digest = hashlib.sha256(key.get_secret_value().encode()).digest()
     # Told apart in the audit trail, and no help in guessing the key.
     name = f"admin:{digest.hex()[:8]}"
@@ -166,6 +178,11 @@ def _api(key: SecretStr, live: Live) -> APIRouter:
     }
     scheme = HTTPBearer(auto_error=False, description="LETHE_ADMIN_KEY")
     api = APIRouter(prefix="/admin", dependencies=[Depends(scheme), Depends(known)], responses=failures)
+
+    def everywhere(answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a change, once it holds in all workers."""
+        ended = worker.follow(live) if worker is not None else []
+        return {**answer, "workers_ended": ended} if ended else answer
 
     # Plain functions: what reads and writes files runs in threads, beside the requests.
     @api.get("/policies")
@@ -185,7 +202,7 @@ def _api(key: SecretStr, live: Live) -> APIRouter:
     def change_policy(policy: str, change: Literal["enable", "shadow", "disable"]) -> dict[str, Any]:
         with _told():
             live.change(name, lambda: _set_mode(_found(live, policy), MODES[change]))
-        return {"version": live.version and live.version.number, **_facts(live, _found(live, policy))}
+        return everywhere({"version": live.version and live.version.number, **_facts(live, _found(live, policy))})
 
     @api.get("/versions")
     def list_versions() -> dict[str, Any]:
@@ -195,7 +212,7 @@ def _api(key: SecretStr, live: Live) -> APIRouter:
     def rollback(body: Rollback) -> dict[str, Any]:
         with _told():
             live.rollback(body.version, name)
-        return {"version": live.version and live.version.number, "restores": body.version}
+        return everywhere({"version": live.version and live.version.number, "restores": body.version})
 
     @api.get("/forget")
     def list_requests() -> dict[str, Any]:
@@ -211,12 +228,14 @@ def _api(key: SecretStr, live: Live) -> APIRouter:
     def forget_items(body: Forget) -> dict[str, Any]:
         rows = [row.model_dump(exclude_none=True) for row in body.items]
         with _told():
-            return forget.forget(live, forget.Wanted(body.policy, rows, body.action, body.models), name)
+            done = forget.forget(live, forget.Wanted(body.policy, rows, body.action, body.models), name)
+        return everywhere(done)
 
     @api.delete("/forget/{id}")
     def take_back(id: Annotated[str, Field(max_length=64)]) -> dict[str, Any]:
         with _told():
-            return forget.undo(live, id, name)
+            done = forget.undo(live, id, name)
+        return everywhere(done)
 
     return api
 
@@ -280,12 +299,18 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
-    """The app on the admin port, as long as the gateway runs. Raises SettingsError when the port is taken."""
-    if settings.admin_address is None:
+async def serving(settings: Settings, app: FastAPI, worker: Worker | None = None) -> AsyncIterator[None]:
+    """The app on the admin port, as long as the gateway runs. Raises SettingsError when the port is taken.
+
+    worker: one of several, which has the port's socket if it is to serve it.
+    """
+    listening = worker.admin if worker is not None else None
+    if worker is None and settings.admin_address is not None:
+        listening = sockets.bound(*settings.admin_address, "LETHE_ADMIN_PORT")
+    if listening is None:
         yield
         return
-    with listen(settings) as listening:
+    with listening:
         server = _Server(
             uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1)
         )
@@ -295,17 +320,3 @@ async def serving(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         finally:
             server.should_exit = True
             await running
-
-
-def listen(settings: Settings) -> socket.socket:
-    """A socket on the admin port. Raises SettingsError when the port is taken."""
-    assert settings.admin_address is not None
-    host, port = settings.admin_address
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((host, port))
-    except OSError as error:
-        made.close()
-        raise SettingsError(f"can't listen on {host}:{port}: {error.strerror} (LETHE_ADMIN_PORT)") from None
-    return made

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -24,6 +25,9 @@ from server.metrics import Metrics
 from server.replicas import Replicas, connections
 from server.routes import Gateway
 from server.settings import Settings, SettingsError, check_exposure
+
+if TYPE_CHECKING:
+    from server.workers import Worker
 
 log = logging.getLogger("lethe")
 
@@ -54,10 +58,13 @@ class _Relayed:
         await gateway.serve(scope, receive, send, self._endpoint)
 
 
-def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metrics | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, guard: Guard | None = None, metrics: Metrics | None = None, worker: Worker | None = None
+) -> FastAPI:
     """The gateway as an ASGI app. Loads policies and artifacts now, so that a fault stops the start.
 
-    guard, metrics: given by tests that bring their own. Raises PolicyError, KeysError or SettingsError.
+    guard, metrics: given by tests that bring their own. worker: one of several processes that serve.
+    Raises PolicyError, KeysError or SettingsError.
     """
     check_exposure(settings)
     metrics = metrics or Metrics()
@@ -65,14 +72,15 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
     live = Live(settings, metrics) if guard is None else None
     first = guard or live.loaded.guard  # type: ignore[union-attr]  # one of them is there
     try:
-        audit = Audit(settings.audit, metrics)
+        audit = Audit(settings.audit, metrics, None if worker is None else worker.turns)
     except OSError as error:
         raise SettingsError(f"LETHE_AUDIT = {str(settings.audit)!r}: {error.strerror}") from error
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         replicas = Replicas(connections(settings), first, metrics, interval_s=settings.probe_interval_s)
-        gateway = Gateway(settings, replicas, first, audit, metrics, keys)
+        limits = None if worker is None else worker.limits()
+        gateway = Gateway(settings, replicas, first, audit, metrics, keys, limits)
         app.state.replicas, app.state.gateway = replicas, gateway
         loop = asyncio.get_running_loop()
 
@@ -81,16 +89,24 @@ def create_app(settings: Settings, *, guard: Guard | None = None, metrics: Metri
             replicas.serve(guard)
             gateway.guard = guard
 
+        speaks = worker is None or worker.is_first  # a change of policies is put on record once
         if live is not None:
             live.start(
                 lambda guard: loop.call_soon_threadsafe(exchange, guard),
-                lambda record: loop.call_soon_threadsafe(audit.put, record),
+                lambda record: loop.call_soon_threadsafe(audit.put, record) if speaks else None,
             )
-            if settings.admin_key is not None:
+            if settings.admin_key is not None and speaks:
                 base.prepare(settings, live.loaded.encoder)
         watching = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(gateway.run())}
         try:
-            async with admin.serving(settings, admin.create_admin(settings, metrics, replicas, live, document)):
+            async with (
+                nullcontext() if worker is None else worker.answering(live, metrics),
+                admin.serving(
+                    settings, admin.create_admin(settings, metrics, replicas, live, document, worker), worker
+                ),
+            ):
+                metrics.workers.set(1)
+                metrics.worker_starts.inc()
                 yield
         finally:
             if live is not None:

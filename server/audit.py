@@ -8,11 +8,14 @@ holds up the end for CLOSE_S at most.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import logging
+import os
 import queue
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,11 @@ GATHER_S = 0.02
 class Audit:
     """The writer of one file. `put` and `close` belong to one thread, the server's."""
 
-    def __init__(self, path: Path | None, metrics: Metrics) -> None:
-        """Open `path` for appending (None: no trail). Raises OSError when it can't be opened."""
+    def __init__(self, path: Path | None, metrics: Metrics, turns: Path | None = None) -> None:
+        """Open `path` for appending (None: no trail). Raises OSError when it can't be opened.
+
+        turns: a file by which the workers of a gateway take turns to append; None: nobody else appends.
+        """
         self._metrics = metrics
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_RECORDS)
         self._thread: threading.Thread | None = None
@@ -41,7 +47,7 @@ class Audit:
         self._kept = path is not None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lines = _Lines(path.open("ab", buffering=0))
+            self._lines = _Lines(path.open("ab", buffering=0), turns)
             self._thread = threading.Thread(target=self._write, name="lethe-audit", daemon=True)
             self._thread.start()
 
@@ -109,14 +115,36 @@ def _line(record: dict[str, Any]) -> bytes | None:
 class _Lines:
     """Lines appended to a raw file, none of them ever joined to the torn end of another."""
 
-    def __init__(self, file: io.RawIOBase) -> None:
+    def __init__(self, file: io.RawIOBase, turns: Path | None = None) -> None:
+        """turns: locked while a process writes; what it holds says whether the last one left a torn line."""
         self._file = file
         self._torn = False
+        self._turns = None if turns is None else turns.open("a+b", buffering=0)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._turns is None:
+            yield
+            return
+        handle = self._turns.fileno()
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            # Only the length tells, for a process may be killed while it writes: then the line counts as torn.
+            self._torn = os.fstat(handle).st_size > 0
+            os.ftruncate(handle, 1)
+            yield
+            os.ftruncate(handle, self._torn)
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)
 
     def write(self, lines: list[bytes]) -> tuple[int, OSError | None]:
         """How many lines are in the file whole, and what stopped the rest."""
         if not lines:
             return 0, None
+        with self._turn():
+            return self._append(lines)
+
+    def _append(self, lines: list[bytes]) -> tuple[int, OSError | None]:
         data = (b"\n" if self._torn else b"") + b"".join(lines)
         start, done, stopped = int(self._torn), 0, None
         try:
@@ -136,3 +164,5 @@ class _Lines:
 
     def close(self) -> None:
         self._file.close()
+        if self._turns is not None:
+            self._turns.close()

@@ -9,7 +9,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
@@ -23,7 +22,7 @@ from classifier import artifact as artifacts_io
 from classifier.artifact import Artifact
 from classifier.encoder import DEFAULT_ENCODER, Encoder, load_encoder
 from classifier.records import Record
-from server import keys, memory, policy_commands
+from server import keys, memory, policy_commands, sockets
 from server.errors import BadRequest
 from server.guard import Guard
 from server.keys import KeysError
@@ -36,28 +35,22 @@ from server.verbatim import save as save_artifact
 
 def serve(args: argparse.Namespace, settings: Settings) -> int:
     """Run the gateway until SIGINT or SIGTERM."""
+    check_exposure(settings)
+    _allow_open_files()
+    sockets.bound(settings.host, settings.port, "LETHE_PORT").close()
+    if settings.admin_address is not None:
+        sockets.bound(*settings.admin_address, "LETHE_ADMIN_PORT").close()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if settings.workers > 1:
+        from server import supervisor
+
+        return supervisor.run(settings)
     import uvicorn
 
     from server.app import create_app
     from server.protocol import uvicorn_options
 
-    check_exposure(settings)
-    _allow_open_files()
     memory.keep_little()
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise SettingsError(
-                f"can't listen on {settings.host}:{settings.port}: {error.strerror} (LETHE_PORT)"
-            ) from None
-    if settings.admin_address is not None:
-        from server.admin import listen
-
-        listen(settings).close()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
     uvicorn.run(
         app,

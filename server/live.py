@@ -8,6 +8,8 @@ what can't leaves the old one in force and says so. Requests hold on to the guar
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import threading
 import time
@@ -70,6 +72,11 @@ class Live:
             self._seen = look(settings)
             self.loaded = load(settings, metrics)
             self._first = self._keep("start")
+
+    @property
+    def state(self) -> str:
+        """What tells the policies in force from any others, alike in all processes that serve the same files."""
+        return hashlib.sha256(json.dumps(_content(self.loaded), sort_keys=True).encode()).hexdigest()
 
     def start(self, serve: Callable[[Guard], object], audit: Callable[[dict[str, Any]], object]) -> None:
         """Begin to watch the files."""

@@ -245,9 +245,9 @@ def _encoder(settings: Settings) -> Encoder:
 
 
 def _tell(policies: Iterable[Policy], thresholds: Mapping[str, tuple[Policy, float]], metrics: Metrics) -> None:
-    metrics.policies.clear()
+    for mode in ("enforce", "shadow", "off"):
+        metrics.policies.labels(mode).set(sum(policy.mode == mode for policy in policies))
     for policy in policies:
-        metrics.policies.labels(policy.mode).inc()
         at = f" from score {thresholds[policy.name][1]:.4f}" if policy.name in thresholds else ""
         log.info("policy %s (%s): %s %s%s", policy.name, policy.hash, policy.mode, policy.action, at)
         if policy.name in thresholds:

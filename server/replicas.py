@@ -90,7 +90,7 @@ class Replica:
         self._metrics = metrics
         metrics.replica_up.labels(self.url).set(0)
         metrics.replica_parity.labels(self.url).set(0)
-        metrics.replica_in_flight.labels(self.url).set_function(lambda: self.in_flight)
+        metrics.compute(metrics.replica_in_flight.labels(self.url), lambda: self.in_flight)
 
     @property
     def paused(self) -> bool:

@@ -23,7 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server import body as bodies
 from server import errors, lag, memory
-from server.admission import Admission
+from server.admission import Admission, KeyLimits
 from server.audit import Audit
 from server.errors import GuardError, Overloaded, Refused, TooLarge, TooSlow, UpstreamFailed, UpstreamTimeout
 from server.fields import RELAYED, Endpoint
@@ -193,6 +193,7 @@ class Gateway:
         audit: Audit,
         metrics: Metrics,
         keys: Keyring | None = None,
+        limits: KeyLimits | None = None,
     ) -> None:
         self._settings = settings
         self._upstream = upstream
@@ -201,7 +202,7 @@ class Gateway:
         self._audit = audit
         self._metrics = metrics
         self._keys = keys
-        self._admission = Admission(settings, metrics)
+        self._admission = Admission(settings, metrics, limits)
         self._judging = Judging(
             settings.judge_threads,
             waiting=settings.judge_queue,
@@ -210,7 +211,7 @@ class Gateway:
             metrics=metrics,
         )
         self._serving: set[Exchange] = set()
-        metrics.in_flight.set_function(lambda: len(self._serving))
+        metrics.compute(metrics.in_flight, lambda: len(self._serving))
         shortest = min(settings.body_timeout_s, settings.first_byte_timeout_s, settings.request_timeout_s)
         self._interval_s = min(shortest / 8, 1.0)
         self._finished: dict[tuple[str, int | str], tuple[Counter, Histogram]] = {}

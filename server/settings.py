@@ -61,6 +61,9 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=1, le=65535, description="Port to listen on.")
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that serve, on one port. Limits hold for all of them together."
+    )
     upstream: Annotated[str, AfterValidator(_http_urls)] = Field(
         "http://127.0.0.1:8000",
         description="Base URL of vLLM, without /v1; several replicas separated by commas.",
@@ -143,7 +146,10 @@ class Settings(BaseModel):
     max_queue: int = Field(512, ge=0, description="Most requests that wait to be served; more get 503 at once.")
     queue_timeout_s: float = Field(30.0, gt=0, description="Longest wait to be served; then 503.")
     judge_threads: int = Field(
-        2, ge=1, le=64, description="Judgements at a time. From two on, long prompts leave one to the short ones."
+        2,
+        ge=1,
+        le=64,
+        description="Judgements at a time in each worker. From two on, long prompts leave one to the short ones.",
     )
     judge_queue: int = Field(256, ge=1, description="Most requests that wait to be judged; more get 503 at once.")
     judge_wait_s: float = Field(10.0, gt=0, description="Longest wait to be judged; then 503.")
@@ -180,6 +186,26 @@ class Settings(BaseModel):
     @property
     def history_folder(self) -> Path:
         return self.history or self.artifacts / ".history"
+
+
+# What all workers together may have. A key's own limits are counted in one place instead (`server/admission.py`).
+SHARED_OUT = ("max_held_bytes", "max_connections", "max_requests", "max_queue", "judge_queue")
+
+
+def of_one_worker(settings: Settings) -> Settings:
+    """The settings of each of the workers: its share of what all may have together, rounded down.
+
+    Raises SettingsError where nothing would be left, or a body that is allowed could never be held.
+    """
+    shares = {name: getattr(settings, name) // settings.workers for name in SHARED_OUT}
+    for name, share in shares.items():
+        least = {"max_queue": 0, "max_held_bytes": min(settings.max_held_bytes, settings.max_body_bytes)}.get(name, 1)
+        if share < least:
+            raise SettingsError(
+                f"environment variable {PREFIX}{name.upper()} = {getattr(settings, name)} is too little for "
+                f"LETHE_WORKERS = {settings.workers}: it is for all together, and each needs at least {least}"
+            )
+    return settings.model_copy(update=shares)
 
 
 def check_exposure(settings: Settings) -> None:

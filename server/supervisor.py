@@ -1,0 +1,161 @@
+"""Several workers, watched: `lethe serve` with LETHE_WORKERS from two on. It serves nothing itself.
+
+uvicorn's own supervisor would do but for four things: a fault at the start is to be said once and to stop the start, a
+worker that dies again and again is to be started ever more rarely, the workers have something in common that a dead
+one's share is to be taken out of, and they are to notice when whoever watches them is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from server import metrics, sockets, workers
+from server.settings import Settings, SettingsError, of_one_worker
+
+log = logging.getLogger("lethe.workers")
+
+# Until a worker that died is started again; twice as long each time, if it lived for less than STEADY_S.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+STEADY_S = 60.0
+# What computes in threads of its own would start one a core, in each worker.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; an exit status. Raises SettingsError for what stops the start."""
+    of_one_worker(settings)
+    with (
+        tempfile.TemporaryDirectory(prefix="lethe-", ignore_cleanup_errors=True) as folder,
+        # Not listening: it keeps the port, whatever becomes of the workers.
+        sockets.bound(settings.host, settings.port, "LETHE_PORT", shared=True),
+    ):
+        supervisor = Supervisor(settings, Path(folder))
+        asyncio.run(supervisor.run())
+    if supervisor.fault:
+        raise SettingsError(supervisor.fault)
+    if supervisor.signal == signal.SIGTERM:
+        # As any process ends that does nothing about it.
+        signal.raise_signal(signal.SIGTERM)
+    return supervisor.status
+
+
+class Supervisor:
+    """fault: what stopped the start, in a worker's words. status: the exit status without one."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.fault = ""
+        self.status = 0
+        self.signal: int | None = None
+        self._settings = settings
+        self._folder = folder
+        self._running: dict[int, asyncio.subprocess.Process] = {}
+        self._ready: set[int] = set()
+        self._over = asyncio.Event()
+        workers.counts(folder).mkdir()
+        address = settings.admin_address
+        self._admin = sockets.bound(*address, "LETHE_ADMIN_PORT") if address else None
+
+    async def run(self) -> None:
+        """Keep all workers running until a signal, or until one can't be started at all."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        try:
+            await asyncio.gather(*(self._keep(number) for number in range(self._settings.workers)))
+        finally:
+            if self._admin is not None:
+                self._admin.close()
+
+    def _end(self, received: int | None = None) -> None:
+        """End all workers: they finish what they are at."""
+        self.signal = self.signal or received
+        if not self._over.is_set():
+            self._over.set()
+            most_s = self._settings.drain_timeout_s + workers.CLOSE_S
+            asyncio.get_running_loop().call_later(most_s, self._send, signal.SIGKILL)
+            self._send(signal.SIGTERM)
+
+    def _send(self, number: int) -> None:
+        for process in self._running.values():
+            process.send_signal(number)
+
+    async def _keep(self, number: int) -> None:
+        """Have worker `number` running, time and again."""
+        pause_s = 0.0
+        while not self._over.is_set():
+            began = time.monotonic()
+            status = await self._once(number)
+            self._tidy_up(number)
+            if self._over.is_set():
+                return
+            if number not in self._ready:
+                self.status = status
+                self._end()
+                return
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S) if time.monotonic() - began < STEADY_S else 0.0
+            pause_s = max(pause_s, FIRST_PAUSE_S)
+            log.error("worker %d ended with status %d; it is started again in %g s", number, status, pause_s)
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._over.wait()
+            except TimeoutError:
+                pass
+
+    async def _once(self, number: int) -> int:
+        """Run worker `number` to its end; its exit status."""
+        ours, its = socket.socketpair()
+        with its:
+            given = [str(number), str(self._settings.workers), str(self._folder), str(its.fileno())]
+            handed_on = [its.fileno()]
+            if number == 0 and self._admin is not None:
+                given.append(str(self._admin.fileno()))
+                handed_on.append(self._admin.fileno())
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "server.workers", *given,
+                env=environment(self._settings.workers), pass_fds=handed_on,
+            )  # fmt: skip
+        self._running[number] = process
+        if self._over.is_set():
+            process.terminate()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            said = await reader.readline()
+            if said == workers.READY:
+                self._ready.add(number)
+                log.info("worker %d serves", number)
+            elif said:
+                self._failed(number, json.loads(said))
+            return await process.wait()
+        finally:
+            del self._running[number]
+            writer.close()
+
+    def _failed(self, number: int, fault: str) -> None:
+        if number in self._ready:
+            log.error("worker %d can't be started: %s", number, fault)
+        else:
+            self.fault = self.fault or fault
+
+    def _tidy_up(self, number: int) -> None:
+        """What a dead worker leaves in what all have in common."""
+        metrics.leave_out(workers.counts(self._folder), number)
+        usage = workers.usage(self._folder, number, self._settings.workers)
+        usage.leave_out(number)
+        usage.close()
+
+
+def environment(count: int, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """A worker's: the same code as here, and no more threads than its share of the cores."""
+    share = str(max(1, len(os.sched_getaffinity(0)) // count))
+    code = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), given.get("PYTHONPATH")]))
+    return {**dict.fromkeys(THREADS, share), **given, "PYTHONPATH": code}

@@ -1,0 +1,229 @@
+"""One worker of several: a process that serves, what it shares with the others, and how they ask each other.
+
+    python -m server.workers NUMBER COUNT FOLDER CONTROL ADMIN      (as server/supervisor.py runs it)
+
+All workers listen on one port, and the system hands each new connection to one of them. What has to be one for all
+lies in FOLDER: keys' usage, metrics, turns at the audit file, and for each worker a socket ("door") by which the others
+ask it. The first worker has the admin port; a change made there is answered when every worker has taken it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from server import memory, metrics, sockets
+from server.admission import KeyLimits, SharedUsage
+from server.errors import Overloaded
+from server.live import Live
+from server.metrics import Metrics
+from server.protocol import uvicorn_options
+from server.settings import of_one_worker
+from server.settings import read as read_settings
+
+log = logging.getLogger("lethe.workers")
+
+# Longest wait for each other worker to take up a change: one after the other they read what has changed.
+FOLLOW_S = 30.0
+# Longest wait for another worker to bring its gauges up to date.
+REFRESH_S = 1.0
+# What ending takes beside open requests: the audit trail is written out.
+CLOSE_S = 15.0
+POLICIES, GAUGES = b"policies\n", b"gauges\n"
+READY = b"ready\n"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What makes this process one of several. admin: the admin port's socket, where this one has it."""
+
+    number: int
+    count: int
+    folder: Path
+    door: socket.socket
+    admin: socket.socket | None = None
+
+    @classmethod
+    def enter(cls, number: int, count: int, folder: Path, admin: socket.socket | None = None) -> Worker:
+        """Open the door. To be done before any policy is read: whoever finds no door, or a closed one, can be sure
+        that this worker will read what is there then."""
+        door = socket.socket(socket.AF_UNIX)
+        place = _door(folder, number)
+        unseen = place.with_suffix(f".{os.getpid()}")
+        door.bind(str(unseen))
+        door.listen()
+        unseen.rename(place)  # in place of a dead worker's
+        return cls(number, count, folder, door, admin)
+
+    @property
+    def is_first(self) -> bool:
+        return self.number == 0
+
+    @property
+    def turns(self) -> Path:
+        """By which the workers take turns at the audit file."""
+        return self.folder / "turns"
+
+    def limits(self) -> KeyLimits:
+        """Keys' limits, counted for all workers."""
+        return KeyLimits(usage=usage(self.folder, self.number, self.count))
+
+    @asynccontextmanager
+    async def answering(self, live: Live | None, own: Metrics) -> AsyncIterator[None]:
+        """Answer the other workers, as long as this one runs."""
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                if await reader.readline() == POLICIES and live is not None:
+                    await asyncio.to_thread(live.poll)
+                own.refresh()
+                writer.write(f"{'' if live is None else live.state}\n".encode())
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_unix_server(answer, sock=self.door):
+            yield
+
+    def refresh_gauges(self) -> None:
+        """Have the other workers bring their gauges up to date."""
+        for number in self._others():
+            with contextlib.suppress(OSError):  # starting, or gone
+                self._ask(number, GAUGES, REFRESH_S)
+
+    def follow(self, live: Live) -> list[int]:
+        """Wait until all other workers serve the policies that this one serves; which of them had to be ended.
+
+        One that doesn't take them up is killed, for it would go on answering by older ones; it is started again, and
+        reads what is there. Raises Overloaded when even that is in vain.
+        """
+        until, ended = time.monotonic() + FOLLOW_S * (self.count - 1), list[int]()
+        for number in self._others():
+            while True:
+                left_s = until - time.monotonic()
+                try:
+                    pid, state = self._ask(number, POLICIES, max(left_s, 1.0))
+                except (ConnectionRefusedError, FileNotFoundError):
+                    break
+                except OSError as error:
+                    log.warning("worker %d can't be asked: %s", number, error)
+                    pid, state = 0, None
+                if state == live.state:
+                    break
+                if left_s < 0 and pid and number not in ended:
+                    log.error("worker %d has not taken up the policies and is ended", number)
+                    ended.append(number)
+                    os.kill(pid, signal.SIGKILL)
+                elif left_s < -CLOSE_S:
+                    raise Overloaded(
+                        f"the change is made, but worker {number} may still answer by what was before it",
+                        code="not_followed",
+                        retry_after_s=CLOSE_S,
+                    )
+                time.sleep(0.05)
+        return ended
+
+    def _others(self) -> Iterator[int]:
+        return (number for number in range(self.count) if number != self.number)
+
+    def _ask(self, number: int, what: bytes, wait_s: float) -> tuple[int, str | None]:
+        """A worker's process, and what it answers; None: nothing. Raises OSError when its door is not open."""
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.settimeout(wait_s)
+            asked.connect(str(_door(self.folder, number)))
+            pid, _, _ = struct.unpack("3i", asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            with contextlib.suppress(OSError):
+                asked.sendall(what)
+                with asked.makefile() as answer:
+                    return pid, answer.readline().strip()
+            return pid, None
+
+
+def _door(folder: Path, number: int) -> Path:
+    return folder / f"door-{number}"
+
+
+def counts(folder: Path) -> Path:
+    """Where the workers' metrics are."""
+    return folder / "metrics"
+
+
+def usage(folder: Path, number: int, count: int) -> SharedUsage:
+    return SharedUsage(folder / "keys", number, count)
+
+
+class _Server(uvicorn.Server):
+    """Tells the supervisor when it serves."""
+
+    control: socket.socket
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.control.sendall(READY)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until SIGTERM, SIGINT or the supervisor's end. What stops the start is told to the supervisor."""
+    number, count, folder = int(arguments[0]), int(arguments[1]), Path(arguments[2])
+    control = socket.socket(fileno=int(arguments[3]))
+    admin = socket.socket(fileno=int(arguments[4])) if arguments[4:] else None
+    threading.Thread(target=_end_with, args=(control, folder), name="lethe-control", daemon=True).start()
+    try:
+        whole = read_settings()
+        settings = of_one_worker(whole)
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format=f"%(asctime)s %(levelname)s %(name)s: worker {number}: %(message)s",
+        )
+        memory.keep_little()
+        metrics.share(counts(folder), number)
+        own = Metrics(counts(folder))
+        from server.app import create_app
+
+        app = create_app(settings, metrics=own, worker=Worker.enter(number, count, folder, admin))
+        listening = sockets.bound(settings.host, settings.port, "LETHE_PORT", shared=True)
+    except (ValueError, OSError) as error:
+        control.sendall(json.dumps(str(error)).encode() + b"\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    server = _Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            log_config=None,
+            timeout_graceful_shutdown=settings.drain_timeout_s,
+            **uvicorn_options(settings, own),
+        )
+    )
+    server.control = control
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run([listening])
+    return 0 if server.started else 3
+
+
+def _end_with(control: socket.socket, folder: Path) -> None:
+    """When the supervisor is gone, nobody else will end this process, nor tidy up."""
+    control.recv(1)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
