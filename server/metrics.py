@@ -23,6 +23,7 @@ MOST: Final = "livemax"
 
 def share(folder: Path, number: int) -> None:
     """Have this process's metrics, all that are made from now on, kept in `folder` as those of worker `number`."""
+    folder.mkdir(exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
 

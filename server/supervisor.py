@@ -61,7 +61,6 @@ class Supervisor:
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._ready: set[int] = set()
         self._over = asyncio.Event()
-        workers.counts(folder).mkdir()
         address = settings.admin_address
         self._admin = sockets.bound(*address, "LETHE_ADMIN_PORT") if address else None
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import ExitStack
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.admission import KeyLimits, Memory, Places
+from server.admission import KeyLimits, Memory, Places, SharedUsage
 from server.errors import Overloaded, RateLimited
 from server.keys import Key
 from server.metrics import Metrics
@@ -197,3 +202,93 @@ def test_without_limits_nothing_is_counted() -> None:
     limits = KeyLimits()
     with limits.one(None), limits.one(key()):
         assert limits._usage == {}
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Iterator[Callable[..., KeyLimits]]:
+    """Limits as several workers have them: they count in one file."""
+    with ExitStack() as stack:
+
+        def worker(number: int, clock: Callable[[], float] = time.monotonic) -> KeyLimits:
+            usage = SharedUsage(tmp_path / "keys", number, 3)
+            stack.callback(usage.close)
+            return KeyLimits(clock, usage)
+
+        yield worker
+
+
+def test_workers_count_a_keys_requests_together(counted: Callable[..., KeyLimits]) -> None:
+    clock, one = Clock(), key(requests_per_minute=30)
+    workers = [counted(number, clock) for number in range(3)]
+
+    def passed(tries: int) -> int:
+        count = 0
+        for attempt in range(tries):
+            with suppress(RateLimited), workers[attempt % 3].one(one):
+                count += 1
+        return count
+
+    assert passed(90) == 30
+    clock.now += 10
+    assert passed(90) == 5
+
+
+def test_workers_count_a_keys_requests_at_a_time_together_and_a_dead_ones_no_more(
+    counted: Callable[..., KeyLimits],
+) -> None:
+    first, second, third = (counted(number) for number in range(3))
+    one, other = key(concurrency=2), key("o", concurrency=1)
+    with first.one(one), ExitStack() as dies, second.one(other):
+        dies.enter_context(second.one(one))
+        for limits in (first, second, third):
+            with pytest.raises(RateLimited), limits.one(one):
+                pass
+        assert third._shared is not None
+        third._shared.leave_out(1)
+        with third.one(one), third.one(other), pytest.raises(RateLimited), third.one(one):
+            pass
+        with pytest.raises(RateLimited), second.one(one), second.one(one):
+            pass
+    with first.one(one), second.one(one):
+        pass
+
+
+def test_places_of_keys_that_are_done_are_given_to_others(
+    counted: Callable[..., KeyLimits], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SharedUsage, "SLOTS", 2)
+    monkeypatch.setattr(SharedUsage, "PROBES", 2)
+    clock = Clock()
+    limits = counted(0, clock)
+    a, b, c = (key(name, requests_per_minute=1, concurrency=1) for name in "abc")
+    with limits.one(a):
+        with limits.one(b):
+            pass
+        # Whoever can't be counted is not served.
+        with pytest.raises(Overloaded) as caught, limits.one(c):
+            pass
+        assert caught.value.code == "keys_full"
+        clock.now += 61
+        with limits.one(c):
+            pass
+        with pytest.raises(RateLimited), limits.one(a):
+            pass
+
+
+def test_processes_count_together(tmp_path: Path) -> None:
+    """No count is lost however closely they follow each other."""
+    code = (
+        "import sys; from pathlib import Path; from contextlib import suppress\n"
+        "from server.admission import KeyLimits, SharedUsage; from server.errors import RateLimited\n"
+        "from tests.server.test_admission import key\n"
+        "limits = KeyLimits(lambda: 100.0, SharedUsage(Path(sys.argv[1]), int(sys.argv[2]), 3)); passed = 0\n"
+        "for _ in range(400):\n"
+        "    with suppress(RateLimited), limits.one(key(requests_per_minute=500)):\n"
+        "        passed += 1\n"
+        "print(passed)"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "keys"), str(number)], stdout=subprocess.PIPE)
+        for number in range(2)
+    ]
+    assert sum(int(process.communicate(timeout=60)[0]) for process in running) == 500

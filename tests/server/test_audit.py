@@ -214,3 +214,44 @@ def test_a_record_that_is_no_json_is_lost_alone(tmp_path: Path, value: Any, capl
     assert lines((tmp_path / "audit.jsonl").read_bytes()) == [{"number": 1}]
     assert counted(metrics) == (1, 1)
     assert "secret" not in caplog.text
+
+
+def test_several_writers_never_mix_their_lines(tmp_path: Path) -> None:
+    trails = [Audit(tmp_path / "audit.jsonl", Metrics(), tmp_path / "turns") for _ in range(3)]
+    for number in range(2000):
+        for writer, trail in enumerate(trails):
+            trail.put({"writer": writer, "number": number, "text": "x" * 50})
+    for trail in trails:
+        trail.close()
+    written = lines((tmp_path / "audit.jsonl").read_bytes())
+    for writer in range(3):
+        assert [record["number"] for record in written if record["writer"] == writer] == list(range(2000))
+
+
+def test_nobody_goes_on_where_another_writers_line_was_torn(tmp_path: Path) -> None:
+    metrics = Metrics()
+    whole = Audit(tmp_path / "audit.jsonl", metrics, tmp_path / "turns")
+    torn = audit._Lines(Faulty(5, None), tmp_path / "turns")
+    written, error = torn.write([b'{"lost": 1}\n'])
+    assert written == 0 and error is not None
+    whole.put({"number": 1})
+    whole.close()
+    assert (tmp_path / "audit.jsonl").read_bytes() == b'\n{"number":1}\n'
+    # A line that was finished needs no other.
+    assert torn.write([b'{"kept": 1}\n']) == (1, None)
+    torn.close()
+
+
+def test_a_trail_that_is_truncated_meanwhile_goes_on_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    trails = [Audit(path, Metrics(), tmp_path / "turns") for _ in range(2)]
+    for number, trail in enumerate(trails):
+        trail.put({"number": number})
+        deadline = time.monotonic() + 10
+        while path.stat().st_size == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.truncate(path, 0)
+    trails[0].put({"number": 2})
+    for trail in trails:
+        trail.close()
+    assert lines(path.read_bytes()) == [{"number": 2}]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from server.settings import PREFIX, Settings, SettingsError, check_exposure, read
+from server.settings import PREFIX, SHARED_OUT, Settings, SettingsError, check_exposure, of_one_worker, read
 
 
 def message(environ: dict[str, str]) -> str:
@@ -24,7 +24,8 @@ def test_defaults_need_no_variable() -> None:
 
 def test_every_variable_reaches_its_field() -> None:
     given = {
-        "host": "0.0.0.0", "port": "1234", "upstream": "https://models.example/base/", "upstream_key": "k",
+        "host": "0.0.0.0", "port": "1234", "workers": "3", "upstream": "https://models.example/base/",
+        "upstream_key": "k",
         "policies": "p", "artifacts": "a", "model_dir": "m", "secret": "0123456789abcdef", "encoder": "e",
         "audit": "x.jsonl", "admin_host": "::1", "admin_port": "9", "admin_key": "0123456789abcdef", "history": "h",
         "history_keep": "9", "audit_prompts": "true", "max_body_bytes": "2048", "max_prompt_chars": "7",
@@ -161,3 +162,23 @@ def test_other_addresses_need_keys_or_a_plain_word(host: str) -> None:
     assert all(name in str(caught.value) for name in ("LETHE_HOST", "LETHE_KEYS", "LETHE_ALLOW_ANONYMOUS"))
     check_exposure(Settings(host=host, keys=Path("keys.json")))
     check_exposure(Settings(host=host, allow_anonymous=True))
+
+
+def test_workers_together_never_have_more_than_was_set() -> None:
+    whole = Settings(workers=3, max_requests=100, max_queue=2, max_held_bytes=2**25)
+    share = of_one_worker(whole)
+    assert all(3 * getattr(share, name) <= getattr(whole, name) for name in SHARED_OUT)
+    assert share.max_requests == 33 and share.max_queue == 0
+    unlike = {name for name in Settings.model_fields if getattr(share, name) != getattr(whole, name)}
+    assert unlike == set(SHARED_OUT)
+    assert of_one_worker(Settings()) == Settings()
+
+
+@pytest.mark.parametrize("given", [
+    {"max_requests": 2}, {"max_connections": 2}, {"judge_queue": 2}, {"max_held_bytes": 3 * 8 * 2**20 - 1},
+])  # fmt: skip
+def test_a_share_that_would_serve_nobody_is_an_error(given: dict[str, int]) -> None:
+    (name,) = given
+    with pytest.raises(SettingsError, match=f"LETHE_{name.upper()} = .* too little for LETHE_WORKERS = 3"):
+        of_one_worker(Settings(workers=3, **given))  # type: ignore[arg-type]
+    assert of_one_worker(Settings(**given)) == Settings(**given)  # type: ignore[arg-type]
