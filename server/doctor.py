@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from server.errors import GuardError
 from server.loading import find_indexes, find_threshold, load_artifact, load_corruptor, load_decode
 from server.policies import Policy, PolicyError, read_all
 from server.replicas import connections
-from server.settings import Settings, SettingsError
+from server.settings import Settings, SettingsError, of_one_worker
 from server.tuned import resolve
 from server.upstream import Upstream
 from server.verbatim import known
@@ -59,6 +60,7 @@ async def _collect(settings: Settings) -> list[Finding]:
         findings.extend(_encoder(tuple(policy for policy in policies if policy.mode != "off"), settings))
     except PolicyError as error:
         findings.append(Finding(False, str(error), "mend the file, then run `lethe doctor` again"))
+    findings.extend(_workers(settings))
     findings.extend(_model(settings))
     corruptor = None
     try:
@@ -97,6 +99,24 @@ def _policies(policies: tuple[Policy, ...], settings: Settings) -> Iterator[Find
             items = f"{len(artifact.live)} forget items"
             text = f"policy {policy.name}: {policy.mode} {policy.action}, {items}, threshold {at:.4f}"
             yield Finding(True, text)
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    """Whether the limits can be shared out among the workers, and each worker has a core."""
+    try:
+        share = of_one_worker(settings)
+    except SettingsError as error:
+        yield Finding(False, str(error), "raise it, or use fewer workers")
+        return
+    cores = len(os.sched_getaffinity(0))
+    if settings.workers > cores:
+        yield Finding(
+            None, f"LETHE_WORKERS = {settings.workers}, and there are {cores} cores: more workers gain nothing"
+        )
+    elif settings.workers > 1:
+        yield Finding(
+            True, f"{settings.workers} workers on {cores} cores, {share.max_requests} requests at a time each"
+        )
 
 
 def _model(settings: Settings) -> Iterator[Finding]:

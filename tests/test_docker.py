@@ -71,7 +71,7 @@ def exported() -> dict[str, set[str]]:
     """Every series that a gateway exports → its labels, as read from what it renders."""
     metrics = Metrics()
     for name, collector in vars(metrics).items():
-        if name != "registry" and collector._labelnames:
+        if name != "registry" and name[0] != "_" and collector._labelnames:
             collector.labels(*("x" for _ in collector._labelnames))
     families = text_string_to_metric_families(metrics.render().decode())
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}

@@ -14,8 +14,10 @@ import aiohttp
 import pytest
 import uvicorn
 from aiohttp import web
+from fastapi import FastAPI
 
 from evaluation.serving import free_port
+from server import admin, sockets
 from server.app import create_app
 from server.settings import Settings, SettingsError
 from tests.server.conftest import ADMIN_KEY, FACTS
@@ -176,10 +178,9 @@ async def test_a_new_policy_needs_its_base(office: Settings) -> None:
 
 
 async def test_a_port_that_is_taken_stops_the_start(office: Settings, tmp_path: Path) -> None:
-    from server.admin import listen
-
     taken = office.model_copy(update={"admin_port": free_port()})
-    with listen(taken) as first:
+    with sockets.bound("127.0.0.1", taken.admin_port or 0, "LETHE_ADMIN_PORT") as first:
         first.listen()
         with pytest.raises(SettingsError, match="LETHE_ADMIN_PORT"):
-            listen(taken)
+            async with admin.serving(taken, FastAPI()):
+                pass

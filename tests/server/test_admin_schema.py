@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis import Case
 
 from evaluation.serving import free_port
-from server import admin, openapi
+from server import admin, openapi, sockets
 from server.app import ROUTES
 from server.live import Live
 from server.metrics import Metrics
@@ -47,7 +47,7 @@ def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     used = Settings.model_validate({**given, "admin_key": ADMIN_KEY, "admin_port": free_port()})
     live = Live(used, Metrics())
     app = admin.create_admin(used, Metrics(), REPLICAS, live, PUBLIC)
-    with admin.listen(used) as listening:
+    with sockets.bound("127.0.0.1", used.admin_port or 0, "LETHE_ADMIN_PORT") as listening:
         server = admin._Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
