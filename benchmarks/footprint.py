@@ -1,39 +1,51 @@
-"""What the gateway itself takes: time until it is ready, memory with the sentence encoder, and what a second one adds.
+"""What the gateway itself takes: time until it is ready, memory with the sentence encoder; what a second worker brings.
 
 The policy refuses what the demo's artifact flags, so the encoder is loaded as for any policy. Start is measured with
 CPU time beside wall time, for on a busy machine only the former says something.
+
+Workers are asked with ordinary prompts, each of them once, so that all are judged. They have two cores: with four or
+more, load generator and upstream get others; with fewer they share them, and what they took is said.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import fast_upstream, load, peers, proxy
+from benchmarks import fast_upstream, judging, load, peers
 from benchmarks.load import Load
 from benchmarks.measuring import Answer, Claim, Round, Series, alternating, cpu_s, memory_mib
 from evaluation import demo, tofu
 from evaluation.serving import StartError, clean_env, free_port, stop
+from server import supervisor
 
-TITLE = "What the gateway takes: start, memory, a second one"
-POLICY = "name: bench\nartifact: {artifact}\naction: refuse\nthreshold: {{miss_rate: 0.01}}\n"
+TITLE = "What the gateway takes: start, memory; a second worker"
+POLICY = "name: bench\nartifact: {artifact}\naction: refuse\nmode: {mode}\nthreshold: {{miss_rate: 0.01}}\n"
 PATIENCE_S = 60.0
+CONNECTIONS = 32
 
 
-def _guarded(folder: Path) -> peers.Peer:
-    """The gateway with a policy that needs the encoder."""
+def _guarded(folder: Path, *, workers: int = 1, cores: Collection[int] = ()) -> peers.Peer:
+    """The gateway with a policy that needs the encoder; on some cores alone."""
     policies = folder / "policies"
-    policies.mkdir(exist_ok=True)
-    (policies / "bench.yaml").write_text(POLICY.format(artifact=demo.ARTIFACT))
-    env = {"LETHE_POLICIES": str(policies), "LETHE_ARTIFACTS": str(demo.ARTIFACTS)}
-    return peers.lethe(env=env, name="lethe, guarding")
+    policies.mkdir(parents=True, exist_ok=True)
+    # In shadow all are judged, and none refused.
+    mode = "shadow" if cores else "enforce"
+    (policies / "bench.yaml").write_text(POLICY.format(artifact=demo.ARTIFACT, mode=mode))
+    several = {}
+    if cores:
+        # What is compared is workers: each judges one request at a time, in one thread.
+        several = {"LETHE_WORKERS": str(workers), "LETHE_JUDGE_THREADS": "1", **dict.fromkeys(supervisor.THREADS, "1")}
+    env = {"LETHE_POLICIES": str(policies), "LETHE_ARTIFACTS": str(demo.ARTIFACTS), **several}
+    return peers.lethe(env=env, name=f"lethe, guarding, {workers}", cores=cores)
 
 
 def _start(peer: peers.Peer, upstream: int, folder: Path) -> Mapping[str, tuple[float, str]]:
@@ -72,28 +84,88 @@ def _ask_different(one: peers.Running, generator: Load, questions: int) -> None:
         generator.run(one.port, load.post("/v1/chat/completions", body), requests=1, connections=1)
 
 
-def _throughput(generators: list[Load], gateways: list[peers.Running], requests: int) -> Round:
-    """Each generator asks its own gateway, at the same time."""
-    from concurrent.futures import ThreadPoolExecutor
+def _prompts() -> list[str]:
+    """Ordinary prompts in a fixed, mixed order, none of them twice."""
+    # Word for word, retained questions are let pass unread.
+    found = [*judging.benign(), *(f"And {fact.question}" for facts in tofu.retain_facts() for fact in facts)]
+    found = list(dict.fromkeys(found))
+    random.Random(0).shuffle(found)
+    return found
+
+
+def _throughput(generator: Load, gateway: peers.Running, upstream: int, batches: Iterator[Sequence[bytes]]) -> Round:
+    """A batch of requests, each asked once; what gateway, generator and upstream (a process) took of the cores."""
 
     def once() -> Mapping[str, tuple[float, str]]:
-        before = sum(cpu_s(one.pid) for one in gateways)
-        begun = time.perf_counter()
-        with ThreadPoolExecutor(len(gateways)) as pool:
-            asked = [
-                pool.submit(
-                    generator.run, one.port, proxy._ask("whole", {}), requests=requests // len(gateways), connections=16
-                )
-                for generator, one in zip(generators, gateways, strict=False)
-            ]
-            failed = sum(one.result()["failed"] for one in asked)
-        seconds = time.perf_counter() - begun
-        if failed:
-            raise RuntimeError(f"{failed} requests failed")
-        used = sum(cpu_s(one.pid) for one in gateways) - before
-        return {"throughput": (requests / seconds, "requests/s"), "cores in use": (used / seconds, "cores")}
+        batch = next(batches)
+        taken = {"gateway": gateway.pid, "generator": generator.pid, "upstream": upstream}
+        before = {name: cpu_s(pid) for name, pid in taken.items()}
+        got = generator.run(gateway.port, batch, requests=len(batch), connections=CONNECTIONS)
+        used = {name: cpu_s(pid) - before[name] for name, pid in taken.items()}
+        if got["failed"]:
+            raise RuntimeError(f"{got['failed']} requests failed; the last answer: {got['last'][:300]!r}")
+        return {
+            "throughput": (len(batch) / got["seconds"], "requests/s"),
+            **{f"CPU of the {name}": (1e6 * value / len(batch), "µs a request") for name, value in used.items()},
+            **{f"{name}, cores": (value / got["seconds"], "cores") for name, value in used.items()},
+        }
 
     return once
+
+
+def _workers(folder: Path, rounds: int, largest: int) -> Answer:
+    """One worker and two on two cores, in turns."""
+    there = sorted(os.sched_getaffinity(0))
+    cores, apart = there[:2], there[2:] if len(there) >= 4 else there[:2]
+    asked = [
+        load.post(
+            "/v1/chat/completions", {"model": fast_upstream.MODEL, "messages": [{"role": "user", "content": text}]}
+        )
+        for text in _prompts()
+    ]
+    size = min(largest, len(asked) // (rounds + 1))
+    batches = [asked[size * i : size * (i + 1)] for i in range(rounds + 1)]
+    with ExitStack() as stack:
+        generator = stack.enter_context(load.generator())
+        upstream, upstream_pid = stack.enter_context(peers.upstream(folder))
+        for pid in (generator.pid, upstream_pid):
+            os.sched_setaffinity(pid, apart)
+        up = {
+            count: stack.enter_context(peers.serving(_guarded(folder, workers=count, cores=cores), upstream, folder))
+            for count in (1, 2)
+        }
+        found = alternating(
+            {
+                f"workers: {count}": _throughput(generator, one, upstream_pid, iter(batches))
+                for count, one in up.items()
+            },
+            rounds,
+        )
+        memory = [
+            Series(f"workers: {count}, memory that is theirs alone or their share (Pss)", "MB",
+                   [1.048576 * memory_mib(one.pid)])
+            for count, one in up.items()
+        ]  # fmt: skip
+    alone, both = found["workers: 1"], found["workers: 2"]
+    others = [both[f"{name}, cores"].median for name in ("generator", "upstream")]
+    note = (
+        f"workers: load generator and upstream took {others[0]:.2f} and {others[1]:.2f} cores beside two workers, "
+        f"{'on cores of their own' if apart != cores else 'of the same two'}"
+    )
+    if apart == cores:
+        left = len(cores) - sum(others)
+        most = left / alone["gateway, cores"].median
+        note += (
+            f": that leaves {left:.2f} to the workers, where one alone used {alone['gateway, cores'].median:.2f}, "
+            f"so that {most:.2f} times as much was possible at the same cost of a request"
+        )
+    return Answer(
+        [*memory, *(series for group in found.values() for series in group.values())],
+        [Claim.ratio("throughput of two workers against one, on two cores", both["throughput"], alone["throughput"],
+                     at_least=1.6)],
+        [note],
+        {"cores of the workers": cores, "cores of generator and upstream": apart, "requests a round": size},
+    )  # fmt: skip
 
 
 def measure(quick: bool) -> Answer:
@@ -104,32 +176,18 @@ def measure(quick: bool) -> Answer:
         upstream, _ = stack.enter_context(peers.upstream(folder))
         guarded = _guarded(folder)
         starts = alternating({"guarding": lambda: _start(guarded, upstream, folder)}, rounds)["guarding"]
-        generators = [stack.enter_context(load.generator()) for _ in range(2)]
+        generator = stack.enter_context(load.generator())
         with peers.serving(guarded, upstream, folder) as one:
-            _ask_different(one, generators[0], 200)
+            _ask_different(one, generator, 200)
             memory = Series("guarding, resident memory", "MB", [1.048576 * memory_mib(one.pid, "Rss")])
-        pair = [stack.enter_context(peers.serving(peers.lethe(name=f"lethe {n}"), upstream, folder)) for n in (1, 2)]
-        requests = 2000 if quick else 6000
-        found = alternating(
-            {
-                "one gateway": _throughput(generators, pair[:1], requests),
-                "two gateways": _throughput(generators, pair, requests),
-            },
-            rounds,
-        )
-    one_alone, two = (found[name]["throughput"] for name in ("one gateway", "two gateways"))
-    notes = []
-    if len(os.sched_getaffinity(0)) < 4:
-        notes.append(
-            "load generator and upstream need a core or more of their own: with fewer than four cores the second "
-            "gateway has none left, and its ratio says little"
-        )
+        workers = _workers(folder / "workers", rounds, 400 if quick else 600)
     return Answer(
-        [*starts.values(), memory, *(series for group in found.values() for series in group.values())],
+        [*starts.values(), memory, *workers.series],
         [
             Claim.level("start to ready", starts["start to ready"], at_most=3.0),
             Claim.level("resident memory with the default encoder", memory, at_most=350.0),
-            Claim.ratio("throughput of two gateways against one", two, one_alone, at_least=1.6),
+            *workers.claims,
         ],
-        notes,
+        workers.notes,
+        workers.facts,
     )

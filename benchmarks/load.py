@@ -2,8 +2,9 @@
 
     python -m benchmarks.load        reads orders as JSON lines from its standard input, answers each with one line
 
-Order: {"port", "request" (the bytes, as Latin-1), "requests", "connections"}. Answer: seconds, p50 and p99 of the time
-of a whole answer and p50 to its first byte, in milliseconds; requests that failed; one answer's bytes; own CPU seconds.
+Order: {"port", "asked" (requests' bytes, as Latin-1, asked in turns), "requests", "connections"}. Answer: seconds, p50
+and p99 of the time of a whole answer and p50 to its first byte, in milliseconds; requests that failed; one answer's
+bytes; own CPU seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,11 +44,12 @@ class _Client(asyncio.Protocol):
         self._next()
 
     def _next(self) -> None:
-        if not self._order.take():
+        request = self._order.take()
+        if request is None:
             self._transport.close()
             return
         self._reset()
-        self._transport.write(self._order.request)
+        self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         if not self._got:
@@ -78,8 +80,8 @@ class _Client(asyncio.Protocol):
 class _Order:
     """One order and what came of it."""
 
-    def __init__(self, port: int, request: bytes, requests: int, connections: int) -> None:
-        self.port, self.request, self.left, self.connections = port, request, requests, connections
+    def __init__(self, port: int, asked: Sequence[bytes], requests: int, connections: int) -> None:
+        self.port, self.asked, self.left, self.connections = port, asked, requests, connections
         self.wanted = requests
         self.took: list[float] = []
         self.first: list[float] = []
@@ -88,9 +90,10 @@ class _Order:
         self._open = 0
         self._done = asyncio.get_running_loop().create_future()
 
-    def take(self) -> bool:
+    def take(self) -> bytes | None:
+        """The next request; None where all were asked."""
         self.left -= 1
-        return self.left >= 0
+        return self.asked[self.left % len(self.asked)] if self.left >= 0 else None
 
     def lost(self, client: _Client) -> None:
         self._open -= 1
@@ -126,7 +129,7 @@ async def _serve() -> None:
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order = json.loads(line)
-        order["request"] = order["request"].encode("latin-1")
+        order["asked"] = [request.encode("latin-1") for request in order["asked"]]
         print(json.dumps(await _Order(**order).run()), flush=True)
 
 
@@ -135,11 +138,16 @@ class Load:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self.pid = process.pid
 
-    def run(self, port: int, request: bytes, *, requests: int, connections: int) -> Mapping[str, Any]:
-        """Ask so often over so many connections. Raises RuntimeError when the generator has ended."""
+    def run(self, port: int, request: bytes | Sequence[bytes], *, requests: int, connections: int) -> Mapping[str, Any]:
+        """Ask so often over so many connections; several requests are asked in turns, from the last to the first.
+
+        Raises RuntimeError when the generator has ended.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
-        order = {"port": port, "request": request.decode("latin-1"), "requests": requests, "connections": connections}
+        asked = [one.decode("latin-1") for one in ([request] if isinstance(request, bytes) else request)]
+        order = {"port": port, "asked": asked, "requests": requests, "connections": connections}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()

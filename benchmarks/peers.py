@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -69,8 +69,11 @@ class Running:
     headers: Mapping[str, str]
 
 
-def lethe(*, workers: int = 1, env: Mapping[str, str] | None = None, name: str = "lethe") -> Peer:
-    """The gateway as `lethe serve` runs it: no policies unless `env` names some, audit trail and metrics on."""
+def lethe(*, env: Mapping[str, str] | None = None, name: str = "lethe", cores: Collection[int] = ()) -> Peer:
+    """The gateway as `lethe serve` runs it: no policies unless `env` names some, audit trail and metrics on.
+
+    cores: the only ones that it may use.
+    """
 
     def command(port: int, upstream: int, folder: Path) -> Sequence[str]:
         (folder / "none").mkdir(exist_ok=True)
@@ -79,7 +82,9 @@ def lethe(*, workers: int = 1, env: Mapping[str, str] | None = None, name: str =
             "LETHE_POLICIES": str(folder / "none"), "LETHE_ARTIFACTS": str(folder / "none"),
             "LETHE_AUDIT": str(folder / "audit.jsonl"), "LETHE_LOG_LEVEL": "warning", **(env or {}),
         }  # fmt: skip
-        return ["env", *(f"{key}={value}" for key, value in given.items()), sys.executable, "-m", "server.cli", "serve"]
+        held = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
+        serve = [sys.executable, "-m", "server.cli", "serve"]
+        return ["env", *(f"{key}={value}" for key, value in given.items()), *held, *serve]
 
     return Peer(name, version("lethe-gateway"), command, ready="/ready")
 

@@ -124,7 +124,7 @@ async def test_a_full_key_is_asked_again_after_the_time_that_it_was_told(
         now += seconds
 
     # The limit's clock goes on only while the client waits to ask again.
-    monkeypatch.setattr(admission.KeyLimits.__init__, "__defaults__", (lambda: now,))
+    monkeypatch.setattr(admission.KeyLimits.__init__, "__defaults__", (lambda: now, None))
     monkeypatch.setattr("openai._base_client.anyio", SimpleNamespace(sleep=wait))
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy()), keys=path) as gate:
         async with of_openai(gate.url, api_key=token, max_retries=0) as client:
