@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.random import SFC64
 
-from corruption.functions import add_noise, draw, flip_sign, is_finite, set_noise, standard_quantiles, zero_out
+from corruption.functions import add_noise, draw, flip_sign, is_finite, set_noise, standard_quantiles, widen, zero_out
 
 X = np.array([[1.0, -5.0, 2.0, 0.5], [3.0, 1.0, -4.0, 0.0]], dtype=np.float32)
 MASK = np.array([True, False])
@@ -74,3 +74,18 @@ def test_infinity_and_nan_are_seen_in_every_type(dtype: type) -> None:
     assert is_finite(largest) and is_finite(largest[:0])
     for wrong in (np.inf, -np.inf, np.nan):
         assert not is_finite(np.array([[1.0, wrong]], dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("finite", [True, False])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of ml_dtypes, for NaN
+def test_every_value_is_itself_in_a_wider_type(dtype: type, finite: bool) -> None:
+    values = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    values = values[np.isfinite(values)][:65024] if finite else values
+    values = values.reshape(-1, 256)
+    out = np.full(values.shape, 3, dtype=np.float32)
+    widen(values[:, 1:], out[:, 1:])
+    expected = values.astype(np.float32)
+    expected[:, 0] = 3
+    assert np.array_equal(out, expected, equal_nan=True)
+    assert np.array_equal(np.signbit(out), np.signbit(expected))
