@@ -22,6 +22,7 @@ WORD_KINDS = 2
 AT_ONCE = 1 << 20
 
 WORD = re.compile(r"[^\W_]+")
+_WORD_OR_END = re.compile(rf"{WORD.pattern}|\n")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
 _BITS = BUCKETS.bit_length() - 1
@@ -58,13 +59,8 @@ class Document:
     """
 
     def __init__(self, units: Sequence[str]) -> None:
-        self._words: list[str] = []
-        starts = [0]
-        for unit in units:
-            self._words += WORD.findall(unit.casefold())
-            starts.append(len(self._words))
+        words, starts = _words(units)
         self._starts = np.array(starts, dtype=np.int64)
-        words = self._words
         coded = [word.encode("utf-8", "surrogatepass") for word in words]
         hashes = [zlib.crc32(word) for word in coded]
         # A checksum goes on where the one of the word before it ended.
@@ -96,7 +92,7 @@ class Document:
     def _edges(self, first: Integers, last: Integers) -> tuple[Integers, Integers]:
         """(N, kinds) where the n-grams of each kind of each run begin and end in `_grams`."""
         a, b = self._starts[first], self._starts[last]
-        if not len(self._words):
+        if not len(self._begins):
             return np.zeros((len(a), len(self._kinds)), dtype=np.int64), np.zeros(
                 (len(a), len(self._kinds)), dtype=np.int64
             )
@@ -132,6 +128,16 @@ def words(text: str) -> list[str]:
 def word_bucket(word: str) -> int:
     """The bucket of a word, or of two words joined by a space."""
     return zlib.crc32(word.encode("utf-8", "surrogatepass")) & (BUCKETS - 1)
+
+
+def _words(units: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The words of all units, and how many stand before each unit and after the last."""
+    if any("\n" in unit for unit in units):
+        units = [unit.replace("\n", " ") for unit in units]
+    # One cut through all: a line break, which is in no word, ends a unit.
+    found = _WORD_OR_END.findall("".join(f"{unit}\n" for unit in units).casefold())
+    ends = [i for i, word in enumerate(found) if word == "\n"]
+    return [word for word in found if word != "\n"], [0, *(end - unit for unit, end in enumerate(ends))]
 
 
 def _each(texts: Sequence[str]) -> tuple[Integers, Integers]:

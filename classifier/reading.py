@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import ne
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +65,7 @@ def read(
 ) -> Reading:
     """Every window of every view of a text; and shorter windows inside those, for a closer look."""
     pages: list[tuple[View, Cover]] = []
-    units: list[str] = []
-    # Views with the same units share rows.
-    bases: list[tuple[list[str], int]] = []
+    units = _Units()
     rows: dict[Run, int] = {}
     inner: dict[Run, int] = {}
     found: list[tuple[int, Run, Run, bool]] = []
@@ -79,18 +79,13 @@ def read(
         pages.append((view, covered))
         if view.name == "raw":
             seen, present = covered.seen, covered.present
-        own = [encoder.folded(unit) for unit in covered.units]
-        base = next((start for known, start in bases if known == own), None)
-        if base is None:
-            base = len(units)
-            bases.append((own, base))
-            units += own
-        for window in covered.windows:
-            run = base + window[0], base + window[1]
+        shifts = units.add([encoder.folded(unit) for unit in covered.units], covered.windows)
+        for window, shift in zip(covered.windows, shifts, strict=True):
+            run = shift + window[0], shift + window[1]
             rows.setdefault(run, len(rows))
             found.append((page, window, run, False))
             for part in covered.inner(window):
-                run = base + part[0], base + part[1]
+                run = shift + part[0], shift + part[1]
                 inner.setdefault(run, len(inner))
                 found.append((page, part, run, True))
     runs = np.array([*rows, *inner], dtype=np.int64).reshape(-1, 2)
@@ -99,4 +94,31 @@ def read(
         for page, window, run, closer in found
     ]
     own_rows = np.arange(len(runs)) < len(rows)
-    return Reading(places, runs[:, 0], runs[:, 1], own_rows, Document(units), seen, present, units, pages)
+    return Reading(places, runs[:, 0], runs[:, 1], own_rows, Document(units.all), seen, present, units.all, pages)
+
+
+class _Units:
+    """The units of all views, one after another; what an earlier view has at the same place stands there once."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._raw: list[str] | None = None
+
+    def add(self, own: list[str], windows: Sequence[Run]) -> list[int]:
+        """For each window of a view, what its numbers in `own` lack to those in `all`."""
+        if self._raw is None:
+            self._raw = own
+            self.all += own
+            return [0] * len(windows)
+        shifts: dict[Run, int] = {}
+        if len(own) == len(self._raw):
+            differ = list(accumulate(map(ne, own, self._raw), initial=0))
+            shifts = {(first, last): 0 for first, last in windows if differ[first] == differ[last]}
+        end = shift = 0
+        for first, last in sorted(window for window in windows if window not in shifts):
+            if first >= end:
+                end, shift = first, len(self.all) - first
+            self.all += own[end:last]
+            end = max(end, last)
+            shifts[first, last] = shift
+        return [shifts[window] for window in windows]

@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, compress, pairwise
 
 import numpy as np
@@ -47,15 +48,19 @@ Run = tuple[int, int]
 class Cover:
     """The windows of one text, as runs of its units (runs without blanks, long ones in parts).
 
-    spans: the characters of each unit. units: their texts. seen: so many of the units' `present` characters
-    lie in a window.
+    units: their texts. seen: so many of the units' `present` characters lie in a window.
     """
 
-    spans: Sequence[tuple[int, int]]
+    whole: str
     units: Sequence[str]
     windows: tuple[Run, ...]
     seen: int
     present: int
+
+    @cached_property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """The characters of each unit. Few ask."""
+        return _spans(self.whole)
 
     def text(self, window: Run) -> str:
         """What of a window is scored: its units with a blank between."""
@@ -86,43 +91,49 @@ def cover(
     changed: (len(text),) which characters matter. Only windows that hold some are made, and a run of words
     that matter has windows of its own.
     """
-    spans = [match.span() for match in _UNIT.finditer(text)]
-    units = [text[a:b] for a, b in spans]
-    if not spans:
-        return Cover(spans, units, (), 0, 0)
+    units = _units(text)
+    if not units:
+        return Cover(text, units, (), 0, 0)
     sizes = [len(unit) for unit in units]
     limit = encoder.limit - SLACK
     # A tokenizer is asked only where the limit could matter.
-    short = text.isascii() and MOST_PIECES * (len(text) + len(spans)) <= limit
+    short = text.isascii() and MOST_PIECES * (len(text) + len(units)) <= limit
     total = list(accumulate(sizes if short else encoder.piece_counts(units), initial=0))
-    ranges = _slices(0, len(spans), total, len(spans), limit, keep=4)
-    if narrow and len(spans) > SHORTEST_UNITS:
-        for first, last in _sentences(text, spans, units):
-            ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
-        for first, last in _quotes(text, spans):
+    ranges = _slices(0, len(units), total, len(units), limit, keep=4)
+    if narrow and len(units) > SHORTEST_UNITS:
+        for first, last in (*_sentences(text, units), *_quotes(text, len(units))):
             ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
     if changed is not None:
         matters = np.concatenate([[0], np.cumsum(changed)])
-        within = np.array([matters[b] > matters[a] for a, b in spans])
+        starts, ends = np.array(_spans(text)).T
+        within = matters[ends] > matters[starts]
         for first, last in _stretches(within):
             ranges += _slices(first, last, total, NARROW_UNITS, limit, keep=2)
-        so_far = np.concatenate([[0], np.cumsum(within)])
+        so_far = np.concatenate([[0], np.cumsum(within)]).tolist()
         ranges = [(a, b) for a, b in ranges if so_far[b] > so_far[a]]
-    inside = bytearray(len(spans))
+    inside = bytearray(len(units))
     for a, b in ranges:
         inside[a:b] = b"\1" * (b - a)
-    return Cover(spans, units, tuple(dict.fromkeys(ranges)), sum(compress(sizes, inside)), sum(sizes))
+    return Cover(text, units, tuple(dict.fromkeys(ranges)), sum(compress(sizes, inside)), sum(sizes))
 
 
-def _quotes(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _units(text: str) -> list[str]:
+    units = text.split()
+    return units if len(max(units, key=len, default="")) <= UNIT_CHARACTERS else _UNIT.findall(text)
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    return [match.span() for match in _UNIT.finditer(text)]
+
+
+def _quotes(text: str, count: int) -> list[tuple[int, int]]:
     """Ranges of units between marks of quotation, whichever marks belong together; what is all the text isn't one."""
-    starts = [start for start, _ in spans]
-    found = []
-    for match in _QUOTE.finditer(text):
-        first, last = bisect_right(starts, match.start(1)) - 1, bisect_left(starts, match.end(1))
-        if SHORTEST_QUOTE <= last - first < len(spans):
-            found.append((first, last))
-    return found
+    quotes = [match.span(1) for match in _QUOTE.finditer(text)]
+    if not quotes:
+        return []
+    starts = [start for start, _ in _spans(text)]
+    found = ((bisect_right(starts, start) - 1, bisect_left(starts, end)) for start, end in quotes)
+    return [(first, last) for first, last in found if SHORTEST_QUOTE <= last - first < count]
 
 
 def _stretches(within: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -142,6 +153,8 @@ def _slices(
     keep: int,
 ) -> list[tuple[int, int]]:
     """Ranges of units that cover first..last; each within both bounds, overlapping by one part in `keep`."""
+    if last - first <= most_units and total[last] - total[first] <= limit:
+        return [(first, last)]
     found = []
     start = first
     while True:
@@ -153,16 +166,15 @@ def _slices(
         start = max(end - max((end - start) // keep, 1), start + 1)
 
 
-def _sentences(text: str, spans: Sequence[tuple[int, int]], units: Sequence[str]) -> list[tuple[int, int]]:
+def _sentences(text: str, units: Sequence[str]) -> list[tuple[int, int]]:
     """Ranges of units that end with a sentence or a line; one of very few words is joined to the next."""
+    ends = [i for i, unit in enumerate(units, 1) if unit.rstrip(_CLOSING)[-1:] in _SENTENCE_ENDS]
+    if "\n" in text:
+        ends = sorted({*ends, *accumulate(len(_units(line)) for line in text.split("\n"))})
     cuts = [0]
-    lines = "\n" in text
-    for i in range(SHORTEST_UNITS, len(spans)):
-        if i - cuts[-1] >= SHORTEST_UNITS and (
-            units[i - 1].rstrip(_CLOSING)[-1:] in _SENTENCE_ENDS
-            or (lines and "\n" in text[spans[i - 1][1] : spans[i][0]])
-        ):
-            cuts.append(i)
-    if len(cuts) > 1 and len(spans) - cuts[-1] < SHORTEST_UNITS:
+    for end in ends:
+        if end - cuts[-1] >= SHORTEST_UNITS and end < len(units):
+            cuts.append(end)
+    if len(cuts) > 1 and len(units) - cuts[-1] < SHORTEST_UNITS:
         cuts.pop()
-    return list(pairwise([*cuts, len(spans)]))
+    return list(pairwise([*cuts, len(units)]))
