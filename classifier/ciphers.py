@@ -130,14 +130,16 @@ def _usual() -> tuple[int, ...]:
 def _known_by_rule(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int, int]]:
     """(start, end, rule) of words that are none as they stand, and known ones by a usual rule."""
     known = language.words()
-    found: list[tuple[int, int, int]] = []
-    for match in _LETTERS.finditer(text):
-        written = match[0].lower()
-        if len(written) >= SHORTEST_KNOWN and written not in known and written not in vocabulary:
-            for rule, plain in _under_usual(written):
-                if plain in known or plain in vocabulary:
-                    found.append((*match.span(), rule))
-    return found
+    rules: dict[str, list[int]] = {}
+    for written in dict.fromkeys(_LETTERS.findall(text)):
+        word = written.lower()
+        if len(word) >= SHORTEST_KNOWN and word not in known and word not in vocabulary:
+            found = [rule for rule, plain in _under_usual(word) if plain in known or plain in vocabulary]
+            if found:
+                rules[written] = found
+    if not rules:
+        return []
+    return [(*match.span(), rule) for match in _LETTERS.finditer(text) for rule in rules.get(match[0], ())]
 
 
 @lru_cache(maxsize=1 << 12)

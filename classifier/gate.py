@@ -31,6 +31,7 @@ LEAST_SHARE = 0.03
 # of windows of so many units.
 LENGTHS = (INNER_UNITS, NARROW_UNITS, NARROW_UNITS + 1)
 MARGINS = (0.0, 0.75, 1.25)
+_MARGINS = np.interp(np.arange(LENGTHS[-1] + 1), LENGTHS, MARGINS)
 # A word of an added item tells, if it is at least so rare, as a share of the rarest.
 TELLING = 0.5
 # Of short windows inside others so many are encoded, those whose words say most.
@@ -173,7 +174,7 @@ def _passed(rows: NDArray[np.bool_], lexical: Floats, retained: NDArray[np.bool_
 
 def margin(units: Integers) -> Floats:
     """(N,) what windows of so many units have to say beyond an artifact's level, in nats."""
-    return np.interp(units, LENGTHS, MARGINS)
+    return _MARGINS[np.minimum(units, LENGTHS[-1])]
 
 
 def telling_words(artifact: Artifact) -> frozenset[int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 import numpy as np
 
@@ -25,6 +26,8 @@ KNOWN_SHARE = 0.5
 STRANGE_SHARE = 0.35
 GAPLESS_WORDS = 4
 GAPLESS_SHARE = 0.5
+# And so many of them are no words; of ordinary text, only names and rare words are none.
+STRANGE_TOKENS = 4
 # Fragments become at most this many words each.
 FEWER = 0.75
 # Letters of a word that is familiar.
@@ -38,6 +41,8 @@ _TAG = re.compile(
     r"(?<=[^\W_])(?:<{1,2}[^<>\s][^<>]{0,199}>{1,2}|\[/?[A-Za-z]{1,8}\]|[\u00ad\u200b-\u200f\u2060\ufeff]){1,16}"
     r"(?=[^\W_])"
 )
+_TAG_SIGN = re.compile("[>\\]\u00ad\u200b-\u200f\u2060\ufeff]")
+_MARK_SIGN = re.compile("[*_~`]")
 # Emphasis that begins, or ends, inside a word. Single underscores join the names of programs.
 _MARK = r"\*{1,3}|__|~~|`"
 _EMPHASES = (
@@ -57,8 +62,9 @@ _PART = re.compile(rf"{_CAPITAL.pattern}|[0-9]+|[^\W_A-Za-z0-9]+")
 
 def unmarked(text: str) -> list[Edit]:
     """Tags, special tokens and marks of emphasis inside words, gone."""
-    spans = {match.span() for match in _TAG.finditer(text)}
-    spans.update(match.span(mark) for form in _EMPHASES for match in form.finditer(text) for mark in (1, 2))
+    spans = {match.span() for match in _TAG.finditer(text)} if _TAG_SIGN.search(text) else set()
+    if _MARK_SIGN.search(text):
+        spans.update(match.span(mark) for form in _EMPHASES for match in form.finditer(text) for mark in (1, 2))
     edits: list[Edit] = []
     for start, end in sorted(spans):
         if not edits or start >= edits[-1][1]:
@@ -179,20 +185,24 @@ def _gapless(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int, list
 
 def _fragments(text: str) -> list[tuple[int, int]]:
     """Where tokens are short and mostly no words: their gaps may be in the wrong places."""
-    spans = [match.span() for match in _TOKEN.finditer(text)]
+    tokens = _TOKEN.findall(text)
     known = language.words()
-    total, unknown = [0], [0]
-    for start, end in spans:
-        total.append(total[-1] + end - start)
-        unknown.append(unknown[-1] + (0 if text[start:end].casefold() in known else end - start))
+    sizes = [0 if token.casefold() in known else len(token) for token in tokens]
+    strange = list(accumulate(map(bool, sizes), initial=0))
+    if strange[-1] < STRANGE_TOKENS:
+        return []
+    unknown = list(accumulate(sizes, initial=0))
+    total = list(accumulate(map(len, tokens), initial=0))
     found: list[tuple[int, int]] = []
-    for first in range(len(spans) - FRAGMENTS + 1):
+    for first in range(len(tokens) - FRAGMENTS + 1):
         last = first + FRAGMENTS
+        if strange[last] - strange[first] < STRANGE_TOKENS:
+            continue
         letters = total[last] - total[first]
-        strange = unknown[last] - unknown[first]
-        if strange > STRANGE_SHARE * letters and letters <= FRAGMENT_LENGTH * FRAGMENTS:
+        if unknown[last] - unknown[first] > STRANGE_SHARE * letters and letters <= FRAGMENT_LENGTH * FRAGMENTS:
             if found and first <= found[-1][1]:
                 found[-1] = found[-1][0], last
             else:
                 found.append((first, last))
+    spans = [match.span() for match in _TOKEN.finditer(text)] if found else []
     return [(spans[first][0], spans[last - 1][1]) for first, last in found]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from classifier import language
@@ -33,18 +33,19 @@ def repaired(
     if not vocabulary:
         return []
     known, near = language.words(), _neighbours(vocabulary)
-    edits: list[Edit] = []
-    telling = 0
-    for match in _WORD.finditer(text):
-        word = match[0].casefold()
+    meant: dict[str, str] = {}
+    for written in dict.fromkeys(_WORD.findall(text)):
+        word = written.casefold()
         if SHORTEST <= len(word) <= LONGEST and word not in known and word not in vocabulary and not familiar(word):
-            found = {other for form in _shorter(word) for other in near.get(form, ()) if one_slip(word, other)}
+            forms = near.keys() & _shorter(word)
+            found = {other for form in forms for other in near[form] if one_slip(word, other)}
             if found:
-                plain = min(found, key=lambda other: (abs(len(other) - len(word)), other))
-                edits.append((*match.span(), plain))
-                telling += plain not in known
+                meant[written] = min(found, key=lambda other: (abs(len(other) - len(word)), other))
+    if not meant:
+        return []
+    edits = [(*match.span(), meant[match[0]]) for match in _WORD.finditer(text) if match[0] in meant]
     # One slip in an ordinary word is no reason to read a text once more.
-    return edits if telling or len(edits) >= FEW else []
+    return edits if len(edits) >= FEW or any(plain not in known for plain in meant.values()) else []
 
 
 def one_slip(word: str, other: str) -> bool:
@@ -68,7 +69,6 @@ def _neighbours(vocabulary: frozenset[str]) -> dict[str, Sequence[str]]:
     return {form: tuple(words) for form, words in found.items()}
 
 
-def _shorter(word: str) -> Iterator[str]:
+def _shorter(word: str) -> set[str]:
     """A word, and it without one of its letters."""
-    yield word
-    yield from {word[:i] + word[i + 1 :] for i in range(len(word))}
+    return {word, *[word[:i] + word[i + 1 :] for i in range(len(word))]}

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,11 @@ _WORD_OR_END = re.compile(rf"{WORD.pattern}|\n")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
 _BITS = BUCKETS.bit_length() - 1
+_HALF, _REST = np.uint64(29), np.uint64(64 - _BITS)
 _WIDE = _BITS + 1
+# How many n-grams of each kind begin less between two places than there are words, or characters with a blank less.
+_SHORTER = np.array([0, -1, *(2 - size for size in CHARACTER_SIZES)])
+_IS_CHARACTER = np.arange(len(_SHORTER)) >= WORD_KINDS
 
 Integers = NDArray[np.int64]
 
@@ -45,7 +50,7 @@ class Rows:
             return self.dot(weights[:, None])[:, 0]
         out = np.zeros((len(self.starts) - 1, weights.shape[1]))
         # A sum over nothing would be the next row's first number.
-        filled = np.flatnonzero(np.diff(self.starts))
+        filled = (self.starts[1:] > self.starts[:-1]).nonzero()[0]
         if len(filled):
             products = self.values[:, None] * weights[self.buckets].astype(np.float32, copy=False)
             out[filled] = np.add.reduceat(products, self.starts[filled], axis=0)
@@ -60,21 +65,22 @@ class Document:
 
     def __init__(self, units: Sequence[str]) -> None:
         words, starts = _words(units)
-        self._starts = np.array(starts, dtype=np.int64)
-        coded = [word.encode("utf-8", "surrogatepass") for word in words]
+        joined = f" {' '.join(words)} "
+        coded = joined.encode("utf-8", "surrogatepass").split()
         hashes = [zlib.crc32(word) for word in coded]
         # A checksum goes on where the one of the word before it ended.
         pairs = [zlib.crc32(b" " + after, before) for before, after in zip(hashes, coded[1:], strict=False)]
         self._singles = np.array(hashes, dtype=np.int64) & (BUCKETS - 1)
-        lengths = np.array([len(word) for word in words], dtype=np.int64)
-        # Where each word begins in the words joined by blanks, one blank before the first and after the last.
-        self._ends = np.cumsum(lengths + 1)
-        self._begins = self._ends - lengths
         # All kinds of n-grams, one after another, those of characters at BUCKETS + bucket.
-        joined = f" {' '.join(words)} "
         kinds = [self._singles, np.array(pairs, dtype=np.int64) & (BUCKETS - 1), *_character_buckets(joined)]
         self._grams = np.concatenate(kinds)
-        self._kinds = np.cumsum([0, *(len(kind) for kind in kinds[:-1])])
+        self._kinds = np.array([0, *accumulate(map(len, kinds[:-1]))])
+        self._starts = np.array(starts)
+        # Before each unit and after the last: how many words stand there, and where in `joined` the next blank does.
+        blanks = np.array([0, *accumulate(len(word) + 1 for word in words)])
+        self._places = np.empty((len(starts), len(kinds)), dtype=np.int64)
+        self._places[:, :WORD_KINDS] = self._starts[:, None]
+        self._places[:, WORD_KINDS:] = blanks[self._starts][:, None]
 
     def word_rows(self, first: Integers, last: Integers) -> Rows:
         """Word 1-2-grams of each run, log-counted, rows of unit length."""
@@ -91,17 +97,9 @@ class Document:
 
     def _edges(self, first: Integers, last: Integers) -> tuple[Integers, Integers]:
         """(N, kinds) where the n-grams of each kind of each run begin and end in `_grams`."""
-        a, b = self._starts[first], self._starts[last]
-        if not len(self._begins):
-            return np.zeros((len(a), len(self._kinds)), dtype=np.int64), np.zeros(
-                (len(a), len(self._kinds)), dtype=np.int64
-            )
-        some = b > a
-        begin = np.where(some, self._begins[np.minimum(a, len(self._begins) - 1)] - 1, 0)
-        end = np.where(some, self._ends[b - 1] + 1, 0)
-        from_ = np.stack([a, a, begin, begin, begin], axis=1) + self._kinds
-        to = np.stack([b, b - 1, *(end - size + 1 for size in CHARACTER_SIZES)], axis=1) + self._kinds
-        return from_, np.maximum(to, from_)
+        begin = self._places[first] + self._kinds
+        end = self._places[last] + (self._kinds + _SHORTER)
+        return begin, np.maximum(begin, end, out=end)
 
     def distinct(self, first: Integers, last: Integers) -> tuple[Integers, Integers]:
         """(run, word bucket) of every distinct word of each run, sorted."""
@@ -148,23 +146,30 @@ def _each(texts: Sequence[str]) -> tuple[Integers, Integers]:
 def _character_buckets(joined: str) -> list[Integers]:
     """For each size, BUCKETS + the bucket of the n-gram that begins at each character."""
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    found = []
     hashed = np.zeros(len(codes), dtype=np.uint64)
+    found = []
     for size in range(1, max(CHARACTER_SIZES) + 1):
-        hashed = (hashed[: max(len(codes) - size + 1, 0)] ^ codes[size - 1 :]) * _MULTIPLIER
-        hashed ^= hashed >> np.uint64(29)
+        hashed = hashed[: max(len(codes) - size + 1, 0)] ^ codes[size - 1 :]
+        hashed *= _MULTIPLIER
+        hashed ^= hashed >> _HALF
         if size in CHARACTER_SIZES:
-            buckets = ((hashed ^ np.uint64(size)) * _MIXER) >> np.uint64(64 - _BITS)
-            found.append(buckets.view(np.int64) + BUCKETS)
+            buckets = hashed ^ np.uint64(size)
+            buckets *= _MIXER
+            buckets >>= _REST
+            found.append(buckets.view(np.int64))
+            found[-1] += BUCKETS
     return found
 
 
 def _keys(grams: Integers, first: Integers, last: Integers, row: Integers) -> Integers:
     """Row number and bucket, as one number, of each n-gram between `first` and `last` (..., of one shape)."""
     first, sizes = first.ravel(), (last - first).ravel()
-    total = np.cumsum(sizes)
-    at = np.arange(total[-1] if len(total) else 0) + np.repeat(first - total + sizes, sizes)
-    return np.asarray(np.repeat(row.ravel() << _WIDE, sizes) + grams[at])
+    total = sizes.cumsum()
+    at = (first - total + sizes).repeat(sizes)
+    at += np.arange(len(at))
+    keys = grams[at]
+    keys += (row << _WIDE).ravel().repeat(sizes)
+    return keys
 
 
 def _distinct(keys: Integers) -> Integers:
@@ -184,7 +189,7 @@ def _new(keys: Integers) -> NDArray[np.bool_]:
 def _rows(grams: Integers, first: Integers, last: Integers, *, parted: bool = False) -> Rows:
     """A row for each run, or two if words and characters are `parted`. first, last: (N, kinds)."""
     parts = 2 if parted else 1
-    row = parts * np.arange(len(first))[:, None] + parted * (np.arange(first.shape[1]) >= WORD_KINDS)
+    row = parts * np.arange(len(first))[:, None] + parted * _IS_CHARACTER[-first.shape[1] :]
     made = []
     for a, b in _chunks((last - first).sum(axis=1)):
         keys = _keys(grams, first[a:b], last[a:b], row[a:b])
@@ -202,7 +207,7 @@ def _rows(grams: Integers, first: Integers, last: Integers, *, parted: bool = Fa
 
 def _chunks(sizes: Integers) -> list[tuple[int, int]]:
     """Ranges of runs that hold about AT_ONCE n-grams each."""
-    total = np.cumsum(sizes)
+    total = sizes.cumsum()
     if not len(sizes) or total[-1] <= AT_ONCE:
         return [(0, len(sizes))]
     cuts = np.searchsorted(total, np.arange(AT_ONCE, total[-1] + 1, AT_ONCE)) + 1
@@ -213,11 +218,16 @@ def _chunks(sizes: Integers) -> list[tuple[int, int]]:
 def _counted(first: int, last: int, keys: Integers) -> Rows:
     """Rows first..last, of unit length, each n-gram weighing 1 + log of how often it stands there."""
     keys.sort()
-    at = np.flatnonzero(_new(keys))
+    at = _new(keys).nonzero()[0]
     distinct = keys[at]
-    values = 1 + np.log(np.diff(at, append=len(keys)))
-    row = (distinct >> _WIDE) - first
+    at[:-1] -= at[1:]
+    at[-1:] -= len(keys)
+    values = np.log(-at)
+    values += 1
+    row = distinct >> _WIDE
+    row -= first
     square = np.bincount(row, weights=values * values, minlength=last - first)
     values /= np.maximum(np.sqrt(square), 1e-12)[row]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=last - first))]).astype(np.int64)
-    return Rows(starts, distinct & ((1 << _WIDE) - 1), values.astype(np.float32))
+    starts = row.searchsorted(np.arange(last - first + 1))
+    distinct &= (1 << _WIDE) - 1
+    return Rows(starts, distinct, values.astype(np.float32))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import ne
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,7 @@ from classifier.views import View, views
 from classifier.windows import Cover, Run, cover
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a row stands: the view and the run of its units; closer: it lies inside another window."""
 
     page: int
@@ -79,7 +79,7 @@ def read(
         pages.append((view, covered))
         if view.name == "raw":
             seen, present = covered.seen, covered.present
-        shifts = units.add([encoder.folded(unit) for unit in covered.units], covered.windows)
+        shifts = units.add(list(map(encoder.folded, covered.units)), covered.windows)
         for window, shift in zip(covered.windows, shifts, strict=True):
             run = shift + window[0], shift + window[1]
             rows.setdefault(run, len(rows))

@@ -25,8 +25,8 @@ ROUNDS = 4
 MOST_CHARACTERS = 8
 FEW_CHARACTERS = 4096
 
-# Ordinary words and numbers, with the marks that ordinary sentences have: no signs inside words, no long runs. Few
-# readings can find anything in such a text; `_is_plain` asks those.
+# Ordinary words and numbers, with the marks that ordinary sentences have: no signs inside words, no long runs. But for
+# guesses few readings can find anything in such a text; `_is_plain` asks those.
 # Each word is read in one way and kept (atomic groups, possessive repeats): what could be read in two ways would be
 # tried in all combinations where a text is not plain in the end.
 _PLAIN = re.compile(
@@ -128,8 +128,6 @@ def views(
     if normal != text:
         ends = np.maximum(offsets[1:], offsets[:-1])
         found.append(View("normalised", normal, offsets[:-1], ends, np.ones(len(normal), dtype=bool)))
-    if _is_plain(text, vocabulary, familiar):
-        return found
     left = MOST_CHARACTERS * len(text) + FEW_CHARACTERS
     known = {view.text for view in found}
 
@@ -149,7 +147,8 @@ def views(
         return made
 
     last = raw
-    for _ in range(ROUNDS):
+    plain = _is_plain(text, vocabulary, familiar)
+    for _ in range(0 if plain else ROUNDS):
         begun = last
         for name, reading in READINGS.items():
             made = read(last, name, reading)
@@ -158,14 +157,14 @@ def views(
         if last is begun:
             break
     # Guesses, which could spoil what an encoding needs: at the end, each on what the one before it gave.
-    last = read(last, "leet", lookalikes.leet) or last
+    last = (None if plain else read(last, "leet", lookalikes.leet)) or last
     last = read(last, "segmented", joining.segmented) or last
     read(last, "repaired", mistyped.repaired)
     return found
 
 
 def _is_plain(text: str, vocabulary: frozenset[str], familiar: Callable[[str], bool]) -> bool:
-    """Whether a text is written so plainly that no further reading can come of it, told at a glance."""
+    """Whether a text is written so plainly that nothing but a guess can come of it, told at a glance."""
     if not text.isascii() or not _PLAIN.fullmatch(text):
         return False
     if len(_NUMBER.findall(text)) > FEW and (numbers(text) or hexadecimal(text)):
@@ -174,11 +173,4 @@ def _is_plain(text: str, vocabulary: frozenset[str], familiar: Callable[[str], b
         return False
     if "-" in text and (joining.bridged(text) or morse(text)):
         return False
-    words = set(_PLAIN_WORD.findall(text.lower()))
-    if words <= language.words():
-        return True
-    return not (
-        ciphers.deciphered(text, vocabulary)
-        or joining.segmented(text, vocabulary)
-        or mistyped.repaired(text, vocabulary, familiar)
-    )
+    return language.words().issuperset(_PLAIN_WORD.findall(text.lower())) or not ciphers.deciphered(text, vocabulary)

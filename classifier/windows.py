@@ -31,11 +31,10 @@ INNER = ((INNER_UNITS, 4), (10, 3))
 UNIT_CHARACTERS = 64
 # Pieces kept free, since a text cut out of another may be split a little differently.
 SLACK = 8
-# No tokenizer makes more pieces of an ASCII character.
-MOST_PIECES = 2
 
 _UNIT = re.compile(rf"\S{{1,{UNIT_CHARACTERS}}}")
 _QUOTE = re.compile(r"""["“”„«»`]([^"“”„«»`]{12,})(?=["“”„«»`])""")
+_QUOTE_MARK = re.compile('["“”„«»`]')
 _SENTENCE_ENDS = frozenset(".?!。？！…")
 _CLOSING = "\"'”’»)]*_"
 
@@ -96,8 +95,9 @@ def cover(
         return Cover(text, units, (), 0, 0)
     sizes = [len(unit) for unit in units]
     limit = encoder.limit - SLACK
-    # A tokenizer is asked only where the limit could matter.
-    short = text.isascii() and MOST_PIECES * (len(text) + len(units)) <= limit
+    # A tokenizer is asked only where the limit could matter: at most it makes a piece of each ASCII character, and of
+    # the blank before a unit.
+    short = text.isascii() and sum(sizes) + len(units) <= limit
     total = list(accumulate(sizes if short else encoder.piece_counts(units), initial=0))
     ranges = _slices(0, len(units), total, len(units), limit, keep=4)
     if narrow and len(units) > SHORTEST_UNITS:
@@ -128,7 +128,7 @@ def _spans(text: str) -> list[tuple[int, int]]:
 
 def _quotes(text: str, count: int) -> list[tuple[int, int]]:
     """Ranges of units between marks of quotation, whichever marks belong together; what is all the text isn't one."""
-    quotes = [match.span(1) for match in _QUOTE.finditer(text)]
+    quotes = [match.span(1) for match in _QUOTE.finditer(text)] if _QUOTE_MARK.search(text) else []
     if not quotes:
         return []
     starts = [start for start, _ in _spans(text)]

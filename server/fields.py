@@ -169,8 +169,9 @@ def joined(texts: list[Text]) -> tuple[str, ...]:
 
     Of long pieces only both ends: each piece is judged by itself, here counts what stands across them. The
     pieces of all roles, then the contents, those of the user and those of the system alone (what stands between them
-    parts nothing); then, where a word may be split over pieces, all again with nothing between. Each conversation of a
-    batch by itself. One turn more leaves all stretches but the last as they were, and those were judged before.
+    parts nothing); then, around places where a word may be split over pieces, the same with nothing between. Each
+    conversation of a batch by itself. One turn more leaves all stretches but the last as they were, and those were
+    judged before.
     """
     by_conversation = groupby(texts, key=lambda text: text.conversation)
     readings = [reading for _, group in by_conversation for reading in _readings(list(group))]
@@ -215,10 +216,29 @@ def _readings(texts: list[Text]) -> list[tuple[list[str], str]]:
         if 1 < len(said) < len(pieces):
             readings.append(([_ends(text, WINDOW) for text in said], "\n"))
     for said in (everyone, user, system):
-        stripped = [text.strip() for text in said if text.strip()]
-        if any(_SPLIT_WORD.search(f"{a[-1:]}{b[:1]}") for a, b in pairwise(stripped)):
-            readings.append(([_ends(text, SEAM) for text in stripped], ""))
+        readings += ((parts, "") for parts in _around_split_words([text.strip() for text in said if text.strip()]))
     return readings
+
+
+def _around_split_words(said: list[str]) -> Iterator[list[str]]:
+    """Texts between which a word may be split, with nothing between, and some of what stands around them."""
+    split = [bool(_SPLIT_WORD.search(f"{a[-1:]}{b[:1]}")) for a, b in pairwise(said)]
+    parts = [_ends(text, SEAM) for text in said]
+    near = [a or b for a, b in zip(_after(parts, split), _after(parts[::-1], split[::-1])[::-1], strict=True)]
+    parted = [part if whole else f"\n{part}" for part, whole in zip(parts, [True, *split], strict=False)]
+    for wanted, group in groupby(range(len(parts)), key=near.__getitem__):
+        if wanted:
+            yield [parted[i] for i in group]
+
+
+def _after(parts: list[str], split: list[bool]) -> list[bool]:
+    """Which parts stand, at least in part, among the SEAM characters after a place where a word may be split."""
+    found, left = [], 0
+    for part, opened in zip(parts, [False, *split], strict=False):
+        left = SEAM if opened else left
+        found.append(left > 0)
+        left -= len(part)
+    return found
 
 
 def _shown(text: Text) -> str:

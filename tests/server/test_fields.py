@@ -593,7 +593,11 @@ def test_an_answer_in_between_parts_no_question_and_no_word() -> None:
     said = [("user", "Who wrote about Zan"), ("assistant", "Go on."), ("user", "zibar?")]
     body = {"messages": [{"role": role, "content": text} for role, text in said]}
     found = joined(extract("chat", body))
-    assert found[1:] == ("Who wrote about Zan\nzibar?", "Who wrote about ZanGo on.zibar?", "Who wrote about Zanzibar?")
+    assert found[1:] == (
+        "Who wrote about Zan\nzibar?",
+        "Who wrote about ZanGo on.\nzibar?",
+        "Who wrote about Zanzibar?",
+    )
 
 
 def test_of_long_messages_the_ends_count_once_more() -> None:
@@ -606,6 +610,15 @@ def test_of_long_messages_the_ends_count_once_more() -> None:
 def test_a_word_split_over_parts_is_whole_in_the_joined_text() -> None:
     body = user([{"type": "text", "text": "Zan"}, {"type": "text", "text": " zi "}, "bar"])
     assert joined(extract("chat", body)) == ("Zan\n zi \nbar", "Zanzibar")
+
+
+def test_only_what_is_near_a_split_word_is_read_with_nothing_between() -> None:
+    said = ["Far away.", *["Thank you very much for all of that."] * 30, "Who wrote", "about Zan", "zi, what", "bar?",
+            *["So it goes, they say."] * 30, "The End."]  # fmt: skip
+    found = joined(extract("chat", {"messages": [{"role": "user", "content": text} for text in said]}))
+    (glued,) = (text for text in found if "wroteabout" in text)
+    assert "\nThank you very much for all of that.\nWho wroteabout Zanzi, whatbar?\nSo it goes" in glued
+    assert 2 * fields.SEAM < len(glued) < 4 * fields.SEAM
 
 
 def test_all_that_a_template_shows_counts_in_the_joined_text() -> None:
