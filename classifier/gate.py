@@ -174,7 +174,7 @@ def _passed(rows: NDArray[np.bool_], lexical: Floats, retained: NDArray[np.bool_
 
 def margin(units: Integers) -> Floats:
     """(N,) what windows of so many units have to say beyond an artifact's level, in nats."""
-    return _MARGINS[np.minimum(units, LENGTHS[-1])]
+    return np.asarray(_MARGINS[np.minimum(units, LENGTHS[-1])])
 
 
 def telling_words(artifact: Artifact) -> frozenset[int] | None:

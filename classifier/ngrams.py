@@ -167,8 +167,8 @@ def _keys(grams: Integers, first: Integers, last: Integers, row: Integers) -> In
     total = sizes.cumsum()
     at = (first - total + sizes).repeat(sizes)
     at += np.arange(len(at))
-    keys = grams[at]
-    keys += (row << _WIDE).ravel().repeat(sizes)
+    keys = (row << _WIDE).ravel().repeat(sizes)
+    keys += grams[at]
     return keys
 
 
