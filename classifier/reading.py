@@ -79,7 +79,9 @@ def read(
         pages.append((view, covered))
         if view.name == "raw":
             seen, present = covered.seen, covered.present
-        shifts = units.add(list(map(encoder.folded, covered.units)), covered.windows)
+        # No unit holds a line break.
+        own = encoder.folded("\n".join(covered.units)).split("\n")
+        shifts = units.add(own, covered.windows)
         for window, shift in zip(covered.windows, shifts, strict=True):
             run = shift + window[0], shift + window[1]
             rows.setdefault(run, len(rows))
