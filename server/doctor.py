@@ -108,12 +108,14 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     except SettingsError as error:
         yield Finding(False, str(error), "raise it, or use fewer workers")
         return
+    if settings.workers == 1:
+        return
     cores = len(os.sched_getaffinity(0))
     if settings.workers > cores:
         yield Finding(
             None, f"LETHE_WORKERS = {settings.workers}, and there are {cores} cores: more workers gain nothing"
         )
-    elif settings.workers > 1:
+    else:
         yield Finding(
             True, f"{settings.workers} workers on {cores} cores, {share.max_requests} requests at a time each"
         )

@@ -33,6 +33,8 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; an exit status. Raises SettingsError for what stops the start."""
+    if sys.platform != "linux":
+        raise SettingsError("LETHE_WORKERS: several processes on one port take Linux")
     of_one_worker(settings)
     with (
         tempfile.TemporaryDirectory(prefix="lethe-", ignore_cleanup_errors=True) as folder,
@@ -119,10 +121,15 @@ class Supervisor:
             if number == 0 and self._admin is not None:
                 given.append(str(self._admin.fileno()))
                 handed_on.append(self._admin.fileno())
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "server.workers", *given,
-                env=environment(self._settings.workers), pass_fds=handed_on,
-            )  # fmt: skip
+            command = [sys.executable, "-P", "-m", "server.workers", *given]
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command, env=environment(self._settings.workers), pass_fds=handed_on
+                )
+            except OSError as error:  # no memory or too many processes: it may go by
+                ours.close()
+                self._failed(number, str(error))
+                return 1
         self._running[number] = process
         if self._over.is_set():
             process.terminate()

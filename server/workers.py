@@ -183,10 +183,10 @@ def main(arguments: Sequence[str]) -> int:
     number, count, folder = int(arguments[0]), int(arguments[1]), Path(arguments[2])
     control = socket.socket(fileno=int(arguments[3]))
     admin = socket.socket(fileno=int(arguments[4])) if arguments[4:] else None
-    threading.Thread(target=_end_with, args=(control, folder), name="lethe-control", daemon=True).start()
     try:
-        whole = read_settings()
-        settings = of_one_worker(whole)
+        settings = of_one_worker(read_settings())
+        most_s = settings.drain_timeout_s + CLOSE_S
+        threading.Thread(target=_end_with, args=(control, folder, most_s), name="lethe-control", daemon=True).start()
         logging.basicConfig(
             level=settings.log_level.upper(),
             format=f"%(asctime)s %(levelname)s %(name)s: worker {number}: %(message)s",
@@ -218,11 +218,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if server.started else 3
 
 
-def _end_with(control: socket.socket, folder: Path) -> None:
-    """When the supervisor is gone, nobody else will end this process, nor tidy up."""
-    control.recv(1)
+def _end_with(control: socket.socket, folder: Path, most_s: float) -> None:
+    """When the supervisor is gone, nobody else will end this process, nor tidy up. most_s: the end takes no longer."""
+    with contextlib.suppress(OSError):  # it was killed before it had read all
+        control.recv(1)
     shutil.rmtree(folder, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(most_s)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
