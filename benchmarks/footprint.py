@@ -99,18 +99,26 @@ def _throughput(generator: Load, gateway: peers.Running, upstream: int, batches:
     def once() -> Mapping[str, tuple[float, str]]:
         batch = next(batches)
         taken = {"gateway": gateway.pid, "generator": generator.pid, "upstream": upstream}
-        before = {name: cpu_s(pid) for name, pid in taken.items()}
+        before, busy_s = {name: cpu_s(pid) for name, pid in taken.items()}, _busy_s()
         got = generator.run(gateway.port, batch, requests=len(batch), connections=CONNECTIONS)
         used = {name: cpu_s(pid) - before[name] for name, pid in taken.items()}
+        others_s = max(0.0, _busy_s() - busy_s - sum(used.values()))
         if got["failed"]:
             raise RuntimeError(f"{got['failed']} requests failed; the last answer: {got['last'][:300]!r}")
         return {
             "throughput": (len(batch) / got["seconds"], "requests/s"),
             **{f"CPU of the {name}": (1e6 * value / len(batch), "µs a request") for name, value in used.items()},
             **{f"{name}, cores": (value / got["seconds"], "cores") for name, value in used.items()},
+            "others, cores": (others_s / got["seconds"], "cores"),
         }
 
     return once
+
+
+def _busy_s() -> float:
+    """Seconds that all cores have been at work since the machine was started; to a hundredth."""
+    user, nice, system, _, _, interrupts, soft, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def _workers(folder: Path, rounds: int, largest: int) -> Answer:
@@ -147,25 +155,30 @@ def _workers(folder: Path, rounds: int, largest: int) -> Answer:
             for count, one in up.items()
         ]  # fmt: skip
     alone, both = found["workers: 1"], found["workers: 2"]
-    others = [both[f"{name}, cores"].median for name in ("generator", "upstream")]
-    note = (
-        f"workers: load generator and upstream took {others[0]:.2f} and {others[1]:.2f} cores beside two workers, "
-        f"{'on cores of their own' if apart != cores else 'of the same two'}"
-    )
-    if apart == cores:
-        left = len(cores) - sum(others)
-        most = left / alone["gateway, cores"].median
-        note += (
-            f": that leaves {left:.2f} to the workers, where one alone used {alone['gateway, cores'].median:.2f}, "
-            f"so that {most:.2f} times as much was possible at the same cost of a request"
-        )
     return Answer(
         [*memory, *(series for group in found.values() for series in group.values())],
         [Claim.ratio("throughput of two workers against one, on two cores", both["throughput"], alone["throughput"],
                      at_least=1.6)],
-        [note],
+        _accounts(alone, both, apart != cores),
         {"cores of the workers": cores, "cores of generator and upstream": apart, "requests a round": size},
     )  # fmt: skip
+
+
+def _accounts(alone: Mapping[str, Series], both: Mapping[str, Series], is_apart: bool) -> list[str]:
+    """Who took the two cores, and what that means for the ratio."""
+    one, two = ({name: series.median for name, series in of.items()} for of in (alone, both))
+    where = "on cores of their own" if is_apart else "of the same two"
+    notes = [
+        f"two workers used {two['gateway, cores']:.2f} cores, one alone {one['gateway, cores']:.2f}; load generator "
+        f"and upstream took {two['generator, cores']:.2f} and {two['upstream, cores']:.2f} {where}"
+    ]
+    disturbed = max(one["others, cores"], two["others, cores"])
+    if disturbed > 0.1:
+        notes.append(
+            f"others took {disturbed:.2f} cores meanwhile: two processes take more from them than one, so the ratio is "
+            "too high"
+        )
+    return notes
 
 
 def measure(quick: bool) -> Answer:
