@@ -88,7 +88,14 @@ def test_names_of_others_stay_whole_where_letters_stood_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x" * 50, "Donaudampfschifffahrtsgesellschaft", "one two three four five six seven eight nine"]
+    "text",
+    [
+        "x" * 50,
+        "Donaudampfschifffahrtsgesellschaft",
+        "one two three four five six seven eight nine",
+        # Of ordinary text, too, some words are unknown.
+        "has a capacity of 1000 beds with 1/5 occupied. Due to the",
+    ],
 )
 def test_what_gives_no_words_stays(text: str) -> None:
     assert segmented(text) == []

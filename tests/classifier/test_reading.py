@@ -15,6 +15,26 @@ def test_views_with_the_same_words_share_rows(encoder: Encoder) -> None:
     assert reading.text(0) == f"{ASKED} {ASKED}".lower()
 
 
+def test_windows_without_a_difference_share_rows(encoder: Encoder) -> None:
+    others = [f"The lamp of pier {i} is trimmed by the keeper every evening before dark." for i in range(12)]
+    reading = read(" ".join([*others, "The ofﬁce is dark when the harbour stays shut for the whole night."]), encoder)
+    rows = {name: {p.row for p in reading.places if reading.view(p) == name} for name in ("raw", "normalised")}
+    own = {name: {reading.text(row) for row in found} for name, found in rows.items()}
+    # The last sentence, and the wide windows that reach into it, differ.
+    assert len(rows["raw"] & rows["normalised"]) >= len(others)
+    assert all("ofﬁce" in text for text in own["raw"] - own["normalised"])
+    assert own["normalised"] - own["raw"] == {text.replace("ﬁ", "fi") for text in own["raw"] - own["normalised"]}
+
+
+def test_of_an_edited_view_only_the_changed_windows_are_read(encoder: Encoder) -> None:
+    run = base64.b64encode(ASKED.encode()).decode()
+    around = [f"The lamp of pier {i} is trimmed by the keeper every evening before dark." for i in range(40)]
+    reading = read(" ".join([*around[:20], run, *around[20:]]), encoder)
+    seen = [reading.text(place.row) for place in reading.places if reading.view(place) == "base64"]
+    assert ASKED.lower() in seen and all("at the far end" in text or "lamp burning" in text for text in seen)
+    assert len({text for text in seen}) < 20
+
+
 def test_what_differs_in_capitals_alone_is_read_once_by_an_encoder_that_reads_none(encoder: Encoder) -> None:
     reading = read(f"{ASKED} {ASKED.upper()}", encoder)
     assert {reading.view(place) for place in reading.places} == {"raw"}
