@@ -146,8 +146,8 @@ def _known_by_rule(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int
 def _under_usual(word: str) -> tuple[tuple[int, str], ...]:
     """A word in small letters under each usual rule."""
     backwards = len(_alphabets())
-    plain = ((rule, _plain(word, rule % backwards)) for rule in _usual())
-    return tuple((rule, word[::-1] if rule >= backwards else word) for rule, word in plain)
+    plain = {rule: _plain(word, rule) if rule else word for rule in {rule % backwards for rule in _usual()}}
+    return tuple((rule, plain[rule] if rule < backwards else plain[rule - backwards][::-1]) for rule in _usual())
 
 
 def _runs(text: str, vocabulary: frozenset[str]) -> list[tuple[int, int, int]]:

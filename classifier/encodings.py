@@ -68,6 +68,8 @@ def url(text: str) -> list[Edit]:
 
 def quoted_printable(text: str) -> list[Edit]:
     """=XX of mail, at least three, and its soft line breaks."""
+    if text.count("=") < 3:
+        return []
     found = [(*m.span(), _utf8(bytes.fromhex(re.sub(r"[=\r\n]", "", m[0])))) for m in _QUOTED.finditer(text)]
     return found if sum(text.count("=", a, b) for a, b, _ in found) >= 3 else []
 

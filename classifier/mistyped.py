@@ -36,10 +36,10 @@ def repaired(
     meant: dict[str, str] = {}
     for written in dict.fromkeys(_WORD.findall(text)):
         word = written.casefold()
-        if SHORTEST <= len(word) <= LONGEST and word not in known and word not in vocabulary and not familiar(word):
+        if SHORTEST <= len(word) <= LONGEST and word not in known and word not in vocabulary:
             forms = near.keys() & _shorter(word)
             found = {other for form in forms for other in near[form] if one_slip(word, other)}
-            if found:
+            if found and not familiar(word):
                 meant[written] = min(found, key=lambda other: (abs(len(other) - len(word)), other))
     if not meant:
         return []
