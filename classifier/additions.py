@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -33,6 +33,10 @@ MARGIN = 0.05
 SAME = 0.85
 # ... and no remaining item of whose other words so large a share is there too.
 OTHERS_SHARE = 0.3
+# Sums in another order may differ by this.
+NEARLY = 0.999
+# So many rows are looked at together: bounds memory.
+ROWS_AT_ONCE = 1 << 14
 
 
 def add(artifact: Artifact, rows: Sequence[Record], encoder: Encoder) -> Artifact:
@@ -123,35 +127,56 @@ class Veto:
         arrays = artifact.arrays
         self._owner: NDArray[np.int32] = arrays["index_items"]
         self.removed: NDArray[np.bool_] = np.isin(self._owner, arrays["removed_items"])
-        self._live = ~self.removed
-        base = Targets.of(arrays, "targets")
-        self._rows = [base.row(i) for i in range(len(self._owner))] if self.removed.any() else []
-        self._shares = np.split(base.shares, base.starts[1:-1]) if self.removed.any() else []
+        self._targets = Targets.of(arrays, "targets")
 
-    def __call__(self, texts: Sequence[str], cosines: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """(N,) whether each text is vetoed. cosines: (N, R) to the rows of the fit."""
+    def __call__(
+        self, texts: Sequence[str], cosines: NDArray[np.float32], compared: NDArray[np.int64] | None
+    ) -> NDArray[np.bool_]:
+        """(N,) whether each text is vetoed. cosines: (N, K) to the rows of the fit that were `compared`; None: all."""
         vetoed = np.zeros(len(texts), dtype=bool)
         if not self.removed.any():
             return vetoed
         nearest = cosines.argmax(axis=1)
+        nearest = nearest if compared is None else compared[nearest]
         for i in np.flatnonzero(self.removed[nearest] & (cosines.max(axis=1) >= SAME)):
             vetoed[i] = not self._asks_more(texts[i], int(self._owner[nearest[i]]))
         return vetoed
 
     def _asks_more(self, text: str, removed: int) -> bool:
         """Whether the words that the removed item doesn't explain ask for a remaining one."""
-        explained = np.concatenate([self._rows[r] for r in np.flatnonzero(self._owner == removed)])
+        explained = np.concatenate([self._targets.row(r) for r in np.flatnonzero(self._owner == removed)])
         words = {ngrams.word_bucket(word) for word in ngrams.words(text)} - set(explained.tolist())
         if not words:
             return False
         there = np.array(sorted(words))
-        for row in np.flatnonzero(self._live):
-            other = ~np.isin(self._rows[row], explained)
-            of_all = float(self._shares[row][other].sum())
-            found = float(self._shares[row][other & np.isin(self._rows[row], there)].sum())
+        for row in self._asked_for(there, explained):
+            buckets, shares = self._targets.row(row), self._targets.shares_of(row)
+            other = ~np.isin(buckets, explained)
+            of_all = float(shares[other].sum())
+            found = float(shares[other & np.isin(buckets, there)].sum())
             if found > 0 and found >= OTHERS_SHARE * of_all:
                 return True
         return False
+
+    def _asked_for(self, there: NDArray[np.int64], explained: NDArray[np.int32]) -> Iterator[int]:
+        """The remaining rows of whose words, the explained apart, about so large a share is there."""
+        holding = self._holding(there)
+        for start in range(0, len(holding), ROWS_AT_ONCE):
+            rows = holding[start : start + ROWS_AT_ONCE]
+            some = self._targets.some(rows)
+            row = np.repeat(np.arange(len(rows)), np.diff(some.starts))
+            others = some.shares * ~np.isin(some.buckets, explained)
+            of_all = np.bincount(row, weights=others, minlength=len(rows))
+            found = np.bincount(row, weights=others * np.isin(some.buckets, there), minlength=len(rows))
+            yield from rows[(found > 0) & (found >= NEARLY * OTHERS_SHARE * of_all)].tolist()
+
+    def _holding(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The remaining rows that hold any of some hashed words."""
+        wanted = np.zeros(ngrams.BUCKETS, dtype=bool)
+        wanted[words] = True
+        at = np.flatnonzero(wanted[self._targets.buckets])
+        rows = np.unique(np.searchsorted(self._targets.starts, at, side="right") - 1)
+        return rows[~self.removed[rows]]
 
 
 def _item(row: Record) -> ForgetItem:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -68,10 +69,18 @@ _ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "removed_items": ("int32", ("T",)),
     "word_vectors": ("float16", ("W", "D")),
     "word_counts": ("int32", ("W",)),
+    "cell_centres": ("float16", ("C", "D")),
+    "cell_starts": ("int64", ("C+1",)),
 }
+# Where there are very many index rows, they lie in cells (classifier/search.py); otherwise these arrays aren't there.
+_CELLS = {"cell_starts", "cell_centres"}
+# Files and arrays of so many bytes are mapped, not read.
+MAPPED_FROM = 1 << 26
+# So many values are looked at together: bounds memory.
+VALUES_AT_ONCE = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ForgetItem:
     """One forget row: `prompt` and `answer` of a fact, or a document's `text`; the other fields are "".
 
@@ -212,14 +221,14 @@ def load(folder: str | Path) -> Artifact:
     try:
         manifest, hashes = _read_manifest(place / "manifest.json")
         contents = {name: _read_checked(place / name, hashes.get(name)) for name in _FILES}
-        arrays = tensors.load(contents["arrays.safetensors"])
-        rows = [json.loads(line) for line in contents["items.jsonl"].decode("utf-8").splitlines()]
+        arrays = _arrays(contents["arrays.safetensors"])
+        rows = (json.loads(line) for line in bytes(contents["items.jsonl"]).decode("utf-8").splitlines())
         items = tuple(ForgetItem(**row) for row in rows)
+        words = tuple(bytes(contents["words.txt"]).decode("utf-8").splitlines())
     except OSError as error:
         raise ValueError(f"artifact {place}: {error.strerror}: {error.filename}") from error
     except (SafetensorError, TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"artifact {place}: malformed: {error}") from error
-    words = tuple(contents["words.txt"].decode("utf-8").splitlines())
     artifact = Artifact(manifest, arrays, items, words)
     _check(artifact, place)
     return artifact
@@ -244,7 +253,7 @@ def _write(artifact: Artifact, folder: Path) -> None:
     lines = [json.dumps(dataclasses.asdict(item)) + "\n" for item in artifact.items]
     (folder / "items.jsonl").write_text("".join(lines), encoding="utf-8")
     (folder / "words.txt").write_text("".join(f"{word}\n" for word in artifact.words), encoding="utf-8")
-    hashes = {name: _sha256((folder / name).read_bytes()) for name in _FILES}
+    hashes = {name: _sha256(folder / name) for name in _FILES}
     manifest = {"format": FORMAT, **dataclasses.asdict(artifact.manifest), "files": hashes}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     # On the disk before it stands in place of what was there.
@@ -266,11 +275,38 @@ def _read_manifest(path: Path) -> tuple[Manifest, dict[str, str]]:
     return manifest, hashes
 
 
-def _read_checked(path: Path, digest: str | None) -> bytes:
-    content = path.read_bytes()
-    if _sha256(content) != digest:
+def _read_checked(path: Path, digest: str | None) -> bytes | mmap.mmap:
+    """A file's content; mapped if it is large."""
+    with path.open("rb") as file:
+        large = os.fstat(file.fileno()).st_size >= MAPPED_FROM
+        # An artifact's files are never written again: a new one is a new folder.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if large else file.read()
+    if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"artifact {path.parent}: {path.name}: differs from the hash in its manifest")
     return content
+
+
+def _arrays(content: bytes | mmap.mmap) -> dict[str, NDArray[Any]]:
+    """The arrays in a file of safetensors. Of a mapped one, the large arrays stay in the file: few of the embeddings of
+    very many items are ever asked for."""
+    arrays: dict[str, NDArray[Any]] = {}
+    if isinstance(content, bytes):
+        arrays = tensors.load(content)
+        return arrays
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    for name, about in header.items():
+        dtype = np.dtype(_ARRAYS[name][0])
+        start, end = about["data_offsets"]
+        if about["dtype"] != f"{dtype.kind.upper()}{8 * dtype.itemsize}" or (end - start) % dtype.itemsize:
+            raise TypeError(f"{name} is {about['dtype']}, not {dtype}")
+        try:
+            count = (end - start) // dtype.itemsize
+            array = np.frombuffer(content, dtype, count, 8 + size + start).reshape(about["shape"])
+        except ValueError as error:
+            raise TypeError(f"{name}: {error}") from error
+        arrays[name] = array if array.nbytes >= MAPPED_FROM else array.copy()
+    return arrays
 
 
 def _check(artifact: Artifact, place: Path) -> None:
@@ -278,9 +314,12 @@ def _check(artifact: Artifact, place: Path) -> None:
         return ValueError(f"artifact {place}: arrays.safetensors: {reason}")
 
     sizes: dict[str, int] = {"D": artifact.manifest.encoder_width, "W": len(artifact.words)}
-    if set(artifact.arrays) != set(_ARRAYS):
-        raise fault(f"arrays {sorted(set(artifact.arrays) ^ set(_ARRAYS))} are missing or unknown")
+    wanted = set(_ARRAYS) if _CELLS & set(artifact.arrays) else set(_ARRAYS) - _CELLS
+    if set(artifact.arrays) != wanted:
+        raise fault(f"arrays {sorted(set(artifact.arrays) ^ wanted)} are missing or unknown")
     for name, (dtype, shape) in _ARRAYS.items():
+        if name not in wanted:
+            continue
         array = artifact.arrays[name]
         expected = tuple(
             n if isinstance(n, int) else sizes[n[0]] + 1 if n.endswith("+1") else sizes.setdefault(n, length)
@@ -289,17 +328,18 @@ def _check(artifact: Artifact, place: Path) -> None:
         if array.dtype != dtype or array.shape != expected or len(shape) != array.ndim:
             raise fault(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
         # A gate of minus infinity lets everything through.
-        if not (np.isfinite(array) | ((name == "gate") & (array == -np.inf))).all():
+        if not (_finite(array) or (name == "gate" and (array == -np.inf).all())):
             raise fault(f"{name} holds values that aren't finite")
     if not sizes["R"]:
         raise fault("index_items is empty")
     for name in ("index_items", "added_items", "removed_items"):
         _within(artifact.arrays[name], len(artifact.items), fault(f"{name} points outside the items"))
     for kind in ("targets", "added"):
-        starts, buckets = artifact.arrays[f"{kind}_starts"], artifact.arrays[f"{kind}_buckets"]
+        buckets = artifact.arrays[f"{kind}_buckets"]
         _within(buckets, BUCKETS, fault(f"{kind}_buckets points outside the buckets"))
-        if starts[0] or starts[-1] != len(buckets) or (np.diff(starts) < 0).any():
-            raise fault(f"{kind}_starts are not the starts of {len(buckets)} buckets")
+        _rising(artifact.arrays[f"{kind}_starts"], len(buckets), fault(f"{kind}_starts are no starts of its buckets"))
+    if "cell_starts" in wanted:
+        _rising(artifact.arrays["cell_starts"], sizes["R"], fault("cell_starts are no starts of the index rows"))
     if sizes["K"] < 2 or (np.diff(artifact.arrays["levels"], axis=1) <= 0).any():
         raise fault("levels does not rise")
 
@@ -309,5 +349,19 @@ def _within(numbers: NDArray[Any], count: int, fault: ValueError) -> None:
         raise fault
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _rising(starts: NDArray[Any], count: int, fault: ValueError) -> None:
+    if starts[0] or starts[-1] != count or (np.diff(starts) < 0).any():
+        raise fault
+
+
+def _finite(array: NDArray[Any]) -> bool:
+    if array.dtype.kind != "f":
+        return True
+    flat = array.reshape(-1)
+    parts = (flat[start : start + VALUES_AT_ONCE] for start in range(0, len(flat), VALUES_AT_ONCE))
+    return all(np.isfinite(part).all() for part in parts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

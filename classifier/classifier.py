@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier import conformal, language, ngrams
+from classifier import conformal, language, matching, ngrams
 from classifier.additions import Added, Veto
 from classifier.artifact import Artifact
 from classifier.encoder import Encoder
@@ -23,7 +23,8 @@ from classifier.gate import Gate, Passed
 from classifier.matching import Matcher, RowWords, Targets
 from classifier.reading import Place, Reading, read
 from classifier.recent import Recent
-from classifier.retrieval import ItemWords, nearest
+from classifier.retrieval import ItemWords, TargetWords, nearest, nearest_of
+from classifier.search import Search
 
 # So many windows that ask for something forgotten are no question any more; who gets this many must act on it.
 MOST_ASKED = 128
@@ -35,8 +36,12 @@ TEXTS_KEPT = 8192
 MOST_SCORES_KEPT = 4
 MOST_ASKED_KEPT = 8
 LEVELS_KEPT = 64
+# Rows of a text that are searched for together, where not all index rows are compared: bounds memory.
+ROWS_SEARCHED = 16
 # So many artifacts are made ready before the first request asks for them.
 MADE_READY = 32
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -94,30 +99,48 @@ class _Heard:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """probability: (N,); components: (N, 4) raw, of the fit; cosines: (N, R + A) to the index rows of the fit and
-    those added; by_added: (N,) whether an added item decided."""
+    """probability: (N,); components: (N, 4) raw, of the fit; by_added: (N,) whether an added item decided. cosines: for
+    each row, those to the index rows of the fit that it was compared with, and to all that were added; compared: (K,)
+    the numbers of the former, None for all."""
 
     probability: NDArray[np.float64]
     components: NDArray[np.float64]
-    cosines: NDArray[np.float32]
     by_added: NDArray[np.bool_]
+    cosines: Sequence[NDArray[np.float32]]
+    compared: Sequence[Integers | None]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What rows are compared with: the index rows of those numbers (None: all), their embeddings, and a matcher."""
+
+    rows: Integers | None
+    index: NDArray[np.float32]
+    matcher: Matcher
 
 
 class Scorer:
     """One artifact, ready to score rows."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, matcher: Matcher) -> None:
+        """matcher: of the fit's targets, with the words that tell something."""
         arrays = artifact.arrays
         self.head = arrays["head"]
-        self.index = arrays["index"].astype(np.float32)
-        self.index_items = arrays["index_items"]
         centre, scale, weight = arrays["fusion"]
         self.fusion = Fusion(centre, scale, weight, float(arrays["intercept"][0]))
-        self.item_words = ItemWords(artifact.items)
-        self._matcher = Matcher(Targets.of(arrays, "targets"))
+        self._targets = Targets.of(arrays, "targets")
+        self._index = arrays["index"]
+        self._index_items: NDArray[np.int32] = arrays["index_items"]
         self._added = Added(arrays)
         self._veto = Veto(artifact)
-        self._row_items = np.concatenate([self.index_items, self._added.items])
+        self._search: Search | None = None
+        if "cell_starts" in arrays:
+            self._search = Search(arrays, matcher, self._veto.removed)
+            self._target_words = TargetWords(self._targets, Targets.of(arrays, "added"))
+        else:
+            self._all = _Compared(None, self._index.astype(np.float32), Matcher(self._targets))
+            self._item_words = ItemWords(artifact.items)
+            self._row_items = np.concatenate([self._index_items, self._added.items])
 
     def rows(
         self,
@@ -131,19 +154,53 @@ class Scorer:
 
         retained: (N,) which rows must stay unflagged by what was fitted; items that were added count there too.
         """
-        cosines = vectors @ self.index.T
-        match = self._matcher.best(words, cosines)
+        if not self._search:
+            return self._compare(self._all, texts, words, lexical, vectors, retained)
+        found = []
+        for start in range(0, len(texts), ROWS_SEARCHED):
+            rows = slice(start, start + ROWS_SEARCHED)
+            part = matching.some_words(words, rows)
+            near = self._search.candidates(vectors[rows], part)
+            some = _Compared(near, self._index[near].astype(np.float32), Matcher(self._targets.some(near)))
+            found.append(self._compare(some, texts[rows], part, lexical[rows], vectors[rows], retained[rows]))
+        return ScoredRows(
+            np.concatenate([part.probability for part in found]),
+            np.concatenate([part.components for part in found]),
+            np.concatenate([part.by_added for part in found]),
+            [cosines for part in found for cosines in part.cosines],
+            [rows for part in found for rows in part.compared],
+        )
+
+    def _compare(
+        self,
+        some: _Compared,
+        texts: Sequence[str],
+        words: RowWords,
+        lexical: NDArray[np.float64],
+        vectors: NDArray[np.float32],
+        retained: NDArray[np.bool_],
+    ) -> ScoredRows:
+        cosines = vectors @ some.index.T
+        match = some.matcher.best(words, cosines)
         components = np.column_stack([lexical, vectors @ self.head, match]).astype(np.float64)
-        fitted = np.where(retained | self._veto(texts, cosines), 0.0, self.fusion.probability(components))
+        vetoed = self._veto(texts, cosines, some.rows)
+        fitted = np.where(retained | vetoed, 0.0, self.fusion.probability(components))
         near = self._added.cosines(vectors)
         added = self._added.probability(words, near)
-        cosines[:, self._veto.removed] = -1.0
+        cosines[:, self._veto.removed if some.rows is None else self._veto.removed[some.rows]] = -1.0
         # Not np.fmax: a score that is no number has to stay one.
-        return ScoredRows(np.maximum(fitted, added), components, np.hstack([cosines, near]), added > fitted)
+        probability = np.maximum(fitted, added)
+        by = added > fitted
+        return ScoredRows(probability, components, by, list(np.hstack([cosines, near])), [some.rows] * len(texts))
 
-    def asked(self, text: str, cosines: NDArray[np.float32]) -> tuple[int, ...]:
+    def asked(self, text: str, cosines: NDArray[np.float32], compared: Integers | None) -> tuple[int, ...]:
         """The items that a row most likely means, best first."""
-        return nearest(cosines, self._row_items, self.item_words.overlap(text))
+        if compared is None:
+            return nearest(cosines, self._row_items, self._item_words.overlap(text))
+        overlap = self._target_words.overlap(text, compared)
+        items = np.concatenate([self._index_items[compared], self._added.items])
+        there = cosines > -1.0
+        return nearest_of(cosines[there], items[there], overlap[there])
 
 
 class Judge:
@@ -160,7 +217,7 @@ class Judge:
         self._artifacts = dict(artifacts)
         self._gate = Gate(artifacts)
         few = artifacts if len(artifacts) <= MADE_READY else {}
-        self._scorers: dict[str, Scorer] = {name: Scorer(artifact) for name, artifact in few.items()}
+        self._scorers = {name: Scorer(artifact, self._gate.matcher(name)) for name, artifact in few.items()}
         self._encoder = encoder
         self._vocabulary = _interned(frozenset[str]().union(*(found.prompt_words for found in artifacts.values())))
         self._familiar = np.ones(ngrams.BUCKETS, dtype=bool)
@@ -186,6 +243,10 @@ class Judge:
             if known.is_small:
                 self._recent.put(text, known)
         return self._joined([part for text in texts if (part := heard[text])], levels)
+
+    def forget(self) -> None:
+        """Keep nothing of what was judged lately."""
+        self._recent.clear()
 
     def _one_of(self, levels: Mapping[str, float]) -> Mapping[str, float]:
         """Equal levels as one object, which what is remembered can share."""
@@ -241,7 +302,7 @@ class Judge:
     def _scorer(self, name: str) -> Scorer:
         # Of many artifacts most are asked for rarely.
         if name not in self._scorers:
-            self._scorers[name] = Scorer(self._artifacts[name])
+            self._scorers[name] = Scorer(self._artifacts[name], self._gate.matcher(name))
         return self._scorers[name]
 
 
@@ -318,7 +379,8 @@ def _score(
     contributions = scorer.fusion.contributions(components[row : row + 1])[0]
     # Not `>=`: a score that is no number has reached every level.
     reached = [] if level is None else [int(i) for i in np.argsort(-order) if not probability[i] < level]
-    asked = [scorer.asked(texts[i], scored.cosines[i]) for i in dict.fromkeys([row, *reached[:MOST_ASKED]])]
+    asking = dict.fromkeys([row, *reached[:MOST_ASKED]])
+    asked = [scorer.asked(texts[i], scored.cosines[i], scored.compared[i]) for i in asking]
     return Score(
         score=float(probability[row]),
         text=0,

@@ -9,7 +9,7 @@ contiguous folds, so that neighbours in a file, which are often about one subjec
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,8 @@ VARIANTS_WANTED = 1600
 VARIANTS_LEAST = 3
 VARIANTS_MOST = 120
 RETAIN_MOST = 8000
+# Of more items than this some are drawn to learn from; all are compared with.
+LEARNT_MOST = 8000
 OTHER_VARIANTS = 300
 WRAPPED = 240
 DECOYS = 800
@@ -100,9 +102,13 @@ def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, 
     kept = list({wording(asked(r)): r for r in reversed(others)}.values())[::-1]
     if len(kept) > RETAIN_MOST:
         kept = [kept[i] for i in np.sort(rng.choice(len(kept), RETAIN_MOST, replace=False))]
-    rows = _forget_rows(items, index, encoder, rng)
+    drawn: dict[int, int] | None = None
+    if len(items) > LEARNT_MOST:
+        drawn = {int(i): n % FOLDS for n, i in enumerate(rng.choice(len(items), LEARNT_MOST, replace=False))}
+    asking = [(text, i) for text, i in index if drawn is None or i in drawn]
+    rows = _forget_rows(items, asking, encoder, rng, drawn)
     rows += _other_rows(kept, encoder, rng, first_source=len(rows))
-    rows += _decoy_rows([text for text, _ in index], kept, rng, first_source=max(row.source for row in rows) + 1)
+    rows += _decoy_rows([text for text, _ in asking], kept, rng, first_source=max(row.source for row in rows) + 1)
     # Rewording may lengthen a passage that just fitted.
     rows = [row for row in rows if not row.encoded or len(encoder.piece_starts(row.text)) <= encoder.limit]
     return Corpus(tuple(rows), items, tuple(t for t, _ in index), tuple(i for _, i in index), len(kept), conflicts)
@@ -122,27 +128,36 @@ def forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:
 
 
 def _forget_rows(
-    items: Sequence[ForgetItem], index: Sequence[tuple[str, int]], encoder: Encoder, rng: np.random.Generator
+    items: Sequence[ForgetItem],
+    index: Sequence[tuple[str, int]],
+    encoder: Encoder,
+    rng: np.random.Generator,
+    drawn: Mapping[int, int] | None,
 ) -> list[Row]:
+    """drawn: the items to learn from and the fold of each, where these aren't all. Most items are unknown to the models
+    then, so held-out scores are those of unknown items: all rows of an item are in one fold."""
     rows: list[Row] = []
     share = np.bincount([i for _, i in index], minlength=len(items))
     wanted = int(np.clip(round(VARIANTS_WANTED / len(index)), VARIANTS_LEAST, VARIANTS_MOST))
     for text, i in index:
         weight = 1.0 / share[i]
-        rows.append(Row(text, True, ALWAYS, len(rows), weight, True, False, item=i))
+        rows.append(Row(text, True, ALWAYS if drawn is None else drawn[i], len(rows), weight, True, False, item=i))
         made = variants(text, wanted, rng)
         for k, variant in enumerate(made):
-            rows.append(Row(variant, True, k % FOLDS, len(rows), weight / len(made), True, True, item=i))
+            fold = k % FOLDS if drawn is None else drawn[i]
+            rows.append(Row(variant, True, fold, len(rows), weight / len(made), True, True, item=i))
     plain = [row for row in rows if row.encoded]
     for n, i in enumerate(rng.choice(len(plain), min(WRAPPED, len(plain)), replace=False)):
         # Scored as a request would be: by all its windows.
         parts = passages(wrap(plain[i].text, rng), encoder)
         weight, group, source = plain[i].weight / 2, min(len(parts) - 1, 1), len(rows)
-        wrapped = replace(plain[i], fold=n % FOLDS, calibrates=True, wrapped=True, group=group, source=source)
+        fold = n % FOLDS if drawn is None else plain[i].fold
+        wrapped = replace(plain[i], fold=fold, calibrates=True, wrapped=True, group=group, source=source)
         rows += [replace(wrapped, text=part, weight=0.0 if k else weight) for k, part in enumerate(parts)]
-    for item in items:
-        if item.answer:
-            rows.append(Row(item.answer, True, ALWAYS, len(rows), ANSWER_WEIGHT, False, False))
+    for i in range(len(items)) if drawn is None else drawn:
+        if items[i].answer:
+            fold = ALWAYS if drawn is None else drawn[i]
+            rows.append(Row(items[i].answer, True, fold, len(rows), ANSWER_WEIGHT, False, False))
     return rows
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from classifier import (
     ngrams,
     records,
     retained,
+    search,
     vocabulary,
 )  # fmt: skip
 from classifier.artifact import Artifact, ForgetItem, Manifest
@@ -43,6 +45,11 @@ SAME_AT_MOST = 0.02
 HARD_FROM = 0.3
 HARD_WEIGHT = 4.0
 COUNTER_MOST = 4096
+# More cosines than this aren't kept, but computed when they are asked for.
+COSINES_KEPT = 1 << 28
+# So many index texts are encoded, and so many index rows are compared, at once: bounds memory.
+ENCODED_AT_ONCE = 1 << 14
+INDEX_AT_ONCE = 2048
 # Nats by which requests in people's own words may say less than the least telling rewording by rule.
 GATE_MARGIN = 0.75
 # A retain request that others' models find so likely to ask for something forgotten is judged like any other.
@@ -77,8 +84,13 @@ def fit(
     forget = [records.check(row, f"forget row {i}") for i, row in enumerate(forget, start=1)]
     retain = [records.check(row, f"retain row {i}") for i, row in enumerate(retain or (), start=1)]
     data = corpus.build(forget, retain, encoder, np.random.default_rng(seed))
-    index = _encode(encoder, data.index_texts, "index", progress).astype(np.float16)
-    features = _Features(data, encoder, index, progress)
+    index = _index(encoder, data.index_texts, progress)
+    cells: dict[str, NDArray[Any]] = {}
+    if len(index) > search.CELLS_FROM:
+        order, cells["cell_starts"], cells["cell_centres"] = search.arranged(index, np.random.default_rng(seed))
+        texts, owners = [data.index_texts[i] for i in order], [data.index_items[i] for i in order]
+        index, data = index[order], replace(data, index_texts=tuple(texts), index_items=tuple(owners))
+    features = _Features(data, encoder, index, cells, progress)
     progress("models", 0, corpus.FOLDS + 1)
     words, counts = vocabulary.collect(*_word_texts(data.items, retain))
     vectors = _encode(encoder, words, "words", progress).astype(np.float16)
@@ -132,6 +144,7 @@ def fit(
         "removed_items": np.zeros(0, dtype=np.int32),
         "word_vectors": vectors,
         "word_counts": np.array(counts, dtype=np.int32),
+        **cells,
     }
     manifest = Manifest(
         encoder_name=encoder.name,
@@ -157,16 +170,27 @@ def fit(
 class _Features:
     """The rows of a corpus as matrices, and models trained on some of them."""
 
-    def __init__(self, data: Corpus, encoder: Encoder, index: NDArray[np.float16], progress: Progress) -> None:
+    def __init__(
+        self,
+        data: Corpus,
+        encoder: Encoder,
+        index: NDArray[np.float16],
+        cells: Mapping[str, NDArray[Any]],
+        progress: Progress,
+    ) -> None:
+        """cells: how the index is laid out, where it is searched (`classifier/search.py`); empty otherwise."""
         self._texts = [row.text for row in data.rows]
-        self._index_texts, self._index = data.index_texts, index.astype(np.float32)
+        self._index = index if cells else index.astype(np.float32)
         self.labels = np.array([row.forget for row in data.rows])
         self.encoded = np.array([row.encoded for row in data.rows])
         self.word: Any = linear.matrix(ngrams.word_rows(self._texts))
         self.character: Any = linear.matrix(ngrams.character_rows(self._texts))
         self.vectors = _row_vectors(data.rows, encoder, progress).astype(np.float64)
-        self.cosines = self.vectors.astype(np.float32) @ self._index.T
-        cosine = self.cosines.max(axis=1)
+        self._whole: NDArray[np.float32] | None = None
+        if len(data.rows) * len(index) <= COSINES_KEPT:
+            self._whole = self.vectors.astype(np.float32) @ self._index.T
+        self._highest = _highest_cosines(self.vectors, self._index) if self._whole is None else self._whole.max(axis=1)
+        cosine = self._highest
         general = np.array([row.general for row in data.rows])
         # What the background shares with the forget set by chance is no counter-example.
         # By rank too: to some encoders everything is alike.
@@ -179,21 +203,45 @@ class _Features:
         self._counters = np.array(occurring) & self.kept
         asked = [text for text, occurs in zip(self._texts, self._counters, strict=True) if occurs]
         self.documents = matching.count_documents([*asked, *data.index_texts])
+        counter = self.counter(np.ones(len(data.rows), dtype=bool))
+        self._targets = matching.targets(data.index_texts, self._index, counter, self.documents)
+        self._search: search.Search | None = None
+        if cells:
+            arrays = {**cells, "index": index, "targets_ordinary": self._targets.ordinary}
+            telling = matching.Matcher(self._targets, least=gate.LEAST_SHARE)
+            self._search = search.Search(arrays, telling, np.zeros(len(index), dtype=bool))
 
     def counter(self, use: NDArray[np.bool_]) -> NDArray[np.float16]:
         """Embeddings of the counter-examples among the rows `use`, at most COUNTER_MOST, the nearest first."""
         rows = np.flatnonzero(self._counters & use)
-        nearest = rows[np.argsort(-self.cosines[rows].max(axis=1), kind="stable")[:COUNTER_MOST]]
+        nearest = rows[np.argsort(-self._highest[rows], kind="stable")[:COUNTER_MOST]]
         return self.vectors[nearest].astype(np.float16)
 
     def targets(self, use: NDArray[np.bool_]) -> matching.Targets:
         """The index rows, made ready against the counter-examples among the rows `use`."""
-        return matching.targets(self._index_texts, self._index, self.counter(use), self.documents)
+        return replace(self._targets, ordinary=matching.ordinary(self._index, self.counter(use)))
 
     def match(self, use: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Vector:
         """(n,) match scores of the chosen rows, by targets that know only the rows `use`; answers match nothing."""
-        texts = [text for text, wanted in zip(self._texts, rows, strict=True) if wanted]
-        return matching.Matcher(self.targets(use)).best(matching.row_words(texts), self.cosines[rows])
+        targets, words = self.targets(use), matching.row_words([self._texts[i] for i in np.flatnonzero(rows)])
+        if self._whole is not None:
+            return matching.Matcher(targets).best(words, self._whole[rows])
+        vectors = self.vectors[rows].astype(np.float32)
+        found = np.zeros(len(vectors))
+        # Rows that are searched for have nothing in common; others are compared with everything anyway.
+        every = None if self._search else matching.Matcher(targets)
+        step = 1 if self._search else max(COSINES_KEPT // len(self._index) // 4, 1)
+        for start in range(0, len(vectors), step):
+            part = slice(start, min(start + step, len(vectors)))
+            some = matching.some_words(words, part)
+            if self._search:
+                near = self._search.candidates(vectors[part], some)
+                matcher, index = matching.Matcher(targets.some(near)), self._index[near].astype(np.float32)
+            else:
+                assert every
+                matcher, index = every, self._index.astype(np.float32, copy=False)
+            found[part] = matcher.best(some, vectors[part] @ index.T)
+        return found
 
     def train(self, use: NDArray[np.bool_]) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
         """Weights of the word, the character and the embedding model, trained on the rows `use`."""
@@ -227,6 +275,27 @@ def _row_vectors(rows: Sequence[Row], encoder: Encoder, progress: Progress) -> N
     vectors[shared] = embedding_cache.embeddings([rows[i].text for i in shared], encoder, report("background"))
     vectors[own] = encoder.encode([rows[i].text for i in own], report("prompts"))
     return vectors
+
+
+def _index(encoder: Encoder, texts: Sequence[str], progress: Progress) -> NDArray[np.float16]:
+    """(R, D) embeddings of the index texts, some at a time: the tokenizer takes kilobytes for each."""
+    vectors = np.zeros((len(texts), encoder.width), dtype=np.float16)
+    for start in range(0, len(texts), ENCODED_AT_ONCE):
+
+        def report(done: int, _: int, start: int = start) -> None:
+            progress("index", start + done, len(texts))
+
+        vectors[start : start + ENCODED_AT_ONCE] = encoder.encode(texts[start : start + ENCODED_AT_ONCE], report)
+    return vectors
+
+
+def _highest_cosines(vectors: Vector, index: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(N,) of each unit row, the highest cosine to the rows of an index that is too large for all cosines at once."""
+    rows, highest = vectors.astype(np.float32), np.full(len(vectors), -1.0, dtype=np.float32)
+    for start in range(0, len(index), INDEX_AT_ONCE):
+        part = index[start : start + INDEX_AT_ONCE].astype(np.float32)
+        np.maximum(highest, (rows @ part.T).max(axis=1), out=highest)
+    return highest
 
 
 def _encode(encoder: Encoder, texts: Sequence[str], stage: str, progress: Progress) -> NDArray[np.float32]:

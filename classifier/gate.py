@@ -64,7 +64,7 @@ class _Group:
         centre, scale, weight = arrays["fusion"][:, :2]
         self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
         self._level = float(arrays["gate"][0])
-        self._matcher = Matcher(Targets.of(arrays, "targets"), least=LEAST_SHARE)
+        self.matcher = Matcher(Targets.of(arrays, "targets"), least=LEAST_SHARE)
         self.retained = Retained(arrays["retained"])
 
     def contributions(self, lexical: Floats) -> Floats:
@@ -78,7 +78,7 @@ class _Group:
         near = np.flatnonzero(~passed & reading.own & (said >= level - SHARED_WEIGHT))
         if len(near):
             words = reading.document.distinct(reading.first[near], reading.last[near])
-            passed[near] = said[near] + SHARED_WEIGHT * self._matcher.most_shared(words, len(near)) >= level[near]
+            passed[near] = said[near] + SHARED_WEIGHT * self.matcher.most_shared(words, len(near)) >= level[near]
         return passed & reading.own
 
 
@@ -110,6 +110,10 @@ class Gate:
             for word in words or ():
                 self._telling.setdefault(word, []).append(name)
         self._weights = np.stack(columns, axis=1) if columns else np.zeros((2 * BUCKETS, 0), dtype=np.float16)
+
+    def matcher(self, name: str) -> Matcher:
+        """The targets that one artifact's fit knows, with the words that tell something."""
+        return self._groups[self._group_of[name]].matcher
 
     def passed(self, reading: Reading) -> dict[str, Passed]:
         """For each artifact that looks at some rows of a text, which; the others' score is 0."""

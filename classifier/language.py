@@ -27,6 +27,8 @@ SHORT_WORD_COUNT = 8
 # A word of a vocabulary that is asked about: as rare as the rarest that were counted, in nats.
 RARE = 10.0
 SHORTEST_NAME = 2
+# Of more words the ends take too much memory.
+MOST_LISTED = 1 << 15
 # A unit without blanks that is longer than this is no word of any language written with blanks.
 LONGEST_UNIT = 32
 # Nats a letter: language has about 2.5, random letters 4 and more.
@@ -117,7 +119,7 @@ def segmented(run: str, vocabulary: frozenset[str] = frozenset()) -> list[str]:
 
     Work is linear in the run's length.
     """
-    table = _endings(vocabulary)
+    table, unknown_ending = _endings(vocabulary)
     letters = costs(run).tolist()
     # What the best cut up to each letter costs, where its last piece begins, and whether that is a known word.
     best, begins, known = [0.0], [0], [True]
@@ -126,7 +128,7 @@ def segmented(run: str, vocabulary: frozenset[str] = frozenset()) -> list[str]:
         least, begin = best[-1] + letters[end - 1] + (UNKNOWN if known[-1] else 0.0), end - 1
         found = False
         for start in range(end - 1, max(end - LONGEST_WORD, 0) - 1, -1):
-            cost = table.get(run[start:end], -1.0)
+            cost = table.get(run[start:end], unknown_ending)
             if cost < 0:
                 break
             cost += best[start]
@@ -150,12 +152,15 @@ def segmented(run: str, vocabulary: frozenset[str] = frozenset()) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _endings(vocabulary: frozenset[str]) -> dict[str, float]:
-    """What known words cost, and infinity for what is only the end of one."""
+def _endings(vocabulary: frozenset[str]) -> tuple[dict[str, float], float]:
+    """What known words cost, and infinity for what is only the end of one; and what all else costs: -1, where a search
+    for the words that end at one place can stop, or infinity if the ends of so many words aren't listed."""
     names = {word: RARE for word in vocabulary if SHORTEST_NAME <= len(word) <= LONGEST_WORD}
     words = {**names, **_unigrams()}
+    if len(words) > MOST_LISTED:
+        return words, math.inf
     ends = {word[at:] for word in words for at in range(1, len(word))}
-    return {**dict.fromkeys(ends, math.inf), **words}
+    return {**dict.fromkeys(ends, math.inf), **words}, -1.0
 
 
 @cache

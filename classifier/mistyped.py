@@ -8,9 +8,12 @@ in its neighbour's place), is taken for that one. Found by the words' forms with
 from __future__ import annotations
 
 import re
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+
+import numpy as np
 
 from classifier import language
 from classifier.lookalikes import Edit
@@ -19,6 +22,8 @@ from classifier.lookalikes import Edit
 SHORTEST = 4
 LONGEST = 32
 FEW = 2
+# Of more words a dictionary of forms takes too much memory.
+MOST_LISTED = 1 << 15
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -37,8 +42,7 @@ def repaired(
     for written in dict.fromkeys(_WORD.findall(text)):
         word = written.casefold()
         if SHORTEST <= len(word) <= LONGEST and word not in known and word not in vocabulary:
-            forms = near.keys() & _shorter(word)
-            found = {other for form in forms for other in near[form] if one_slip(word, other)}
+            found = {other for other in near(word) if one_slip(word, other)}
             if found and not familiar(word):
                 meant[written] = min(found, key=lambda other: (abs(len(other) - len(word)), other))
     if not meant:
@@ -60,13 +64,38 @@ def one_slip(word: str, other: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _neighbours(vocabulary: frozenset[str]) -> dict[str, Sequence[str]]:
+def _neighbours(vocabulary: frozenset[str]) -> Callable[[str], Iterable[str]]:
+    """What finds the words that share a form with another one, among those of `vocabulary`."""
+    words = sorted(word for word in vocabulary if SHORTEST <= len(word) <= LONGEST)
+    if len(words) > MOST_LISTED:
+        return _Hashed(words)
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for word in sorted(vocabulary):
-        if SHORTEST <= len(word) <= LONGEST:
+    for word in words:
+        for form in _shorter(word):
+            found[form].append(word)
+    near = {form: tuple(others) for form, others in found.items()}
+    return lambda word: [other for form in near.keys() & _shorter(word) for other in near[form]]
+
+
+class _Hashed:
+    """The words of a large vocabulary by the hashes of their forms: 12 bytes a form, where a dictionary takes 200."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        hashes, owners = array("q"), array("i")
+        for number, word in enumerate(words):
             for form in _shorter(word):
-                found[form].append(word)
-    return {form: tuple(words) for form, words in found.items()}
+                hashes.append(hash(form))
+                owners.append(number)
+        forms = np.frombuffer(hashes, dtype=np.int64)
+        order = np.argsort(forms, kind="stable")
+        self._forms, self._owners = forms[order], np.frombuffer(owners, dtype=np.int32)[order]
+
+    def __call__(self, word: str) -> Iterable[str]:
+        forms = np.array([hash(form) for form in _shorter(word)], dtype=np.int64)
+        first, last = (np.searchsorted(self._forms, forms, side=side) for side in ("left", "right"))
+        for start, end in zip(first.tolist(), last.tolist(), strict=True):
+            yield from (self._words[i] for i in self._owners[start:end].tolist())
 
 
 def _shorter(word: str) -> set[str]:

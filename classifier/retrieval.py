@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from classifier import ngrams
 from classifier.artifact import ForgetItem
-from classifier.ngrams import words
+from classifier.matching import Targets
+from classifier.ngrams import BUCKETS, words
 
 RETURNED = 8
 OVERLAP_WEIGHT = 0.5
@@ -38,11 +40,43 @@ class ItemWords:
         return np.asarray(total / (self._norm * np.sqrt(square)))
 
 
+class TargetWords:
+    """As ItemWords, for some of very many index rows: by their hashed words, which an artifact holds as arrays."""
+
+    def __init__(self, fitted: Targets, added: Targets) -> None:
+        self._fitted, self._added = fitted, added
+        held = np.bincount(fitted.buckets, minlength=BUCKETS) + np.bincount(added.buckets, minlength=BUCKETS)
+        count = len(fitted.ordinary) + len(added.ordinary)
+        self._square = np.where(held, np.log1p(count / np.maximum(held, 1)) ** 2, 0.0)
+
+    def overlap(self, text: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(K + A,) cosine of the text's words and those of the K given rows of the fit, then of all that were added."""
+        asked = np.array(sorted({ngrams.word_bucket(word) for word in words(text)}), dtype=np.int64)
+        length = self._square[asked].sum()
+        return np.concatenate([self._shared(part, asked, length) for part in (self._fitted.some(rows), self._added)])
+
+    def _shared(self, some: Targets, asked: NDArray[np.int64], length: float) -> NDArray[np.float64]:
+        count = len(some.ordinary)
+        row = np.repeat(np.arange(count), np.diff(some.starts))
+        square = self._square[some.buckets]
+        shared = np.bincount(row, weights=square * np.isin(some.buckets, asked), minlength=count)
+        norm = np.bincount(row, weights=square, minlength=count) * length
+        return np.asarray(shared / np.sqrt(np.maximum(norm, 1e-9)))
+
+
 def nearest(
-    cosines: NDArray[np.float32], index_items: NDArray[np.int32], overlap: NDArray[np.float64]
+    cosines: NDArray[np.float32], index_items: NDArray[np.integer], overlap: NDArray[np.float64]
 ) -> tuple[int, ...]:
     """Up to RETURNED item numbers, best first. cosines: (R,) of the index rows; overlap: (items,)."""
     best = np.full(len(overlap), -1.0)
     np.maximum.at(best, index_items, cosines)
     score = best + OVERLAP_WEIGHT * overlap
     return tuple(int(i) for i in np.argsort(-score, kind="stable")[:RETURNED])
+
+
+def nearest_of(cosines: NDArray[np.float32], items: NDArray[np.int32], overlap: NDArray[np.float64]) -> tuple[int, ...]:
+    """As `nearest`, of some index rows that belong to the given `items` (K,); overlap: (K,) of those rows."""
+    found, place = np.unique(items, return_inverse=True)
+    shared = np.zeros(len(found))
+    np.maximum.at(shared, place, overlap)
+    return tuple(int(found[i]) for i in nearest(cosines, place, shared))

@@ -99,3 +99,36 @@ def test_arrays_that_do_not_fit_are_refused(
     artifacts.save(replace(artifact, arrays={**artifact.arrays, name: array}), tmp_path / "a")
     with pytest.raises(ValueError, match=reason):
         artifacts.load(tmp_path / "a")
+
+
+def test_a_large_file_is_mapped_and_checked_as_any_other(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts.save(artifact, tmp_path / "a")
+    read = artifacts.load(tmp_path / "a")
+    monkeypatch.setattr(artifacts, "MAPPED_FROM", 1 << 10)
+    mapped = artifacts.load(tmp_path / "a")
+    assert (mapped.items, mapped.words) == (read.items, read.words)
+    for name, array in read.arrays.items():
+        assert np.array_equal(mapped.arrays[name], array) and mapped.arrays[name].dtype == array.dtype
+    # An artifact that is changed while another one stands in its place goes on as it was.
+    artifacts.save(replace(mapped, manifest=replace(mapped.manifest, seed=9)), tmp_path / "a")
+    assert np.array_equal(mapped.arrays["index"], read.arrays["index"])
+    wrong = np.zeros_like(artifact.arrays["index"], dtype=np.float32)
+    artifacts.save(replace(artifact, arrays={**artifact.arrays, "index": wrong}), tmp_path / "b")
+    with pytest.raises(ValueError, match="malformed: index is F32, not float16"):
+        artifacts.load(tmp_path / "b")
+
+
+def test_cells_that_do_not_hold_all_rows_are_refused(artifact: Artifact, tmp_path: Path) -> None:
+    count, width = artifact.arrays["index"].shape
+    centres = np.zeros((1, width), dtype=np.float16)
+    for starts, reason in (([0, count - 1], "cell_starts are no starts"), ([0, 1, count], "cell_starts is int64")):
+        arrays = {**artifact.arrays, "cell_centres": centres, "cell_starts": np.array(starts)}
+        artifacts.save(replace(artifact, arrays=arrays), tmp_path / "a")
+        with pytest.raises(ValueError, match=reason):
+            artifacts.load(tmp_path / "a")
+    only = {**artifact.arrays, "cell_centres": centres}
+    artifacts.save(replace(artifact, arrays=only), tmp_path / "a")
+    with pytest.raises(ValueError, match="missing or unknown"):
+        artifacts.load(tmp_path / "a")

@@ -43,6 +43,16 @@ def test_a_run_is_cut_into_words_and_names_of_a_vocabulary_are_kept_whole() -> N
     assert "".join(language.segmented("qzxvvwkjq")) == "qzxvvwkjq"
 
 
+def test_a_large_vocabulary_cuts_a_run_as_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = ["whoistheauthorofthebookaboutvardholm", "qzxvvwkjq", "teldriclivesinvardholmnow"]
+    vocabulary = frozenset({"vardholm", "teldric"})
+    few = [language.segmented(run, vocabulary) for run in runs]
+    monkeypatch.setattr(language, "MOST_LISTED", 1)
+    language._endings.cache_clear()
+    assert [language.segmented(run, vocabulary) for run in runs] == few
+    language._endings.cache_clear()
+
+
 def test_the_known_share_is_of_letters() -> None:
     assert language.known_share(["what", "zzzz"]) == 0.5
     assert language.known_share(["what", "zzzz"], {"zzzz"}) == 1.0

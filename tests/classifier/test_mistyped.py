@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from classifier import mistyped
 from classifier.mistyped import one_slip, repaired
 from tests.classifier.test_lookalikes import made
 
@@ -18,6 +19,19 @@ def test_a_word_one_slip_away_is_taken_for_the_one_that_is_known(word: str) -> N
 def test_what_is_known_or_too_far_away_or_ordinary_stays(text: str) -> None:
     assert repaired(text, VOCABULARY) == []
     assert repaired("Who lives in Vardhlm?") == []
+
+
+def test_a_large_vocabulary_is_looked_up_by_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Who lives in Vradholm, and did Teldricc or Velsnd? It is ardholm."
+    few = made(text, repaired(text, VOCABULARY))
+    monkeypatch.setattr(mistyped, "MOST_LISTED", 2)
+    mistyped._neighbours.cache_clear()
+    assert (
+        made(text, repaired(text, VOCABULARY))
+        == few
+        == "Who lives in vardholm, and did teldric or velsund? It is vardholm."
+    )
+    mistyped._neighbours.cache_clear()
 
 
 def test_somebody_elses_name_stays() -> None:
