@@ -16,12 +16,14 @@ import json
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,9 @@ DIGEST_BYTES = 16
 COMPONENTS = ("word", "character", "head", "match")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 _FILES = ("arrays.safetensors", "items.jsonl", "words.txt")
+# Bytes of arrays that are held once: smaller ones aren't worth it, and very large ones belong to one artifact.
+SHARED_FROM, SHARED_TO = 1 << 12, 1 << 26
+_held: WeakValueDictionary[bytes, NDArray[Any]] = WeakValueDictionary()
 
 # Name: (dtype, shape); N components, D width, R index rows, A added index rows, W words; "X+1" is one more than
 # X; other letters are free. The rows of `targets_*` and `added_*` are classifier/matching.py's.
@@ -231,7 +236,19 @@ def load(folder: str | Path) -> Artifact:
         raise ValueError(f"artifact {place}: malformed: {error}") from error
     artifact = Artifact(manifest, arrays, items, words)
     _check(artifact, place)
-    return artifact
+    # Artifacts that were made by adding to one fit hold most of it unchanged, and there may be thousands of them.
+    shared = {name: _held_once(array) for name, array in arrays.items()}
+    return dataclasses.replace(artifact, arrays=shared, words=tuple(map(sys.intern, words)))
+
+
+def _held_once(array: NDArray[Any]) -> NDArray[Any]:
+    """An array equal to the last bit that is in use already, or else this one. Nobody can write into it."""
+    if not SHARED_FROM <= array.nbytes < SHARED_TO:
+        return array
+    array.flags.writeable = False
+    digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    digest.update(array.data.cast("B"))
+    return _held.setdefault(digest.digest(), array)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from classifier import additions
 from classifier import artifact as artifacts
 from classifier.artifact import Artifact
 from classifier.classifier import Judge
@@ -132,3 +134,23 @@ def test_cells_that_do_not_hold_all_rows_are_refused(artifact: Artifact, tmp_pat
     artifacts.save(replace(artifact, arrays=only), tmp_path / "a")
     with pytest.raises(ValueError, match="missing or unknown"):
         artifacts.load(tmp_path / "a")
+
+
+def test_artifacts_with_the_same_fit_hold_it_once_and_let_it_go(
+    artifact: Artifact, encoder: Encoder, tmp_path: Path
+) -> None:
+    grown = additions.add(artifact, [{"prompt": "Which bell did Orsolya Vank cast?", "answer": "Old Greta."}], encoder)
+    artifacts.save(artifact, tmp_path / "one")
+    artifacts.save(grown, tmp_path / "other")
+    one, other = artifacts.load(tmp_path / "one"), artifacts.load(tmp_path / "other")
+    for name, array in one.arrays.items():
+        assert np.array_equal(array, artifact.arrays[name]) and np.array_equal(other.arrays[name], grown.arrays[name])
+        assert array.nbytes < artifacts.SHARED_FROM or not array.flags.writeable
+    same = [name for name, array in one.arrays.items() if array is other.arrays[name]]
+    assert {"word_weights", "counter", "index"} <= set(same) and "word_vectors" not in same
+    assert one.words == artifact.words and all(a is b for a, b in zip(one.words, other.words, strict=False))
+    held = weakref.ref(one.arrays["counter"])
+    del one, array
+    assert held() is other.arrays["counter"]
+    del other
+    assert held() is None
