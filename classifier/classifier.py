@@ -133,8 +133,14 @@ class Scorer:
         self._index_items: NDArray[np.int32] = arrays["index_items"]
         self._added = Added(arrays)
         self._veto = Veto(artifact)
+        # Of an artifact that was made by adding alone, nothing is left of the fit to compare with. Very many of those
+        # may have a word in common, and then one prompt is scored for them all.
+        self._added_alone = bool(self._veto.removed.all())
         self._search: Search | None = None
-        if "cell_starts" in arrays:
+        if self._added_alone:
+            self._item_words = ItemWords(artifact.items)
+            self._row_items = np.concatenate([self._index_items, self._added.items])
+        elif "cell_starts" in arrays:
             self._search = Search(arrays, matcher, self._veto.removed)
             self._target_words = TargetWords(self._targets, Targets.of(arrays, "added"))
         else:
@@ -154,6 +160,8 @@ class Scorer:
 
         retained: (N,) which rows must stay unflagged by what was fitted; items that were added count there too.
         """
+        if self._added_alone:
+            return self._compare_added(words, lexical, vectors)
         if not self._search:
             return self._compare(self._all, texts, words, lexical, vectors, retained)
         found = []
@@ -192,6 +200,15 @@ class Scorer:
         probability = np.maximum(fitted, added)
         by = added > fitted
         return ScoredRows(probability, components, by, list(np.hstack([cosines, near])), [some.rows] * len(texts))
+
+    def _compare_added(self, words: RowWords, lexical: NDArray[np.float64], vectors: NDArray[np.float32]) -> ScoredRows:
+        count = len(vectors)
+        near = self._added.cosines(vectors)
+        added = self._added.probability(words, near)
+        components = np.column_stack([lexical, vectors @ self.head, np.zeros(count)]).astype(np.float64)
+        gone = np.full((count, len(self._index_items)), -1.0, dtype=np.float32)
+        cosines = list(np.hstack([gone, near]))
+        return ScoredRows(added, components, np.ones(count, dtype=bool), cosines, [None] * count)
 
     def asked(self, text: str, cosines: NDArray[np.float32], compared: Integers | None) -> tuple[int, ...]:
         """The items that a row most likely means, best first."""

@@ -20,7 +20,7 @@ class ItemWords:
     """An inverted index from words to the items that hold them."""
 
     def __init__(self, items: Sequence[ForgetItem]) -> None:
-        found = [sorted(set(words(item.prompt or item.text))) for item in items]
+        found = [sorted(set(words(item.prompt or item.text))) if not item.removed else [] for item in items]
         self._items: dict[str, list[int]] = {}
         for i, distinct in enumerate(found):
             for word in distinct:

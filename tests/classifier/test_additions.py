@@ -147,3 +147,16 @@ def test_what_makes_no_sense_is_refused_by_name(artifact: Artifact, encoder: Enc
     other = replace(artifact, manifest=replace(artifact.manifest, encoder_hash="0" * 64))
     with pytest.raises(ValueError, match="was fitted with encoder"):
         additions.add(other, NEW, encoder)
+
+
+def test_of_what_was_made_by_adding_alone_nothing_else_counts(
+    artifact: Artifact, grown: Artifact, encoder: Encoder
+) -> None:
+    alone = additions.remove(grown, range(len(artifact.items)))
+    judge = Judge({"alone": alone, "grown": grown}, encoder)
+    found = judge.judge([ASKED])
+    assert found["alone"].score == found["grown"].score and found["alone"].nearest[0] == found["grown"].nearest[0]
+    assert (found["alone"].cosine, found["alone"].decided_by) == (found["grown"].cosine, "both")
+    # A word of what was added, and a question for what was fitted.
+    found = judge.judge(["What was the first book by Orvan Teldric, who owned an observatory?"])
+    assert found["alone"].score < 0.1 and found["grown"].score > 0.9
