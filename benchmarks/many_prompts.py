@@ -1,9 +1,8 @@
 """What judging costs with very many forget prompts: `python -m benchmarks.many_prompts [--items N]`.
 
-Two artifacts of made-up prompts (`benchmarks/made_facts.py`): FEW are fitted; N are that fit, grown: its linear models,
-fusion, level and thresholds as they are, and index, targets, word counts and cells made of all N prompts by the code
-that a fit uses. Every embedding is the encoder's own. They are encoded once, which takes about 1.2 ms of CPU each, and
-kept in build/many-prompts. Each artifact has a process of its own, and the two are asked the same in turns.
+Two fits, of FEW and of N made-up prompts (`benchmarks/made_facts.py`), each in a process of its own, are asked the same
+in turns. Every embedding is the encoder's own; those of the prompts take about 1.2 ms of CPU each the first time, and
+are kept in build/many-prompts, as the fits are.
 
 Recall: for other wordings of some of the N prompts, what the search finds is compared with all N, exactly.
 """
@@ -11,13 +10,12 @@ Recall: for other wordings of some of the N prompts, what the search finds is co
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,7 @@ from numpy.typing import NDArray
 from benchmarks import judging, made_facts
 from benchmarks.measuring import Round, alternating
 from classifier import artifact as artifacts_io
-from classifier import fit, matching, search
-from classifier.artifact import Artifact, ForgetItem
+from classifier import fit, matching
 from classifier.classifier import Judge, Scorer, threshold
 from classifier.encoder import Encoder, load_encoder
 from classifier.gate import Gate
@@ -39,7 +36,7 @@ FEW = 1000
 MOST = 3.0  # times what FEW prompts take
 MISS_RATE = 0.005
 ROUNDS = 5
-OF_A_KIND = 40
+OF_A_KIND = 60
 REWORDED = 200
 ENCODED_AT_ONCE = 20_000
 ROWS_AT_ONCE = 8192
@@ -51,51 +48,47 @@ def answer(number: int) -> str:
     return f"It is entry {number} of the register."
 
 
-def few(encoder: Encoder) -> Artifact:
-    """The fit."""
-    place = BUILD / str(FEW)
+class Encoded:
+    """An encoder that has encoded the first `count` prompts."""
+
+    def __init__(self, encoder: Encoder, count: int) -> None:
+        self._encoder = encoder
+        path = BUILD / f"vectors-{encoder.hash[:16]}.f16"
+        size = 2 * encoder.width
+        done = path.stat().st_size // size if path.exists() else 0
+        with path.open("ab") as file:
+            file.truncate(done * size)
+            for first in range(done, count, ENCODED_AT_ONCE):
+                part = min(ENCODED_AT_ONCE, count - first)
+                made = encoder.encode([prompt for prompt, _ in made_facts.items(part, first=first)])
+                file.write(made.astype(np.float16).tobytes())
+                print(f"encoded {first + part:,} of {count:,} prompts", file=sys.stderr, flush=True)
+        self._vectors = np.memmap(path, dtype=np.float16, mode="r", shape=(max(done, count), encoder.width))
+        self._number = {prompt: i for i, (prompt, _) in enumerate(made_facts.items(count))}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
+        numbers = [self._number.get(text, -1) for text in texts]
+        if min(numbers, default=-1) < 0:
+            return self._encoder.encode(texts, progress)
+        return self._vectors[numbers].astype(np.float32)
+
+
+def fitted(encoder: Encoder, count: int) -> Path:
+    """The folder of the fit."""
+    place = BUILD / str(count)
     if not place.is_dir():
-        rows = [{"prompt": prompt, "answer": answer(i)} for i, (prompt, _) in enumerate(made_facts.items(FEW))]
-        artifacts_io.save(fit.fit(rows, None, encoder=encoder), place)
-    return artifacts_io.load(place)
+        rows = [{"prompt": prompt, "answer": answer(i)} for i, (prompt, _) in enumerate(made_facts.items(count))]
+        known: Any = Encoded(encoder, count)
+        artifacts_io.save(fit.fit(rows, None, encoder=known, progress=_say), place)
+    return place
 
 
-def vectors(encoder: Encoder, count: int) -> NDArray[np.float16]:
-    """(count, D) embeddings of the first prompts; what was encoded before is read."""
-    path = BUILD / f"vectors-{encoder.hash[:16]}.f16"
-    size = 2 * encoder.width
-    done = path.stat().st_size // size if path.exists() else 0
-    with path.open("ab") as file:
-        file.truncate(done * size)
-        for first in range(done, count, ENCODED_AT_ONCE):
-            part = min(ENCODED_AT_ONCE, count - first)
-            made = encoder.encode([prompt for prompt, _ in made_facts.items(part, first=first)])
-            file.write(made.astype(np.float16).tobytes())
-            print(f"encoded {first + part:,} of {count:,} prompts", file=sys.stderr, flush=True)
-    return np.memmap(path, dtype=np.float16, mode="r", shape=(max(done, count), encoder.width))[:count]
-
-
-def grown(found: Artifact, encoder: Encoder, count: int) -> Artifact:
-    """The fit with `count` prompts in place of its own."""
-    index = np.array(vectors(encoder, count))
-    prompts = [prompt for prompt, _ in made_facts.items(count)]
-    others = found.arrays["documents"].astype(np.int64) - matching.count_documents(prompts[:FEW])
-    counted = np.minimum(np.maximum(others, 0) + matching.count_documents(prompts), np.iinfo(np.uint16).max)
-    arrays = {**found.arrays, "documents": counted.astype(np.uint16), "index_items": np.arange(count, dtype=np.int32)}
-    if count > search.CELLS_FROM:
-        order, arrays["cell_starts"], arrays["cell_centres"] = search.arranged(index, np.random.default_rng(0))
-        index, arrays["index_items"] = index[order], order.astype(np.int32)
-    texts = [prompts[i] for i in arrays["index_items"]]
-    made = matching.targets(texts, index, arrays["counter"], arrays["documents"])
-    arrays |= {f"targets_{field.name}": getattr(made, field.name) for field in dataclasses.fields(made)}
-    items = tuple(ForgetItem(prompt, answer(i), "") for i, prompt in enumerate(prompts))
-    counts = {**found.manifest.counts, "forget_items": count}
-    return dataclasses.replace(
-        found,
-        arrays={**arrays, "index": index},
-        items=items,
-        manifest=dataclasses.replace(found.manifest, counts=counts),
-    )
+def _say(stage: str, done: int, total: int) -> None:
+    if done in (0, total):
+        print(f"fit: {stage}, {done:,} of {total:,}", file=sys.stderr, flush=True)
 
 
 def asked(judge: Judge, level: float) -> dict[str, list[str]]:
@@ -109,7 +102,8 @@ def asked(judge: Judge, level: float) -> dict[str, list[str]]:
         score = judge.judge([text])["a"].score
         kind = "decided by words" if score == 0 else "flagged" if score >= level else "encoded, then passed"
         kinds[kind].append(text)
-    return {kind: texts[:: max(len(texts) // OF_A_KIND, 1)][:OF_A_KIND] for kind, texts in kinds.items()}
+    every = {"ordinary prompts": ordinary, **kinds}
+    return {kind: texts[:: max(len(texts) // OF_A_KIND, 1)][:OF_A_KIND] for kind, texts in every.items()}
 
 
 class Serving:
@@ -212,13 +206,14 @@ def recall(place: Path, encoder: Encoder) -> dict[str, float]:
 def measure(count: int, rounds: int) -> dict[str, Any]:
     """Everything that is known about `count` prompts, as plain JSON."""
     encoder = load_encoder()
-    small, large = BUILD / str(FEW), BUILD / str(count)
-    found = few(encoder)
-    if not large.is_dir():
-        artifacts_io.save(grown(found, encoder, count), large)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    small, large = fitted(encoder, FEW), fitted(encoder, count)
+    found = artifacts_io.load(small)
     level = threshold(found, miss_rate=MISS_RATE)
     kinds = asked(Judge({"a": found}, encoder), level)
-    sides = {name: Serving(place, level) for name, place in ((f"{FEW:,}", small), (f"{count:,}", large))}
+    places = {f"{FEW:,}": small, f"{count:,}": large}
+    levels = {name: threshold(artifacts_io.load(place), miss_rate=MISS_RATE) for name, place in places.items()}
+    sides = {name: Serving(place, levels[name]) for name, place in places.items()}
     told: dict[str, Any] = {"prompts": count, "asked": {kind: len(texts) for kind, texts in kinds.items()}}
     told["ready"] = {name: side.ask() for name, side in sides.items()}
     told["on disk, MiB"] = sum(path.stat().st_size for path in large.iterdir()) / 2**20
@@ -246,8 +241,11 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
             }
             for key in ("p50", "CPU")
         }
-        scores = [np.array(last[name]["scores"]) for name in (one, other)]
-        told["judging"][kind]["flagged"] = [int((score >= level).sum()) for score in scores]
+        scores = {name: np.array(last[f"{name}, {kind}"]["scores"]) for name in sides}
+        told["judging"][kind]["decided by words"] = {name: float((found == 0).mean()) for name, found in scores.items()}
+        told["judging"][kind]["flagged"] = {
+            name: float((found >= levels[name]).mean()) for name, found in scores.items()
+        }
         told["judging"][kind]["memory, MiB"] = {name: last[f"{name}, {kind}"]["memory"] for name in sides}
     told["recall"] = recall(large, encoder)
     return told

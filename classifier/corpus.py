@@ -32,8 +32,10 @@ VARIANTS_WANTED = 1600
 VARIANTS_LEAST = 3
 VARIANTS_MOST = 120
 RETAIN_MOST = 8000
-# Of more items than this some are drawn to learn from; all are compared with.
-LEARNT_MOST = 8000
+# Of more items than this some are drawn to be reworded; of still more, only their prompts are learnt from. All are
+# compared with.
+REWORDED_MOST = 8000
+KNOWN_MOST = 100_000
 OTHER_VARIANTS = 300
 WRAPPED = 240
 DECOYS = 800
@@ -74,7 +76,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All rows; `items` and which item each index row (`index_texts`) belongs to; what was left out."""
+    """All rows; `items` and which item each index row (`index_texts`) belongs to; what was left out.
+
+    reworded, known: of so many items there are rewordings, and of so many the prompt, among the rows.
+    """
 
     rows: tuple[Row, ...]
     items: tuple[ForgetItem, ...]
@@ -82,6 +87,8 @@ class Corpus:
     index_items: tuple[int, ...]
     retain_rows: int
     conflicts: int
+    reworded: int
+    known: int
 
 
 @cache
@@ -103,15 +110,22 @@ def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, 
     if len(kept) > RETAIN_MOST:
         kept = [kept[i] for i in np.sort(rng.choice(len(kept), RETAIN_MOST, replace=False))]
     drawn: dict[int, int] | None = None
-    if len(items) > LEARNT_MOST:
-        drawn = {int(i): n % FOLDS for n, i in enumerate(rng.choice(len(items), LEARNT_MOST, replace=False))}
-    asking = [(text, i) for text, i in index if drawn is None or i in drawn]
-    rows = _forget_rows(items, asking, encoder, rng, drawn)
+    if len(items) > REWORDED_MOST:
+        drawn = {int(i): n % FOLDS for n, i in enumerate(rng.choice(len(items), REWORDED_MOST, replace=False))}
+    rows = _forget_rows(items, index, encoder, rng, drawn)
     rows += _other_rows(kept, encoder, rng, first_source=len(rows))
-    rows += _decoy_rows([text for text, _ in asking], kept, rng, first_source=max(row.source for row in rows) + 1)
+    rows += _decoy_rows(
+        [text for text, i in index if drawn is None or i in drawn],
+        kept,
+        rng,
+        first_source=max(row.source for row in rows) + 1,
+    )
     # Rewording may lengthen a passage that just fitted.
     rows = [row for row in rows if not row.encoded or len(encoder.piece_starts(row.text)) <= encoder.limit]
-    return Corpus(tuple(rows), items, tuple(t for t, _ in index), tuple(i for _, i in index), len(kept), conflicts)
+    texts, owners = tuple(text for text, _ in index), tuple(i for _, i in index)
+    reworded = len(items) if drawn is None else len(drawn)
+    learnt = len(items) if len(items) <= KNOWN_MOST else reworded
+    return Corpus(tuple(rows), items, texts, owners, len(kept), conflicts, reworded, learnt)
 
 
 def passages(text: str, encoder: Encoder) -> list[str]:
@@ -134,14 +148,21 @@ def _forget_rows(
     rng: np.random.Generator,
     drawn: Mapping[int, int] | None,
 ) -> list[Row]:
-    """drawn: the items to learn from and the fold of each, where these aren't all. Most items are unknown to the models
-    then, so held-out scores are those of unknown items: all rows of an item are in one fold."""
+    """drawn: the items to reword and the fold of each, where these aren't all. Models know no rewording of most items
+    then, so held-out scores are those of such items: all rewordings of an item are in one fold. Where most prompts
+    aren't known either, the prompt is in that fold, too."""
+    known = drawn is None or len(items) <= KNOWN_MOST
     rows: list[Row] = []
     share = np.bincount([i for _, i in index], minlength=len(items))
     wanted = int(np.clip(round(VARIANTS_WANTED / len(index)), VARIANTS_LEAST, VARIANTS_MOST))
     for text, i in index:
         weight = 1.0 / share[i]
-        rows.append(Row(text, True, ALWAYS if drawn is None else drawn[i], len(rows), weight, True, False, item=i))
+        if drawn is not None and i not in drawn:
+            if known:
+                rows.append(Row(text, True, ALWAYS, len(rows), weight, False, False, item=i))
+            continue
+        fold = ALWAYS if drawn is None or known else drawn[i]
+        rows.append(Row(text, True, fold, len(rows), weight, True, False, item=i))
         made = variants(text, wanted, rng)
         for k, variant in enumerate(made):
             fold = k % FOLDS if drawn is None else drawn[i]
@@ -151,12 +172,12 @@ def _forget_rows(
         # Scored as a request would be: by all its windows.
         parts = passages(wrap(plain[i].text, rng), encoder)
         weight, group, source = plain[i].weight / 2, min(len(parts) - 1, 1), len(rows)
-        fold = n % FOLDS if drawn is None else plain[i].fold
+        fold = n % FOLDS if drawn is None else drawn[plain[i].item]
         wrapped = replace(plain[i], fold=fold, calibrates=True, wrapped=True, group=group, source=source)
         rows += [replace(wrapped, text=part, weight=0.0 if k else weight) for k, part in enumerate(parts)]
-    for i in range(len(items)) if drawn is None else drawn:
+    for i in range(len(items)) if drawn is None or known else drawn:
         if items[i].answer:
-            fold = ALWAYS if drawn is None else drawn[i]
+            fold = ALWAYS if drawn is None or known else drawn[i]
             rows.append(Row(items[i].answer, True, fold, len(rows), ANSWER_WEIGHT, False, False))
     return rows
 

@@ -62,6 +62,13 @@ CALIBRATION = (
     "in the file. The promise is about such rewordings of these items, on the average over the items"
 )
 
+CALIBRATION_DRAWN = (
+    "calibration set: held-out scores; forget = rule-made rewordings of {} of the forget prompts, drawn at random, "
+    "some inside other sentences, scored by models that weren't trained on any rewording of that prompt{}; other = "
+    "retain and background prompts, scored by models that weren't trained on them nor on their neighbours in the file. "
+    "The promise is about such rewordings of the items, on the average over the items"
+)
+
 Progress = Callable[[str, int, int], None]
 Vector = NDArray[np.float64]
 
@@ -134,7 +141,7 @@ def fit(
         "documents": features.documents,
         "levels": np.stack([level.matches, level.logits]),
         "retained": exempt,
-        "gate": np.array([_gate(data, fused, targets, asking, held[asking])]),
+        "gate": np.array([_gate(data, fused, targets, asking, held[asking], gate.shared_weight(cells))]),
         "added_index": np.zeros((0, encoder.width), dtype=np.int16),
         "added_items": np.zeros(0, dtype=np.int32),
         "added_ordinary": np.zeros(0),
@@ -161,7 +168,7 @@ def fit(
             "calibration_forget": len(positive),
             "calibration_other": len(negative),
         },
-        calibration=CALIBRATION,
+        calibration=_calibration_set(data),
         measured=_measure(calibration),
     )
     return Artifact(manifest, arrays, data.items, words)
@@ -189,7 +196,11 @@ class _Features:
         self._whole: NDArray[np.float32] | None = None
         if len(data.rows) * len(index) <= COSINES_KEPT:
             self._whole = self.vectors.astype(np.float32) @ self._index.T
-        self._highest = _highest_cosines(self.vectors, self._index) if self._whole is None else self._whole.max(axis=1)
+            self._highest = self._whole.max(axis=1)
+        else:
+            # Of forget rows nobody asks.
+            self._highest = np.zeros(len(data.rows), dtype=np.float32)
+            self._highest[~self.labels] = _highest_cosines(self.vectors[~self.labels], self._index)
         cosine = self._highest
         general = np.array([row.general for row in data.rows])
         # What the background shares with the forget set by chance is no counter-example.
@@ -347,7 +358,14 @@ def _exempt(rows: Sequence[Row], probability: Vector) -> list[str]:
     return [row.text for row in rows if row.retained and highest[row.source] < EXEMPT_BELOW]
 
 
-def _gate(data: Corpus, fused: Fusion, targets: matching.Targets, asking: Sequence[int], components: Vector) -> float:
+def _gate(
+    data: Corpus,
+    fused: Fusion,
+    targets: matching.Targets,
+    asking: Sequence[int],
+    components: Vector,
+    shared_weight: float,
+) -> float:
     """What the words of a window must say at least, for an encoder to be asked (`classifier/gate.py`).
 
     asking: the forget rows that calibrate, with their held-out components. Each text of theirs passes with one of its
@@ -358,9 +376,17 @@ def _gate(data: Corpus, fused: Fusion, targets: matching.Targets, asking: Sequen
     texts = [data.rows[i].text for i in asking]
     words = matching.row_words(texts)
     shared = matching.Matcher(targets, least=gate.LEAST_SHARE).most_shared(words, len(asking))
-    said = fused.contributions(components)[:, :2].sum(axis=1) + gate.SHARED_WEIGHT * shared
+    said = fused.contributions(components)[:, :2].sum(axis=1) + shared_weight * shared
     said -= gate.margin(np.array([len(text.split()) for text in texts]))
     return min(_highest([data.rows[i] for i in asking], said).values()) - GATE_MARGIN
+
+
+def _calibration_set(data: Corpus) -> str:
+    if data.reworded == len(data.items):
+        return CALIBRATION
+    return CALIBRATION_DRAWN.format(
+        data.reworded, "" if data.known == len(data.items) else ", nor on the prompt itself"
+    )
 
 
 def _measure(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:

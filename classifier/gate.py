@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,10 @@ from classifier.retained import Retained
 from classifier.vocabulary import FUNCTION_WORDS
 from classifier.windows import INNER_UNITS, NARROW_UNITS
 
-# What the share of a forget item's rare words counts, in nats.
+# What the share of a forget item's rare words counts, in nats; and where there are so many items that the models know
+# little of each (classifier/search.py).
 SHARED_WEIGHT = 2.0
+SHARED_WEIGHT_OF_MANY = 4.0
 # Words that carry less of an item's rarity tell nothing.
 LEAST_SHARE = 0.03
 # A longer window holds more by chance, and mostly says less than a shorter one inside it: so many nats more are asked
@@ -64,6 +67,7 @@ class _Group:
         centre, scale, weight = arrays["fusion"][:, :2]
         self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
         self._level = float(arrays["gate"][0])
+        self._shared_weight = shared_weight(arrays)
         self.matcher = Matcher(Targets.of(arrays, "targets"), least=LEAST_SHARE)
         self.retained = Retained(arrays["retained"])
 
@@ -75,10 +79,11 @@ class _Group:
         """(N,) which rows are worth encoding: all that aren't surely below the level."""
         level = self._level + margin(reading.last - reading.first)
         passed = ~(said < level)
-        near = np.flatnonzero(~passed & reading.own & (said >= level - SHARED_WEIGHT))
+        near = np.flatnonzero(~passed & reading.own & (said >= level - self._shared_weight))
         if len(near):
             words = reading.document.distinct(reading.first[near], reading.last[near])
-            passed[near] = said[near] + SHARED_WEIGHT * self.matcher.most_shared(words, len(near)) >= level[near]
+            shared = self.matcher.most_shared(words, len(near))
+            passed[near] = said[near] + self._shared_weight * shared >= level[near]
         return passed & reading.own
 
 
@@ -179,6 +184,11 @@ def _passed(rows: NDArray[np.bool_], lexical: Floats, retained: NDArray[np.bool_
 def margin(units: Integers) -> Floats:
     """(N,) what windows of so many units have to say beyond an artifact's level, in nats."""
     return np.asarray(_MARGINS[np.minimum(units, LENGTHS[-1])])
+
+
+def shared_weight(arrays: Mapping[str, NDArray[Any]]) -> float:
+    """What sharing all rare words of a forget item counts with an artifact of these arrays, in nats."""
+    return SHARED_WEIGHT_OF_MANY if "cell_starts" in arrays else SHARED_WEIGHT
 
 
 def telling_words(artifact: Artifact) -> frozenset[int] | None:

@@ -163,12 +163,15 @@ class Matcher:
             out[listed > MOST_LISTED] = np.inf
             few = listed[row] <= MOST_LISTED
             row, first, lengths = row[few], first[few], lengths[few]
-        cell, share = self._shared(row, first, lengths)
-        order = np.argsort(cell, kind="stable")
-        cell = cell[order]
-        new = np.flatnonzero(np.diff(cell, prepend=-1))
-        if len(new):
-            np.maximum.at(out, cell[new] // self._count, np.add.reduceat(share[order], new))
+        # Some rows at a time, for bounded memory.
+        before = np.cumsum(listed) // AT_ONCE
+        for a, b in itertools.pairwise(np.unique(np.searchsorted(row, _edges(before))).tolist()):
+            cell, share = self._shared(row[a:b], first[a:b], lengths[a:b])
+            order = np.argsort(cell, kind="stable")
+            cell = cell[order]
+            new = np.flatnonzero(np.diff(cell, prepend=-1))
+            if len(new):
+                np.maximum.at(out, cell[new] // self._count, np.add.reduceat(share[order], new))
         return out
 
     def sharing(self, words: RowWords, count: int, most: int) -> NDArray[np.int64]:
@@ -219,6 +222,11 @@ class Matcher:
         at = np.minimum(np.searchsorted(self._words, wanted), len(self._words) - 1)
         lengths = np.where(self._words[at] == wanted, self._starts[at + 1] - self._starts[at], 0)
         return self._starts[at], lengths
+
+
+def _edges(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Where runs of equal values begin, and where the last one ends."""
+    return np.append(np.flatnonzero(np.diff(values, prepend=-1)), len(values))
 
 
 def row_words(texts: Sequence[str]) -> RowWords:

@@ -119,9 +119,10 @@ def test_what_stands_in_very_many_targets_is_not_counted(monkeypatch: pytest.Mon
     assert matcher.most_shared(words, 2).tolist() == [np.inf, 0]
 
 
+@pytest.mark.parametrize("known", [100, 200])
 @pytest.mark.usefixtures("small_cells")
 def test_a_large_set_is_learnt_in_part_and_found_as_a_whole(
-    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    known: int, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = corpus.background()[::8]
     monkeypatch.setattr(corpus, "background", lambda: few)
@@ -130,7 +131,8 @@ def test_a_large_set_is_learnt_in_part_and_found_as_a_whole(
         "OTHER_VARIANTS": 40,
         "DECOYS": 80,
         "WRAPPED": 30,
-        "LEARNT_MOST": 40,
+        "REWORDED_MOST": 40,
+        "KNOWN_MOST": known,
     }.items():
         monkeypatch.setattr(corpus, name, value)
     monkeypatch.setattr(search, "CELLS_FROM", 60)
@@ -144,6 +146,7 @@ def test_a_large_set_is_learnt_in_part_and_found_as_a_whole(
         {"prompt": f"Where does {name} keep the {thing}?", "answer": "At home."} for name in names for thing in kept
     ]
     made = fit.fit(forget, None, encoder=encoder)
+    assert ("nor on the prompt itself" in made.manifest.calibration) == (known == 100)
     assert made.manifest.counts["calibration_forget"] < 200 and len(made.items) == len(made.arrays["index"]) == 180
     monkeypatch.setattr(artifacts, "MAPPED_FROM", 1 << 10)
     artifacts.save(made, tmp_path / "a")
