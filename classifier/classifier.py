@@ -216,7 +216,7 @@ class Scorer:
             return nearest(cosines, self._row_items, self._item_words.overlap(text))
         overlap = self._target_words.overlap(text, compared)
         items = np.concatenate([self._index_items[compared], self._added.items])
-        there = cosines > -1.0
+        there = ~(cosines <= -1.0)
         return nearest_of(cosines[there], items[there], overlap[there])
 
 
