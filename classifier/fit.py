@@ -141,7 +141,7 @@ def fit(
         "documents": features.documents,
         "levels": np.stack([level.matches, level.logits]),
         "retained": exempt,
-        "gate": np.array([_gate(data, fused, targets, asking, held[asking], gate.shared_weight(cells))]),
+        "gate": np.array([_gate(data, fused, targets, asking, held[asking], many=bool(cells))]),
         "added_index": np.zeros((0, encoder.width), dtype=np.int16),
         "added_items": np.zeros(0, dtype=np.int32),
         "added_ordinary": np.zeros(0),
@@ -364,7 +364,8 @@ def _gate(
     targets: matching.Targets,
     asking: Sequence[int],
     components: Vector,
-    shared_weight: float,
+    *,
+    many: bool,
 ) -> float:
     """What the words of a window must say at least, for an encoder to be asked (`classifier/gate.py`).
 
@@ -374,9 +375,13 @@ def _gate(
     if any(item.text for item in data.items):
         return -np.inf
     texts = [data.rows[i].text for i in asking]
-    words = matching.row_words(texts)
+    if many:
+        known = {word for item in data.items for word in ngrams.words(item.prompt)}
+        words, weight = matching.known_words(texts, known), gate.SHARED_WEIGHT_OF_MANY
+    else:
+        words, weight = matching.row_words(texts), gate.SHARED_WEIGHT
     shared = matching.Matcher(targets, least=gate.LEAST_SHARE).most_shared(words, len(asking))
-    said = fused.contributions(components)[:, :2].sum(axis=1) + shared_weight * shared
+    said = fused.contributions(components)[:, :2].sum(axis=1) + weight * shared
     said -= gate.margin(np.array([len(text.split()) for text in texts]))
     return min(_highest([data.rows[i] for i in asking], said).values()) - GATE_MARGIN
 

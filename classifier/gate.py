@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +66,10 @@ class _Group:
         centre, scale, weight = arrays["fusion"][:, :2]
         self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
         self._level = float(arrays["gate"][0])
-        self._shared_weight = shared_weight(arrays)
+        self._shared_weight = SHARED_WEIGHT_OF_MANY if "cell_starts" in arrays else SHARED_WEIGHT
         self.matcher = Matcher(Targets.of(arrays, "targets"), least=LEAST_SHARE)
+        # The items' words, where there are so many that hashes alone tell little; of all artifacts fitted alike.
+        self.vocabulary: set[str] | None = set() if "cell_starts" in arrays else None
         self.retained = Retained(arrays["retained"])
 
     def contributions(self, lexical: Floats) -> Floats:
@@ -81,7 +82,10 @@ class _Group:
         passed = ~(said < level)
         near = np.flatnonzero(~passed & reading.own & (said >= level - self._shared_weight))
         if len(near):
-            words = reading.document.distinct(reading.first[near], reading.last[near])
+            if self.vocabulary is None:
+                words = reading.document.distinct(reading.first[near], reading.last[near])
+            else:
+                words = matching.known_words([reading.text(int(row)) for row in near], self.vocabulary)
             shared = self.matcher.most_shared(words, len(near))
             passed[near] = said[near] + self._shared_weight * shared >= level[near]
         return passed & reading.own
@@ -106,6 +110,8 @@ class Gate:
                 self._members.append([])
                 columns.append(np.concatenate([artifact.arrays[f"{kind}_weights"] for kind in ("word", "character")]))
             self._group_of[name] = number
+            if (vocabulary := self._groups[number].vocabulary) is not None:
+                vocabulary |= artifact.prompt_words
             # Of an artifact that was made by adding alone, all that was fitted is taken out again.
             if not np.isin(artifact.arrays["index_items"], artifact.arrays["removed_items"]).all():
                 self._members[number].append(name)
@@ -184,11 +190,6 @@ def _passed(rows: NDArray[np.bool_], lexical: Floats, retained: NDArray[np.bool_
 def margin(units: Integers) -> Floats:
     """(N,) what windows of so many units have to say beyond an artifact's level, in nats."""
     return np.asarray(_MARGINS[np.minimum(units, LENGTHS[-1])])
-
-
-def shared_weight(arrays: Mapping[str, NDArray[Any]]) -> float:
-    """What sharing all rare words of a forget item counts with an artifact of these arrays, in nats."""
-    return SHARED_WEIGHT_OF_MANY if "cell_starts" in arrays else SHARED_WEIGHT
 
 
 def telling_words(artifact: Artifact) -> frozenset[int] | None:

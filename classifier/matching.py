@@ -8,7 +8,7 @@ to be matched more closely (hubness; cross-domain similarity local scaling, Conn
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,6 +233,16 @@ def row_words(texts: Sequence[str]) -> RowWords:
     """The distinct hashed words of texts."""
     numbers = np.arange(len(texts) + 1)
     return ngrams.Document(texts).distinct(numbers[:-1], numbers[1:])
+
+
+def known_words(texts: Sequence[str], vocabulary: Collection[str]) -> RowWords:
+    """As `row_words`, without words that aren't in the `vocabulary`: many targets have a word with any other's hash."""
+    found = [
+        sorted({ngrams.word_bucket(word) for word in ngrams.words(text) if word in vocabulary or not word.isascii()})
+        for text in texts
+    ]
+    row = np.repeat(np.arange(len(texts)), [len(buckets) for buckets in found])
+    return row, np.array([bucket for buckets in found for bucket in buckets], dtype=np.int64)
 
 
 def some_words(words: RowWords, rows: slice) -> RowWords:

@@ -13,7 +13,10 @@ from classifier import artifact as artifacts
 from classifier.artifact import Artifact
 from classifier.classifier import Judge, Score
 from classifier.encoder import Encoder
+from classifier.gate import Gate
 from classifier.matching import ORDINARY_WEIGHT, Matcher, Targets
+from classifier.ngrams import word_bucket
+from classifier.reading import read
 from classifier.records import Record
 from classifier.search import Search
 
@@ -158,3 +161,17 @@ def test_a_large_set_is_learnt_in_part_and_found_as_a_whole(
     found = scored(loaded, encoder, [*asked, "How do I boil an egg?"])
     assert min(score.score for score in found[:-1]) > 0.5 > found[-1].score
     assert [loaded.items[score.nearest[0]].prompt for score in found[:-1]] == asked
+
+
+def test_a_word_that_only_shares_a_hash_is_not_shared(artifact: Artifact, encoder: Encoder) -> None:
+    wanted = word_bucket("teldric")
+    double = next(word for i in range(10**7) if word_bucket(word := f"w{i}") == wanted)
+    texts = [f"Tell me of {double}.", "Tell me of Teldric."]
+    matcher = Matcher(Targets.of(artifact.arrays, "targets"))
+    assert matcher.most_shared(matching.row_words(texts), 2)[0] > 0
+    shared = matcher.most_shared(matching.known_words(texts, artifact.prompt_words), 2)
+    assert shared[0] == 0 < shared[1]
+    # Beside a word that tells nothing by itself, the real one lets a window pass, and its double doesn't.
+    gate = Gate({"a": replace(in_cells(artifact), arrays={**in_cells(artifact).arrays, "gate": np.array([-1.0])})})
+    passed = [bool(gate.passed(read(text, encoder))) for text in texts]
+    assert passed == [False, True]
