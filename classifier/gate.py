@@ -210,4 +210,7 @@ def telling_words(artifact: Artifact) -> frozenset[int] | None:
 def _strongest(said: Floats) -> Integers:
     """At most MOST_CLOSER rows that speak for a forget request, the strongest."""
     speaking = np.flatnonzero(~(said <= 0))
-    return speaking[np.argsort(-said[speaking], kind="stable")[:MOST_CLOSER]]
+    order = speaking[np.argsort(-said[speaking], kind="stable")]
+    # Once each: what is repeated must not crowd out the rest.
+    order = order[np.diff(said[order], prepend=np.inf) != 0]
+    return np.asarray(order[:MOST_CLOSER])

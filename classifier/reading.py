@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from operator import ne
+from operator import itemgetter, ne
 from typing import NamedTuple
 
 import numpy as np
@@ -104,23 +105,27 @@ class _Units:
 
     def __init__(self) -> None:
         self.all: list[str] = []
-        self._raw: list[str] | None = None
+        # Each view's units, and which ranges of them were added: (first, last, what their numbers lack to those in
+        # `all`), rising.
+        self._views: list[tuple[list[str], list[tuple[int, int, int]]]] = []
 
     def add(self, own: list[str], windows: Sequence[Run]) -> list[int]:
         """For each window of a view, what its numbers in `own` lack to those in `all`."""
-        if self._raw is None:
-            self._raw = own
-            self.all += own
-            return [0] * len(windows)
         shifts: dict[Run, int] = {}
-        if len(own) == len(self._raw):
-            differ = list(accumulate(map(ne, own, self._raw), initial=0))
-            shifts = {(first, last): 0 for first, last in windows if differ[first] == differ[last]}
-        end = shift = 0
+        for known, ranges in self._views:
+            if len(known) == len(own):
+                differ = list(accumulate(map(ne, own, known), initial=0))
+                for first, last in windows:
+                    if differ[first] == differ[last] and (first, last) not in shifts:
+                        begin, end, shift = ranges[max(bisect_right(ranges, first, key=itemgetter(0)) - 1, 0)]
+                        if begin <= first and last <= end:
+                            shifts[first, last] = shift
+        added: list[tuple[int, int, int]] = []
         for first, last in sorted(window for window in windows if window not in shifts):
-            if first >= end:
-                end, shift = first, len(self.all) - first
+            begin, end, shift = added.pop() if added and first < added[-1][1] else (first, first, len(self.all) - first)
             self.all += own[end:last]
-            end = max(end, last)
+            added.append((begin, max(end, last), shift))
             shifts[first, last] = shift
+        if added:
+            self._views.append((own, added))
         return [shifts[window] for window in windows]

@@ -10,7 +10,7 @@ from classifier.artifact import Artifact
 from classifier.classifier import Judge, threshold
 from classifier.encoder import Encoder
 from classifier.fit import GATE_MARGIN, fit
-from classifier.gate import Gate, margin, telling_words
+from classifier.gate import MOST_CLOSER, Gate, _strongest, margin, telling_words
 from classifier.reading import read
 from classifier.windows import INNER_UNITS, NARROW_UNITS
 
@@ -91,3 +91,11 @@ def test_rows_are_matched_some_at_a_time(artifact: Artifact, monkeypatch: pytest
     whole = matcher.best(words, cosines)
     monkeypatch.setattr(matching, "AT_ONCE", 1)
     assert matcher.best(words, cosines).tolist() == whole.tolist() and whole[0] != whole[1]
+
+
+def test_what_is_repeated_is_looked_at_closer_once() -> None:
+    said = np.array([2.0, 3.0] * 30 + [1.0, -1.0, -np.inf, 2.5])
+    assert _strongest(said).tolist() == [1, 63, 0, 60]
+    assert len(_strongest(np.arange(1.0, 40.0))) == MOST_CLOSER
+    # What is no number speaks.
+    assert 2 in _strongest(np.array([0.5, -1.0, np.nan])).tolist()

@@ -26,6 +26,16 @@ def test_windows_without_a_difference_share_rows(encoder: Encoder) -> None:
     assert own["normalised"] - own["raw"] == {text.replace("ﬁ", "fi") for text in own["raw"] - own["normalised"]}
 
 
+def test_later_views_share_rows_with_each_other_too(encoder: Encoder) -> None:
+    asked = f"{ASKED} And who trims it at night?"
+    wide = "".join(chr(ord(c) + 0xFEE0) if c.isalpha() else c for c in asked)
+    reading = read(wide, encoder)
+    rows = {name: {p.row for p in reading.places if reading.view(p) == name} for name in ("normalised", "skeleton")}
+    assert rows["skeleton"] and rows["skeleton"] <= rows["normalised"]
+    texts = [reading.text(row) for row in range(len(reading.own))]
+    assert len(set(texts)) == len(texts)
+
+
 def test_of_an_edited_view_only_the_changed_windows_are_read(encoder: Encoder) -> None:
     run = base64.b64encode(ASKED.encode()).decode()
     around = [f"The lamp of pier {i} is trimmed by the keeper every evening before dark." for i in range(40)]
