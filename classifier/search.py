@@ -28,6 +28,8 @@ KEPT = 64
 ROUNDS = 8
 SAMPLED = 64
 LEVELS = 127
+# Rows that are worked on at once: bounds memory.
+BLOCK_ROWS = 1 << 12
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -41,17 +43,19 @@ def arranged(vectors: NDArray[np.floating], rng: np.random.Generator) -> tuple[I
     count = max(len(vectors) // CELL_ROWS, 1)
     few = rng.choice(len(vectors), min(SAMPLED * count, len(vectors)), replace=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an empty cell does no harm
+        warnings.simplefilter("ignore", UserWarning)  # of empty cells, which are left out below
         found, _ = kmeans2(vectors[np.sort(few)].astype(np.float32), count, iter=ROUNDS, minit="points", seed=rng)
     centres = found.astype(np.float16)
     against = centres.astype(np.float32)
     square = (against * against).sum(axis=1) / 2
     owner = np.empty(len(vectors), dtype=np.int64)
-    for start in range(0, len(vectors), 4096):
-        part = vectors[start : start + 4096].astype(np.float32)
-        owner[start : start + 4096] = (part @ against.T - square).argmax(axis=1)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(centres)))]).astype(np.int64)
-    return np.argsort(owner, kind="stable"), starts, centres
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        part = vectors[start : start + BLOCK_ROWS].astype(np.float32)
+        owner[start : start + BLOCK_ROWS] = (part @ against.T - square).argmax(axis=1)
+    # Equal rows make equal centres, of which one owns them all: the others would be looked into in its place.
+    held, owner = np.unique(owner, return_inverse=True)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owner))]).astype(np.int64)
+    return np.argsort(owner, kind="stable"), starts, centres[held]
 
 
 class Search:
@@ -90,11 +94,14 @@ class Search:
         scaled = vectors * np.float32(self._step)
         found: list[list[tuple[int, Floats]]] = [[] for _ in vectors]
         for first, last in zip(edges, edges[1:], strict=False):
-            start, end = self._starts[cell[first]], self._starts[cell[first] + 1]
-            block = self._rows[start:end].astype(np.float32)
-            # One by one: for products of small matrices the libraries start threads that cost more than they do.
-            for r in row[first:last].tolist():
-                found[r].append((int(start), block @ scaled[r] - self._less[start:end]))
+            begin, until = self._starts[cell[first] : cell[first] + 2].tolist()
+            # Of many equal rows a cell may hold any number.
+            for start in range(begin, until, BLOCK_ROWS):
+                end = min(start + BLOCK_ROWS, until)
+                block = self._rows[start:end].astype(np.float32)
+                # One by one: for products of small matrices the libraries start threads that cost more than they do.
+                for r in row[first:last].tolist():
+                    found[r].append((start, block @ scaled[r] - self._less[start:end]))
         kept = []
         for parts in found:
             score = np.concatenate([score for _, score in parts])
@@ -115,6 +122,6 @@ def _best(numbers: Integers, scores: Floats) -> Integers:
 
 def _blocks(index: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """The rows some at a time; halves as single numbers, since few processors reckon with halves."""
-    for start in range(0, len(index), 4096):
-        part = index[start : start + 4096]
+    for start in range(0, len(index), BLOCK_ROWS):
+        part = index[start : start + BLOCK_ROWS]
         yield part.astype(np.float32) if part.dtype == np.float16 else part

@@ -175,3 +175,21 @@ def test_a_word_that_only_shares_a_hash_is_not_shared(artifact: Artifact, encode
     gate = Gate({"a": replace(in_cells(artifact), arrays={**in_cells(artifact).arrays, "gate": np.array([-1.0])})})
     passed = [bool(gate.passed(read(text, encoder))) for text in texts]
     assert passed == [False, True]
+
+
+def test_what_stands_there_a_thousand_times_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CELL_ROWS", 4)
+    monkeypatch.setattr(search, "BLOCK_ROWS", 256)
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((4000, 16)).astype(np.float32)
+    rows[:2000] = np.repeat(rows[:2], 1000, axis=0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    order, starts, centres = search.arranged(rows.astype(np.float16), rng)
+    assert len(centres) == len(starts) - 1 and np.diff(starts).min() > 0 and starts[-1] == len(rows)
+    # A word that all rows hold tells nothing.
+    wanted = Targets(np.zeros(4000), np.arange(4001), np.full(4000, 7, np.int32), np.ones(4000, np.float32))
+    arrays = {"index": rows[order], "cell_starts": starts, "cell_centres": centres, "targets_ordinary": wanted.ordinary}
+    found = Search(arrays, Matcher(wanted, least=0.03), np.zeros(4000, dtype=bool))
+    for row in (rows[0], rows[1], rows[3000]):
+        near = found.candidates(row[None], (np.array([0]), np.array([7])))
+        assert float((rows[order][near] @ row).max()) == pytest.approx(1.0, abs=1e-3)
