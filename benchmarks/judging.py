@@ -27,7 +27,7 @@ from classifier.encoder import Encoder, load_encoder
 from evaluation import demo, tofu
 from server import base
 from server.guard import Guard
-from server.judging import Judging
+from server.judging import Judging, one_thread_each
 from server.metrics import Metrics
 from server.policies import Policy
 
@@ -86,6 +86,8 @@ def each(one: Guard, requests: Sequence[dict[str, Any]]) -> dict[str, tuple[floa
 
 
 def measure(quick: bool) -> Answer:
+    # As the gateway does it.
+    one_thread_each()
     encoder, found = load_encoder(), artifact()
     rounds = 3 if quick else 9
     ordinary, retain = benign(), [fact.question for facts in tofu.retain_facts() for fact in facts]

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from server.errors import Overloaded
 from server.metrics import Metrics
 
@@ -34,10 +36,19 @@ class _Turn:
     asked: float = field(default_factory=time.monotonic)
 
 
+def one_thread_each() -> None:
+    """Have matrices multiplied by the thread that asks, in all of this process.
+
+    Those of judging are small: the threads that a library starts for them take longer than the products.
+    """
+    threadpool_limits(limits=1, user_api="blas")
+
+
 class Judging:
     """Runs judgements in threads. Long ones never take the last thread, if there are two."""
 
     def __init__(self, threads: int, *, waiting: int, wait_s: float, timeout_s: float, metrics: Metrics) -> None:
+        one_thread_each()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lethe-judge")
         self._free = threads
         self._free_for_long = max(1, threads - 1)

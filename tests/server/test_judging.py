@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from server.errors import Overloaded
 from server.judging import LONG, PACE, Judging
@@ -185,3 +186,13 @@ async def test_who_leaves_in_the_moment_in_which_the_judgement_ends_has_left(rou
         await asked
     assert await line.run(lambda: 6, size=1) == 6
     line.close()
+
+
+def test_products_of_matrices_start_no_threads() -> None:
+    def threads() -> set[int]:
+        return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert threads() == {2}
+        judging().close()
+        assert threads() == {1}
