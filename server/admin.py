@@ -302,15 +302,13 @@ class _Server(uvicorn.Server):
 async def serving(settings: Settings, app: FastAPI, worker: Worker | None = None) -> AsyncIterator[None]:
     """The app on the admin port, as long as the gateway runs. Raises SettingsError when the port is taken.
 
-    worker: one of several, which has the port's socket if it is to serve it.
+    worker: one of several, the first of which serves it. Nobody else has the socket: when that one dies, what was sent
+    to it and not yet read must not be carried out by the next.
     """
-    listening = worker.admin if worker is not None else None
-    if worker is None and settings.admin_address is not None:
-        listening = sockets.bound(*settings.admin_address, "LETHE_ADMIN_PORT")
-    if listening is None:
+    if settings.admin_address is None or not (worker is None or worker.is_first):
         yield
         return
-    with listening:
+    with sockets.bound(*settings.admin_address, "LETHE_ADMIN_PORT", listen=True) as listening:
         server = _Server(
             uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1)
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import mmap
+import os
 import struct
 import time
 from collections import deque
@@ -199,7 +200,8 @@ class SharedUsage:
         self._size = self._HEAD.size + self._slot.size
         self._workers, self._number = workers, number
         self._file = path.open("a+b")
-        self._file.truncate(self.SLOTS * self._size)
+        # Not a file with holes: where there is no room to fill one, the process would end (SIGBUS).
+        os.posix_fallocate(self._file.fileno(), 0, self.SLOTS * self._size)
         self._table = mmap.mmap(self._file.fileno(), self.SLOTS * self._size)
 
     @contextmanager

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -89,13 +89,13 @@ def create_app(
             replicas.serve(guard)
             gateway.guard = guard
 
-        speaks = worker is None or worker.is_first  # a change of policies is put on record once
+        def put_on_record(record: dict[str, Any]) -> None:
+            if worker is None or worker.tells(record):
+                loop.call_soon_threadsafe(audit.put, record)
+
         if live is not None:
-            live.start(
-                lambda guard: loop.call_soon_threadsafe(exchange, guard),
-                lambda record: loop.call_soon_threadsafe(audit.put, record) if speaks else None,
-            )
-            if settings.admin_key is not None and speaks:
+            live.start(lambda guard: loop.call_soon_threadsafe(exchange, guard), put_on_record)
+            if settings.admin_key is not None and (worker is None or worker.is_first):
                 base.prepare(settings, live.loaded.encoder)
         watching = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(gateway.run())}
         try:
@@ -105,6 +105,8 @@ def create_app(
                     settings, admin.create_admin(settings, metrics, replicas, live, document, worker), worker
                 ),
             ):
+                if worker is not None:
+                    worker.show_gauges()
                 metrics.workers.set(1)
                 metrics.worker_starts.inc()
                 yield

@@ -7,11 +7,11 @@ sum over all, and a worker that takes a dead one's place goes on counting where 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -21,17 +21,59 @@ LEAST: Final = "livemin"
 MOST: Final = "livemax"
 
 
+# Each worker has one of each. They are written through memory, so a disk that is full would end the process (SIGBUS):
+# they have their room from the start. 1 MiB holds some 5,000 series.
+FILES = ("counter", "histogram", *(f"gauge_{mode}" for mode in (SUM, LEAST, MOST)))
+ROOM_BYTES = 1 << 20
+
+
 def share(folder: Path, number: int) -> None:
-    """Have this process's metrics, all that are made from now on, kept in `folder` as those of worker `number`."""
+    """Have this process's metrics, all that are made from now on, kept in `folder` as those of worker `number`.
+
+    Its gauges are shown from `show` on. Raises OSError where there is no room for them.
+    """
     folder.mkdir(exist_ok=True)
+    for name in FILES:
+        with (folder / f"{name}_{number}.db").open("ab") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, file.name) from None
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
 
 
+def show(folder: Path, number: int) -> None:
+    """The worker of that number serves: its gauges say something from now on. Before, they say 0 of what it has not
+    looked at yet."""
+    _shown(folder, number).touch()
+
+
 def leave_out(folder: Path, number: int) -> None:
     """The worker of that number has died: its gauges say nothing any more. Its counters stay."""
-    for path in folder.glob(f"gauge_live*_{number}.db"):
+    for path in (_shown(folder, number), *folder.glob(f"gauge_live*_{number}.db")):
         path.unlink(missing_ok=True)
+
+
+def _shown(folder: Path, number: int) -> Path:
+    return folder / f"serves-{number}"
+
+
+class _Collector(MultiProcessCollector):
+    """All counters and histograms, and the gauges of workers that serve."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(None, str(folder))  # type: ignore[no-untyped-call]
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        files = [path for path in self._folder.glob("*.db") if self._says_something(path)]
+        merged: Iterable[Metric] = self.merge([str(path) for path in files])  # type: ignore[no-untyped-call]
+        return merged
+
+    def _says_something(self, path: Path) -> bool:
+        name, _, number = path.stem.rpartition("_")
+        return not name.startswith("gauge") or _shown(self._folder, int(number)).exists()
 
 
 class Metrics:
@@ -175,5 +217,5 @@ class Metrics:
             return generate_latest(self.registry)
         self.refresh()
         everywhere = CollectorRegistry()
-        MultiProcessCollector(everywhere, str(self._shared))  # type: ignore[no-untyped-call]
+        everywhere.register(_Collector(self._shared))
         return generate_latest(everywhere)

@@ -8,6 +8,8 @@ one's share is to be taken out of, and they are to notice when whoever watches t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -16,10 +18,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from server import metrics, sockets, workers
+from server.admission import SharedUsage
 from server.settings import Settings, SettingsError, of_one_worker
 
 log = logging.getLogger("lethe.workers")
@@ -27,6 +30,8 @@ log = logging.getLogger("lethe.workers")
 # Until a worker that died is started again; twice as long each time, if it lived for less than STEADY_S.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 STEADY_S = 60.0
+# A socket's name has at most 107 bytes; a door's takes the rest.
+MOST_FOLDER_BYTES = 88
 # What computes in threads of its own would start one a core, in each worker.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -36,46 +41,62 @@ def run(settings: Settings) -> int:
     if sys.platform != "linux":
         raise SettingsError("LETHE_WORKERS: several processes on one port take Linux")
     of_one_worker(settings)
-    with (
-        tempfile.TemporaryDirectory(prefix="lethe-", ignore_cleanup_errors=True) as folder,
-        # Not listening: it keeps the port, whatever becomes of the workers.
-        sockets.bound(settings.host, settings.port, "LETHE_PORT", shared=True),
-    ):
-        supervisor = Supervisor(settings, Path(folder))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sockets.kept(settings.host, settings.port, "LETHE_PORT", shared=True))
+        if settings.admin_address is not None:
+            stack.enter_context(sockets.kept(*settings.admin_address, "LETHE_ADMIN_PORT"))
+        supervisor = Supervisor(settings, stack.enter_context(_folder()))
         asyncio.run(supervisor.run())
     if supervisor.fault:
         raise SettingsError(supervisor.fault)
     if supervisor.signal == signal.SIGTERM:
         # As any process ends that does nothing about it.
         signal.raise_signal(signal.SIGTERM)
-    return supervisor.status
+    return 0
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder for what the workers share. Raises SettingsError where sockets can't have a name in it."""
+    with tempfile.TemporaryDirectory(prefix="lethe-", ignore_cleanup_errors=True) as folder:
+        if len(os.fsencode(folder)) > MOST_FOLDER_BYTES:
+            raise SettingsError(f"sockets can't have names as long as {folder}/…: set TMPDIR to a shorter one")
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            # Whoever clears old files away (systemd-tmpfiles) leaves out what is locked.
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield Path(folder)
+        finally:
+            os.close(handle)
 
 
 class Supervisor:
-    """fault: what stopped the start, in a worker's words. status: the exit status without one."""
+    """fault: what stopped the start, in a worker's words."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.fault = ""
-        self.status = 0
         self.signal: int | None = None
         self._settings = settings
         self._folder = folder
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._ready: set[int] = set()
         self._over = asyncio.Event()
-        address = settings.admin_address
-        self._admin = sockets.bound(*address, "LETHE_ADMIN_PORT") if address else None
+        # While it runs: files without a name, and what is in the first.
+        self._shared: list[int] = []
+        self._usage: SharedUsage
 
     async def run(self) -> None:
         """Keep all workers running until a signal, or until one can't be started at all."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
-        try:
+        with contextlib.ExitStack() as stack:
+            for name in ("lethe-keys", "lethe-turns"):
+                self._shared.append(os.memfd_create(name))
+                stack.callback(os.close, self._shared[-1])
+            self._usage = SharedUsage(workers.open_file(self._shared[0]), 0, self._settings.workers)
+            stack.callback(self._usage.close)
             await asyncio.gather(*(self._keep(number) for number in range(self._settings.workers)))
-        finally:
-            if self._admin is not None:
-                self._admin.close()
 
     def _end(self, received: int | None = None) -> None:
         """End all workers: they finish what they are at."""
@@ -88,7 +109,7 @@ class Supervisor:
 
     def _send(self, number: int) -> None:
         for process in self._running.values():
-            process.send_signal(number)
+            _signal(process, number)
 
     async def _keep(self, number: int) -> None:
         """Have worker `number` running, time and again."""
@@ -100,7 +121,7 @@ class Supervisor:
             if self._over.is_set():
                 return
             if number not in self._ready:
-                self.status = status
+                self._failed(number, f"worker {number} ended at its start with status {status}")
                 self._end()
                 return
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S) if time.monotonic() - began < STEADY_S else 0.0
@@ -116,12 +137,9 @@ class Supervisor:
         """Run worker `number` to its end; its exit status."""
         ours, its = socket.socketpair()
         with its:
-            given = [str(number), str(self._settings.workers), str(self._folder), str(its.fileno())]
-            handed_on = [its.fileno()]
-            if number == 0 and self._admin is not None:
-                given.append(str(self._admin.fileno()))
-                handed_on.append(self._admin.fileno())
-            command = [sys.executable, "-P", "-m", "server.workers", *given]
+            handed_on = [its.fileno(), *self._shared]
+            given = [number, self._settings.workers, self._folder, *handed_on]
+            command = [sys.executable, "-P", "-m", "server.workers", *map(str, given)]
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command, env=environment(self._settings.workers), pass_fds=handed_on
@@ -132,14 +150,14 @@ class Supervisor:
                 return 1
         self._running[number] = process
         if self._over.is_set():
-            process.terminate()
+            _signal(process, signal.SIGTERM)
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
-            said = await reader.readline()
+            said = await _line(reader)
             if said == workers.READY:
                 self._ready.add(number)
                 log.info("worker %d serves", number)
-            elif said:
+            elif said.endswith(b"\n"):  # or it was killed while it said it
                 self._failed(number, json.loads(said))
             return await process.wait()
         finally:
@@ -154,10 +172,26 @@ class Supervisor:
 
     def _tidy_up(self, number: int) -> None:
         """What a dead worker leaves in what all have in common."""
-        metrics.leave_out(workers.counts(self._folder), number)
-        usage = workers.usage(self._folder, number, self._settings.workers)
-        usage.leave_out(number)
-        usage.close()
+        self._usage.leave_out(number)
+        try:
+            metrics.leave_out(workers.counts(self._folder), number)
+        except OSError as error:
+            log.error("the gauges of worker %d can't be left out: %s", number, error)
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readline()
+    except ValueError:  # no worker says as much
+        return b""
+
+
+def _signal(process: asyncio.subprocess.Process, number: int) -> None:
+    """Unlike `send_signal`: that asks for the exit status, which is then lost to whoever waits for it, and fails on a
+    process that has ended."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def environment(count: int, given: Mapping[str, str] = os.environ) -> dict[str, str]:

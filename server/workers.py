@@ -1,10 +1,11 @@
 """One worker of several: a process that serves, what it shares with the others, and how they ask each other.
 
-    python -m server.workers NUMBER COUNT FOLDER CONTROL ADMIN      (as server/supervisor.py runs it)
+    python -m server.workers NUMBER COUNT FOLDER CONTROL KEYS TURNS      (as server/supervisor.py runs it)
 
 All workers listen on one port, and the system hands each new connection to one of them. What has to be one for all
-lies in FOLDER: keys' usage, metrics, turns at the audit file, and for each worker a socket ("door") by which the others
-ask it. The first worker has the admin port; a change made there is answered when every worker has taken it up.
+lies in FOLDER: metrics, and for each worker a socket ("door") by which the others ask it. Keys' usage and turns at the
+audit file are files without a name, KEYS and TURNS, which the supervisor holds open: nobody can take them away.
+The first worker has the admin port; a change made there is answered when every worker has taken it up.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -47,42 +48,60 @@ REFRESH_S = 1.0
 CLOSE_S = 15.0
 POLICIES, GAUGES = b"policies\n", b"gauges\n"
 READY = b"ready\n"
+# A fault repeats what was found in a file, however long that is.
+FAULT_CHARS = 2000
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What makes this process one of several. admin: the admin port's socket, where this one has it."""
+    """What makes this process one of several. keys: usage of keys; turns: turns at the audit file."""
 
     number: int
     count: int
     folder: Path
     door: socket.socket
-    admin: socket.socket | None = None
+    keys: Path
+    turns: Path
 
     @classmethod
-    def enter(cls, number: int, count: int, folder: Path, admin: socket.socket | None = None) -> Worker:
-        """Open the door. To be done before any policy is read: whoever finds no door, or a closed one, can be sure
-        that this worker will read what is there then."""
+    def enter(cls, number: int, count: int, folder: Path, keys: Path, turns: Path) -> Worker:
+        """Open the door. To be done before any policy is read: whoever finds it closed can be sure that this worker
+        will read what is there then."""
         door = socket.socket(socket.AF_UNIX)
         place = _door(folder, number)
-        unseen = place.with_suffix(f".{os.getpid()}")
-        door.bind(str(unseen))
+        for left in folder.glob(f"{place.name}.*"):  # by a dead one
+            left.unlink()
+        # Its name tells the process to whoever gets no answer.
+        opened, link = place.with_suffix(f".{os.getpid()}"), place.with_suffix(".link")
+        door.bind(str(opened))
         door.listen()
-        unseen.rename(place)  # in place of a dead worker's
-        return cls(number, count, folder, door, admin)
+        link.symlink_to(opened.name)
+        link.rename(place)
+        return cls(number, count, folder, door, keys, turns)
 
     @property
     def is_first(self) -> bool:
         return self.number == 0
 
-    @property
-    def turns(self) -> Path:
-        """By which the workers take turns at the audit file."""
-        return self.folder / "turns"
-
     def limits(self) -> KeyLimits:
         """Keys' limits, counted for all workers."""
-        return KeyLimits(usage=usage(self.folder, self.number, self.count))
+        return KeyLimits(usage=SharedUsage(self.keys, self.number, self.count))
+
+    def tells(self, record: Mapping[str, Any]) -> bool:
+        """Whether this worker is to put a change of policies on record: the first that asks, once for each version."""
+        if "version" not in record:  # it could not be kept, so nothing tells it from others
+            return self.is_first
+        try:
+            (self.folder / f"told-{record['version']}-{record['hash']}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except OSError:
+            pass  # better twice than never
+        return True
+
+    def show_gauges(self) -> None:
+        """This worker serves."""
+        metrics.show(counts(self.folder), self.number)
 
     @asynccontextmanager
     async def answering(self, live: Live | None, own: Metrics) -> AsyncIterator[None]:
@@ -114,22 +133,24 @@ class Worker:
         """
         until, ended = time.monotonic() + FOLLOW_S * (self.count - 1), list[int]()
         for number in self._others():
+            fault: OSError | None = None
             while True:
                 left_s = until - time.monotonic()
                 try:
                     pid, state = self._ask(number, POLICIES, max(left_s, 1.0))
-                except (ConnectionRefusedError, FileNotFoundError):
+                except ConnectionRefusedError:
                     break
-                except OSError as error:
-                    log.warning("worker %d can't be asked: %s", number, error)
-                    pid, state = 0, None
+                except OSError as error:  # no door yet, or none any more; no descriptor is left
+                    pid, state, fault = 0, None, error
                 if state == live.state:
                     break
                 if left_s < 0 and pid and number not in ended:
                     log.error("worker %d has not taken up the policies and is ended", number)
                     ended.append(number)
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 elif left_s < -CLOSE_S:
+                    log.error("worker %d can't be asked: %s", number, fault or "no answer")
                     raise Overloaded(
                         f"the change is made, but worker {number} may still answer by what was before it",
                         code="not_followed",
@@ -142,20 +163,27 @@ class Worker:
         return (number for number in range(self.count) if number != self.number)
 
     def _ask(self, number: int, what: bytes, wait_s: float) -> tuple[int, str | None]:
-        """A worker's process, and what it answers; None: nothing. Raises OSError when its door is not open."""
+        """A worker's process, and what it answers; None: nothing. Raises OSError when its door is not open:
+        ConnectionRefusedError when its process is gone."""
+        door = self.folder / _door(self.folder, number).readlink()
         with socket.socket(socket.AF_UNIX) as asked:
             asked.settimeout(wait_s)
-            asked.connect(str(_door(self.folder, number)))
-            pid, _, _ = struct.unpack("3i", asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            with contextlib.suppress(OSError):
+            try:
+                asked.connect(str(door))
                 asked.sendall(what)
                 with asked.makefile() as answer:
-                    return pid, answer.readline().strip()
-            return pid, None
+                    return _process(door), answer.readline().strip()
+            # The first: so many were before us, and nobody has let them in.
+            except (BlockingIOError, TimeoutError, ConnectionResetError, BrokenPipeError):
+                return _process(door), None
 
 
 def _door(folder: Path, number: int) -> Path:
     return folder / f"door-{number}"
+
+
+def _process(door: Path) -> int:
+    return int(door.suffix[1:])
 
 
 def counts(folder: Path) -> Path:
@@ -163,8 +191,9 @@ def counts(folder: Path) -> Path:
     return folder / "metrics"
 
 
-def usage(folder: Path, number: int, count: int) -> SharedUsage:
-    return SharedUsage(folder / "keys", number, count)
+def open_file(number: int) -> Path:
+    """A file that this process holds open, to be opened once more: locks belong to those who opened it."""
+    return Path(f"/proc/self/fd/{number}")
 
 
 class _Server(uvicorn.Server):
@@ -182,7 +211,7 @@ def main(arguments: Sequence[str]) -> int:
     """Serve until SIGTERM, SIGINT or the supervisor's end. What stops the start is told to the supervisor."""
     number, count, folder = int(arguments[0]), int(arguments[1]), Path(arguments[2])
     control = socket.socket(fileno=int(arguments[3]))
-    admin = socket.socket(fileno=int(arguments[4])) if arguments[4:] else None
+    keys, turns = (open_file(int(argument)) for argument in arguments[4:])
     try:
         settings = of_one_worker(read_settings())
         most_s = settings.drain_timeout_s + CLOSE_S
@@ -196,10 +225,13 @@ def main(arguments: Sequence[str]) -> int:
         own = Metrics(counts(folder))
         from server.app import create_app
 
-        app = create_app(settings, metrics=own, worker=Worker.enter(number, count, folder, admin))
+        app = create_app(settings, metrics=own, worker=Worker.enter(number, count, folder, keys, turns))
         listening = sockets.bound(settings.host, settings.port, "LETHE_PORT", shared=True)
     except (ValueError, OSError) as error:
-        control.sendall(json.dumps(str(error)).encode() + b"\n")
+        fault = str(error)
+        if len(fault) > FAULT_CHARS:
+            fault = f"{fault[: FAULT_CHARS // 2]} … {fault[-FAULT_CHARS // 2 :]}"
+        control.sendall(json.dumps(fault).encode() + b"\n")
         return 2
     except KeyboardInterrupt:
         return 130

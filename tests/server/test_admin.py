@@ -184,3 +184,7 @@ async def test_a_port_that_is_taken_stops_the_start(office: Settings, tmp_path: 
         with pytest.raises(SettingsError, match="LETHE_ADMIN_PORT"):
             async with admin.serving(taken, FastAPI()):
                 pass
+    async with admin.serving(taken, FastAPI()):  # at once, too: whoever comes next must not believe that it serves
+        with pytest.raises(SettingsError, match="LETHE_ADMIN_PORT"):
+            async with admin.serving(taken, FastAPI()):
+                pass

@@ -253,6 +253,12 @@ def test_workers_count_a_keys_requests_at_a_time_together_and_a_dead_ones_no_mor
         pass
 
 
+def test_the_table_has_its_room_from_the_start(counted: Callable[..., KeyLimits], tmp_path: Path) -> None:
+    counted(0)
+    status = (tmp_path / "keys").stat()
+    assert 0 < status.st_size <= 512 * status.st_blocks
+
+
 def test_places_of_keys_that_are_done_are_given_to_others(
     counted: Callable[..., KeyLimits], monkeypatch: pytest.MonkeyPatch
 ) -> None:

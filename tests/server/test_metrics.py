@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics import Metrics, leave_out, share
+from server.metrics import ROOM_BYTES, Metrics, leave_out, share, show
 
 # Label → why it can't grow with what clients send.
 BOUNDED = {
@@ -65,7 +65,9 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
     def made(number: int) -> Metrics:
         share(tmp_path, number)
-        return Metrics(tmp_path)
+        made = Metrics(tmp_path)
+        show(tmp_path, number)
+        return made
 
     yield made
     values.close_all_multiprocess_files()
@@ -114,3 +116,32 @@ def test_counters_go_on_when_a_worker_takes_a_dead_ones_place_and_its_gauges_beg
 def test_every_gauge_says_what_workers_show_together() -> None:
     gauges = [value for value in vars(Metrics()).values() if getattr(value, "_type", "") == "gauge"]
     assert len(gauges) > 10 and {gauge._multiprocess_mode for gauge in gauges} == {"livesum", "livemin", "livemax"}
+
+
+def test_gauges_of_a_worker_that_does_not_serve_yet_are_not_shown(
+    worker: Callable[[int], Metrics], tmp_path: Path
+) -> None:
+    first = worker(0)
+    first.policies_version.set(7)
+    share(tmp_path, 1)
+    starting = Metrics(tmp_path)
+    starting.client_gone.labels("judging").inc()
+    assert shown(first)["lethe_policies_version", ()] == 7
+    assert shown(first)["lethe_client_gone_total", ("judging",)] == 1
+    starting.policies_version.set(6)
+    show(tmp_path, 1)
+    assert shown(first)["lethe_policies_version", ()] == 6
+    leave_out(tmp_path, 1)
+    worker(1).policies_version.set(8)
+    assert shown(first)["lethe_policies_version", ()] == 7
+
+
+def test_all_files_have_their_room_before_anything_is_counted(worker: Callable[[int], Metrics], tmp_path: Path) -> None:
+    share(tmp_path, 0)
+    before = {path: path.stat() for path in tmp_path.glob("*.db")}
+    assert all(one.st_size == ROOM_BYTES <= 512 * one.st_blocks for one in before.values())
+    metrics = worker(0)
+    metrics.judge_seconds.observe(1)
+    metrics.compute(metrics.in_flight, lambda: 3)
+    assert shown(metrics)["lethe_requests_in_flight", ()] == 3
+    assert {path: path.stat().st_size for path in tmp_path.glob("*.db")} == dict.fromkeys(before, ROOM_BYTES)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +25,10 @@ import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
 from evaluation.serving import clean_env, free_port, running
-from server import base, keys, supervisor, workers
-from server.settings import Settings
+from server import base, keys, sockets, supervisor, workers
+from server.history import write
+from server.settings import Settings, SettingsError
+from server.supervisor import Supervisor
 from tests.integration import processes
 from tests.integration.processes import until
 from tests.server.conftest import ADMIN_KEY, FACTS
@@ -39,6 +45,7 @@ class Several:
     admin: str
     key: dict[str, str]
     slow: dict[str, str]
+    given: Path
 
     @property
     def pids(self) -> dict[int, int]:
@@ -78,6 +85,11 @@ class Several:
         text = httpx.get(f"{self.admin}/metrics").text
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.split("{")[0].split()[0] == name)
 
+    def on_record(self) -> list[int]:
+        """The versions that the audit trail tells of."""
+        lines = map(json.loads, (self.given / "audit.jsonl").read_text().splitlines())
+        return [line["version"] for line in lines if line.get("event") == "policies"]
+
     def counted_by(self, number: int, name: str) -> float:
         """A counter as one worker has it."""
         rows = MmapedDict.read_all_values_from_file(workers.counts(self.folder) / f"counter_{number}.db")
@@ -112,7 +124,7 @@ def gateway(home: Path, base_folder: Path, upstream: processes.Upstream, folder:
     with running(
         "two workers", command, f"{url}/ready", log, env={key: str(value) for key, value in env.items()}
     ) as up:
-        found = Several(up, url, f"http://127.0.0.1:{admin}", free, {"authorization": f"Bearer {slow}"})
+        found = Several(up, url, f"http://127.0.0.1:{admin}", free, {"authorization": f"Bearer {slow}"}, folder)
         until(lambda: log.read_text().count(" serves\n") == 2, "not all workers serve")
         yield found
 
@@ -159,7 +171,15 @@ def test_a_change_of_policies_holds_in_both_when_it_is_answered(several: Several
 def test_a_worker_that_is_killed_comes_back_and_counts_on(several: Several, number: int) -> None:
     requests, starts = several.count("lethe_requests_total"), several.count("lethe_worker_starts_total")
     before = several.pids
+    versions = several.on_record()
     os.kill(before[number], signal.SIGKILL)
+    until(lambda: number not in several.pids, "it is not dead")
+    if number == 0:
+        # Nothing lies there for the next one, to be carried out when its sender has given up.
+        with pytest.raises(httpx.ConnectError):
+            several.change("disable")
+    policy = several.given / "policies" / "p.yaml"
+    write(policy, policy.read_bytes() + b"# changed\n")
     until(lambda: several.pids.get(number, before[number]) != before[number], "it is not started again")
 
     def back() -> bool:
@@ -172,6 +192,7 @@ def test_a_worker_that_is_killed_comes_back_and_counts_on(several: Several, numb
     assert several.pids[1 - number] == before[1 - number]
     assert several.count("lethe_requests_total") == requests and several.count("lethe_workers") == 2
     assert set(several.ask_often(8, several.key)) == {403}
+    assert several.on_record() == [*versions, versions[-1] + 1]
     assert "workers_ended" not in several.change("shadow") and "workers_ended" not in several.change("enable")
 
 
@@ -200,8 +221,8 @@ def test_nothing_is_left_of_one_that_is_killed(
         assert len(pids) == 2 and folder.is_dir()
         several.process.kill()
         until(lambda: gone(pids.values()) and not folder.exists(), "workers are left")
-    # One who comes when there were no requests finds a line for each that was put on record, and nothing else.
-    assert all(json.loads(line)["event"] == "policies" for line in (tmp_path / "audit.jsonl").read_text().splitlines())
+    # There were no requests: the one line is that of the version at the start.
+    assert several.on_record() == [1] and (tmp_path / "audit.jsonl").read_text().count("\n") == 1
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -215,6 +236,88 @@ def test_what_stops_the_start_is_said_once(tmp_path: Path, given: dict[str, str]
     command = [sys.executable, "-m", "server.cli", "serve"]
     done = subprocess.run(command, env={**clean_env(), **env}, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (2, said.format(tmp_path) + "\n")
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have workers be a few lines of shell instead. $number and $control are theirs; $life begins at 1."""
+
+    def made(script: str) -> None:
+        place = tmp_path / "fake"
+        lives = f'lives={place}.$4; echo >>"$lives"; life=$(wc -l <"$lives")'
+        place.write_text(f"#!/bin/bash\nnumber=$4 control=$7; {lives}\n{script}\n")
+        place.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(place))
+
+    return made
+
+
+def test_a_worker_that_is_killed_at_its_start_ends_it_with_a_word(fake: Callable[[str], None]) -> None:
+    fake("kill -KILL $$")
+    with pytest.raises(SettingsError, match=r"^worker \d ended at its start with status -9$"):
+        supervisor.run(Settings(workers=2, port=free_port()))
+
+
+@pytest.mark.parametrize("taken", ["port", "admin_port"])
+def test_two_gateways_that_start_at_once_do_not_share_a_port(fake: Callable[[str], None], taken: str) -> None:
+    fake("kill -KILL $$")
+    settings = Settings(workers=2, port=free_port(), admin_port=free_port())
+    with (
+        sockets.kept("127.0.0.1", getattr(settings, taken), "LETHE_PORT", shared=taken == "port"),
+        pytest.raises(SettingsError, match=f"can't listen on 127.0.0.1:{getattr(settings, taken)}"),
+    ):
+        supervisor.run(settings)
+
+
+def test_no_names_for_sockets_no_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (long := tmp_path / ("x" * 80)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(SettingsError, match="TMPDIR"):
+        supervisor.run(Settings(workers=2, port=free_port()))
+
+
+async def test_whoever_has_ended_keeps_no_signal_from_the_others(tmp_path: Path) -> None:
+    made = Supervisor(Settings(workers=2), tmp_path)
+    ended = await asyncio.create_subprocess_exec("true")
+    await ended.wait()
+    running = await asyncio.create_subprocess_exec("sleep", "60")
+    made._running = {0: ended, 1: running}
+    made._send(signal.SIGTERM)
+    assert await running.wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("says", [
+    "printf '\"%0100000d\"\\n' 0 >&$control; exit 2",
+    "printf '\"cut off' >&$control; kill -KILL $$",
+])  # fmt: skip
+async def test_whatever_becomes_of_one_the_others_serve_on(
+    fake: Callable[[str], None], says: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed, what all share is cleared away, and it can't be started again, for it says nonsense."""
+    caplog.set_level(logging.INFO, "lethe.workers")
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.01)
+    fake(f"[ $number$life = 12 ] && {{ {says}; }}; echo ready >&$control; exec sleep 60")
+
+    async def said(what: str, times: int = 1) -> None:
+        async with asyncio.timeout(10):
+            while caplog.text.count(what) < times:
+                await asyncio.sleep(0.02)
+
+    with supervisor._folder() as folder:
+        with pytest.raises(BlockingIOError):
+            os_folder = os.open(folder, os.O_RDONLY)
+            fcntl.flock(os_folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(os_folder)
+        made = Supervisor(Settings(workers=2), folder)
+        running = asyncio.ensure_future(made.run())
+        await said(" serves\n", 2)
+        shutil.rmtree(folder)
+        made._running[1].kill()
+        await said("worker 1 ended with status", 2)
+        await said("worker 1 serves\n", 2)
+        assert made._running[0].returncode is None and not running.done()
+        made._end()
+        await running
 
 
 def test_workers_share_the_cores_and_run_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:

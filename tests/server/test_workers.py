@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def enter(tmp_path: Path) -> Iterator[Callable[[int], Worker]]:
     with ExitStack() as doors:
 
         def entered(number: int) -> Worker:
-            made = Worker.enter(number, 2, tmp_path)
+            made = Worker.enter(number, 2, tmp_path, tmp_path / "keys", tmp_path / "turns")
             doors.enter_context(made.door)
             return made
 
@@ -74,15 +75,16 @@ async def test_a_worker_that_reads_later_is_asked_until_it_has(enter: Callable[[
     assert asked == 3
 
 
-def test_nobody_waits_for_a_worker_that_is_not_there(enter: Callable[[int], Worker]) -> None:
+def test_nobody_waits_for_a_worker_that_is_gone(enter: Callable[[int], Worker]) -> None:
     first = enter(0)
-    assert first.follow(Serving()) == []  # type: ignore[arg-type]
     enter(1).door.close()
     assert first.follow(Serving()) == []  # type: ignore[arg-type]
     first.refresh_gauges()
+    enter(1).door.close()
+    assert first.follow(Serving()) == []  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("then", ["hang", "be slow to start"])
+@pytest.mark.parametrize("then", ["hang", "be slow to start", "hang for long"])
 def test_a_worker_that_does_not_follow_is_ended(
     enter: Callable[[int], Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
@@ -90,12 +92,19 @@ def test_a_worker_that_does_not_follow_is_ended(
     accept = "made.door.accept()" if then == "hang" else ""
     code = (
         "import sys, time; from pathlib import Path; from server.workers import Worker\n"
-        f"made = Worker.enter(1, 2, Path(sys.argv[1])); print(flush=True); {accept}\n"
+        f"made = Worker.enter(1, 2, *map(Path, sys.argv[1:])); print(flush=True); {accept}\n"
         "time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+    command = [sys.executable, "-c", code, str(tmp_path), "keys", "turns"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other, ExitStack() as asking:
         assert other.stdout is not None and other.stdout.readline()
         first = enter(0)
+        if then == "hang for long":
+            with pytest.raises(BlockingIOError):
+                while True:
+                    one = asking.enter_context(socket.socket(socket.AF_UNIX))
+                    one.settimeout(1)
+                    one.connect(str(tmp_path / "door-1"))
         assert first.follow(Serving()) == [1]  # type: ignore[arg-type]
         assert other.wait(10) == -9
 
@@ -105,10 +114,21 @@ def test_a_change_that_may_not_hold_everywhere_is_not_confirmed(
 ) -> None:
     monkeypatch.setattr(workers, "FOLLOW_S", 0.1)
     monkeypatch.setattr(workers, "CLOSE_S", 0.1)
-    first = enter(0)
-    monkeypatch.setattr(Worker, "_ask", lambda *_: (_ for _ in ()).throw(TimeoutError("timed out")))
+    # One without a door: it is about to open it, or somebody took it away.
     with pytest.raises(Overloaded, match="worker 1 may still answer"):
-        first.follow(Serving())  # type: ignore[arg-type]
+        enter(0).follow(Serving())  # type: ignore[arg-type]
+
+
+def test_a_version_is_put_on_record_by_the_worker_that_has_it_first(
+    enter: Callable[[int], Worker], tmp_path: Path
+) -> None:
+    first, second = enter(0), enter(1)
+    for number, workers_ in ((1, (second, first)), (2, (first, second))):
+        assert [worker.tells({"version": number, "hash": "a"}) for worker in workers_] == [True, False]
+    assert first.tells({"version": 1, "hash": "b"}), "the versions began anew"
+    assert [worker.tells({}) for worker in (second, first)] == [False, True]
+    shutil.rmtree(tmp_path)
+    assert second.tells({"version": 3, "hash": "a"})
 
 
 async def test_gauges_are_brought_up_to_date_when_asked(enter: Callable[[int], Worker]) -> None:
@@ -123,10 +143,14 @@ async def test_gauges_are_brought_up_to_date_when_asked(enter: Callable[[int], W
 def test_what_stops_a_worker_is_told_to_the_supervisor_in_the_settings_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LETHE_POLICIES", str(tmp_path / "nothere"))
+    (tmp_path / "p.yaml").write_text(f"name: p\nartifact: a\naction: {'x' * 100_000}\n")
+    monkeypatch.setenv("LETHE_POLICIES", str(tmp_path))
     monkeypatch.setenv("LETHE_WORKERS", "2")
     ours, its = socket.socketpair()
     with ours, its:
-        command = [sys.executable, "-m", "server.workers", "0", "2", str(tmp_path), str(its.fileno())]
+        handed_on = str(its.fileno())
+        command = [sys.executable, "-m", "server.workers", "0", "2", str(tmp_path), *[handed_on] * 3]
         assert subprocess.run(command, pass_fds=[its.fileno()], timeout=60).returncode == 2
-        assert b"nothere does not exist (LETHE_POLICIES)" in ours.recv(1000)
+        # As much of it as the supervisor reads at a time.
+        said = ours.recv(1_000_000)
+        assert b"p.yaml" in said and b"action" in said and len(said) < 5000 and said.endswith(b'"\n')
