@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import signal
+import site
 import socket
 import sys
 import tempfile
@@ -197,5 +198,7 @@ def _signal(process: asyncio.subprocess.Process, number: int) -> None:
 def environment(count: int, given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """A worker's: the same code as here, and no more threads than its share of the cores."""
     share = str(max(1, len(os.sched_getaffinity(0)) // count))
-    code = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), given.get("PYTHONPATH")]))
-    return {**dict.fromkeys(THREADS, share), **given, "PYTHONPATH": code}
+    here = str(Path(__file__).parents[1])
+    # Where packages are installed it is found anyway, and after the standard library, as it should be.
+    places = [given.get("PYTHONPATH")] if here in site.getsitepackages() else [here, given.get("PYTHONPATH")]
+    return {**dict.fromkeys(THREADS, share), **given, "PYTHONPATH": os.pathsep.join(filter(None, places))}

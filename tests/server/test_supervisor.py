@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -326,3 +327,6 @@ def test_workers_share_the_cores_and_run_the_same_code(monkeypatch: pytest.Monke
     assert made["OMP_NUM_THREADS"] == "7" and made["OPENBLAS_NUM_THREADS"] == made["RAYON_NUM_THREADS"] == "2"
     assert made["PYTHONPATH"].split(os.pathsep) == [str(Path(supervisor.__file__).parents[1]), "/elsewhere"]
     assert supervisor.environment(16, {})["OMP_NUM_THREADS"] == "1"
+    # Installed packages come after the standard library, as for one process.
+    monkeypatch.setattr(site, "getsitepackages", lambda: [str(Path(supervisor.__file__).parents[1])])
+    assert supervisor.environment(2, {"PYTHONPATH": "/elsewhere"})["PYTHONPATH"] == "/elsewhere"
