@@ -377,11 +377,11 @@ def _gate(
     texts = [data.rows[i].text for i in asking]
     if many:
         known = {word for item in data.items for word in ngrams.words(item.prompt)}
-        words, weight = matching.known_words(texts, known), gate.SHARED_WEIGHT_OF_MANY
+        words = matching.known_words(texts, known)
     else:
-        words, weight = matching.row_words(texts), gate.SHARED_WEIGHT
+        words = matching.row_words(texts)
     shared = matching.Matcher(targets, least=gate.LEAST_SHARE).most_shared(words, len(asking))
-    said = fused.contributions(components)[:, :2].sum(axis=1) + weight * shared
+    said = fused.contributions(components)[:, :2].sum(axis=1) + gate.SHARED_WEIGHT * shared
     said -= gate.margin(np.array([len(text.split()) for text in texts]))
     return min(_highest([data.rows[i] for i in asking], said).values()) - GATE_MARGIN
 

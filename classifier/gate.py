@@ -23,10 +23,8 @@ from classifier.retained import Retained
 from classifier.vocabulary import FUNCTION_WORDS
 from classifier.windows import INNER_UNITS, NARROW_UNITS
 
-# What the share of a forget item's rare words counts, in nats; and where there are so many items that the models know
-# little of each (classifier/search.py).
-SHARED_WEIGHT = 2.0
-SHARED_WEIGHT_OF_MANY = 4.0
+# What the share of a forget item's rare words counts, in nats.
+SHARED_WEIGHT = 4.0
 # Words that carry less of an item's rarity tell nothing.
 LEAST_SHARE = 0.03
 # A longer window holds more by chance, and mostly says less than a shorter one inside it: so many nats more are asked
@@ -66,7 +64,6 @@ class _Group:
         centre, scale, weight = arrays["fusion"][:, :2]
         self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
         self._level = float(arrays["gate"][0])
-        self._shared_weight = SHARED_WEIGHT_OF_MANY if "cell_starts" in arrays else SHARED_WEIGHT
         self.matcher = Matcher(Targets.of(arrays, "targets"), least=LEAST_SHARE)
         # The items' words, where there are so many that hashes alone tell little; of all artifacts fitted alike.
         self.vocabulary: set[str] | None = set() if "cell_starts" in arrays else None
@@ -80,14 +77,14 @@ class _Group:
         """(N,) which rows are worth encoding: all that aren't surely below the level."""
         level = self._level + margin(reading.last - reading.first)
         passed = ~(said < level)
-        near = np.flatnonzero(~passed & reading.own & (said >= level - self._shared_weight))
+        near = np.flatnonzero(~passed & reading.own & (said >= level - SHARED_WEIGHT))
         if len(near):
             if self.vocabulary is None:
                 words = reading.document.distinct(reading.first[near], reading.last[near])
             else:
                 words = matching.known_words([reading.text(int(row)) for row in near], self.vocabulary)
             shared = self.matcher.most_shared(words, len(near))
-            passed[near] = said[near] + self._shared_weight * shared >= level[near]
+            passed[near] = said[near] + SHARED_WEIGHT * shared >= level[near]
         return passed & reading.own
 
 
