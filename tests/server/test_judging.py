@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from server.errors import Overloaded
 from server.judging import LONG, PACE, Judging
@@ -188,11 +190,21 @@ async def test_who_leaves_in_the_moment_in_which_the_judgement_ends_has_left(rou
     line.close()
 
 
-def test_products_of_matrices_start_no_threads() -> None:
-    def threads() -> set[int]:
-        return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+COUNTED = """
+from server.judging import Judging
+from server.metrics import Metrics
+from threadpoolctl import threadpool_info
+count = lambda: {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+before = count()
+Judging(1, waiting=1, wait_s=1, timeout_s=1, metrics=Metrics()).close()
+print(before, count())
+"""
 
-    with threadpool_limits(limits=2, user_api="blas"):
-        assert threads() == {2}
-        judging().close()
-        assert threads() == {1}
+
+def test_products_of_matrices_start_no_threads() -> None:
+    given = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import numpy{COUNTED}"], env=given, capture_output=True, text=True, check=True
+    )
+    before, after = ran.stdout.split()
+    assert after == "{1}" and (before != "{1}" or len(os.sched_getaffinity(0)) == 1)
