@@ -25,6 +25,8 @@ NEIGHBOURS = 5
 AT_ONCE = 1 << 21
 # So many entries of the words' lists are read for a row, to find out what it shares at most; and to find some targets.
 MOST_LISTED = 1 << 17
+# Up to so many pairs of a row and a target are added up one by one, whether they share something or not.
+MOST_CELLS = 1 << 14
 MOST_SEARCHED = 1 << 14
 # So many texts' words are hashed at once.
 TEXTS_AT_ONCE = 1024
@@ -158,6 +160,9 @@ class Matcher:
         row, wanted = words
         first, lengths = self._found(wanted)
         out = np.zeros(count)
+        if count * self._count <= MOST_CELLS and lengths.sum() <= MOST_LISTED:
+            shared = np.bincount(*self._shared(row, first, lengths), minlength=count * self._count)
+            return np.asarray(shared.reshape(count, self._count).max(axis=1, initial=0))
         listed = np.bincount(row, weights=lengths, minlength=count)
         if listed.max(initial=0) > MOST_LISTED:
             out[listed > MOST_LISTED] = np.inf
