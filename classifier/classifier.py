@@ -137,16 +137,14 @@ class Scorer:
         # may have a word in common, and then one prompt is scored for them all.
         self._added_alone = bool(self._veto.removed.all())
         self._search: Search | None = None
-        if self._added_alone:
-            self._item_words = ItemWords(artifact.items)
-            self._row_items = np.concatenate([self._index_items, self._added.items])
-        elif "cell_starts" in arrays:
+        if "cell_starts" in arrays and not self._added_alone:
             self._search = Search(arrays, matcher, self._veto.removed)
             self._target_words = TargetWords(self._targets, Targets.of(arrays, "added"))
-        else:
+            return
+        self._item_words = ItemWords(artifact.items)
+        self._row_items = np.concatenate([self._index_items, self._added.items])
+        if not self._added_alone:
             self._all = _Compared(None, self._index.astype(np.float32), Matcher(self._targets))
-            self._item_words = ItemWords(artifact.items)
-            self._row_items = np.concatenate([self._index_items, self._added.items])
 
     def rows(
         self,

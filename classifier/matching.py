@@ -25,8 +25,6 @@ NEIGHBOURS = 5
 AT_ONCE = 1 << 21
 # So many entries of the words' lists are read for a row, to find out what it shares at most; and to find some targets.
 MOST_LISTED = 1 << 17
-# Up to so many pairs of a row and a target are added up one by one, whether they share something or not.
-MOST_CELLS = 1 << 14
 MOST_SEARCHED = 1 << 14
 # So many texts' words are hashed at once.
 TEXTS_AT_ONCE = 1024
@@ -157,12 +155,11 @@ class Matcher:
 
         Infinity where that would take too long to tell: some of the words stand in very many targets.
         """
+        if count * max(self._count, len(self._row)) <= MOST_LISTED:
+            return np.asarray(self._overlap(words, count).max(axis=1, initial=0))
         row, wanted = words
         first, lengths = self._found(wanted)
         out = np.zeros(count)
-        if count * self._count <= MOST_CELLS and lengths.sum() <= MOST_LISTED:
-            shared = np.bincount(*self._shared(row, first, lengths), minlength=count * self._count)
-            return np.asarray(shared.reshape(count, self._count).max(axis=1, initial=0))
         listed = np.bincount(row, weights=lengths, minlength=count)
         if listed.max(initial=0) > MOST_LISTED:
             out[listed > MOST_LISTED] = np.inf
@@ -170,7 +167,7 @@ class Matcher:
             row, first, lengths = row[few], first[few], lengths[few]
         # Some rows at a time, for bounded memory.
         before = np.cumsum(listed) // AT_ONCE
-        for a, b in itertools.pairwise(np.unique(np.searchsorted(row, _edges(before))).tolist()):
+        for a, b in itertools.pairwise(np.unique(np.searchsorted(row, run_edges(before))).tolist()):
             cell, share = self._shared(row[a:b], first[a:b], lengths[a:b])
             order = np.argsort(cell, kind="stable")
             cell = cell[order]
@@ -229,7 +226,7 @@ class Matcher:
         return self._starts[at], lengths
 
 
-def _edges(values: NDArray[Any]) -> NDArray[np.int64]:
+def run_edges(values: NDArray[Any]) -> NDArray[np.int64]:
     """Where runs of equal values begin, and where the last one ends."""
     return np.append(np.flatnonzero(np.diff(values, prepend=-1)), len(values))
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifier.matching import ORDINARY_WEIGHT, Matcher, RowWords
+from classifier.matching import ORDINARY_WEIGHT, Matcher, RowWords, run_edges
 
 # A fit of more index rows than this lays them out in cells. All of so many take about as long as an encoder does.
 CELLS_FROM = 1 << 14
@@ -49,9 +50,8 @@ def arranged(vectors: NDArray[np.floating], rng: np.random.Generator) -> tuple[I
     against = centres.astype(np.float32)
     square = (against * against).sum(axis=1) / 2
     owner = np.empty(len(vectors), dtype=np.int64)
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        part = vectors[start : start + BLOCK_ROWS].astype(np.float32)
-        owner[start : start + BLOCK_ROWS] = (part @ against.T - square).argmax(axis=1)
+    for part, out in zip(_blocks(vectors), _blocks(owner), strict=True):
+        out[:] = (part @ against.T - square).argmax(axis=1)
     # Equal rows make equal centres, of which one owns them all: the others would be looked into in its place.
     held, owner = np.unique(owner, return_inverse=True)
     starts = np.concatenate([[0], np.cumsum(np.bincount(owner))]).astype(np.int64)
@@ -90,10 +90,9 @@ class Search:
         row = np.repeat(np.arange(len(vectors)), most)
         order = np.argsort(probed, axis=None, kind="stable")
         row, cell = row[order], probed.ravel()[order]
-        edges = [*np.flatnonzero(np.diff(cell, prepend=-1)).tolist(), len(cell)]
         scaled = vectors * np.float32(self._step)
         found: list[list[tuple[int, Floats]]] = [[] for _ in vectors]
-        for first, last in zip(edges, edges[1:], strict=False):
+        for first, last in pairwise(run_edges(cell).tolist()):
             begin, until = self._starts[cell[first] : cell[first] + 2].tolist()
             # Of many equal rows a cell may hold any number.
             for start in range(begin, until, BLOCK_ROWS):

@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate, compress, pairwise
 
 import numpy as np
@@ -122,6 +122,7 @@ def _units(text: str) -> list[str]:
     return units if len(max(units, key=len, default="")) <= UNIT_CHARACTERS else _UNIT.findall(text)
 
 
+@lru_cache(maxsize=2)  # one text's are asked for up to three times, one after another
 def _spans(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _UNIT.finditer(text)]
 

@@ -75,11 +75,15 @@ def test_longer_windows_have_to_say_more() -> None:
     assert wanted[INNER_UNITS - 1] == 0 < wanted[NARROW_UNITS - 1] < wanted[NARROW_UNITS] == wanted[-1]
 
 
-def test_what_is_shared_most_is_what_is_shared_with_each(artifact: Artifact) -> None:
+def test_what_is_shared_most_is_what_is_shared_with_each(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["", KNOWN, "the and of", "Which award did Miriam Hask-Olsen win, and where did Orvan Teldric grow up?"] * 3
     words = matching.row_words(texts)
     matcher = matching.Matcher(matching.Targets.of(artifact.arrays, "targets"))
     each = matcher._overlap(words, len(texts))
+    assert matcher.most_shared(words, len(texts)) == pytest.approx(each.max(axis=1))
+    assert matcher.most_shared(matching.row_words(["", ""]), 2).tolist() == [0, 0]
+    # Of more rows not all that they might share is added up.
+    monkeypatch.setattr(matching, "MOST_LISTED", len(matcher._row))
     assert matcher.most_shared(words, len(texts)) == pytest.approx(each.max(axis=1))
     assert matcher.most_shared(matching.row_words(["", ""]), 2).tolist() == [0, 0]
 
