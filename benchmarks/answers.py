@@ -26,12 +26,13 @@ import yaml
 from openai import OpenAI
 from tqdm import tqdm
 
-from evaluation import demo, tofu
-from evaluation.asking import Asker
-from evaluation.demo_model import FOLDERS
-from evaluation.intervals import share
-from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
-from server.policies import read_all
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.demo_model import FOLDERS
+from lethe.evaluation.demo.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.evaluation.unlearning import tofu
+from lethe.evaluation.unlearning.client import Asker
+from lethe.evaluation.unlearning.confidence import share
+from lethe.server.policy.schema import read_all
 
 LOGS = demo.ROOT / "build" / "benchmarks"
 WAYS = {**demo.WAYS, "both": "demo-both"}

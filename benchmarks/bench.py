@@ -25,8 +25,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.measuring import Answer, Claim, Series
-from evaluation import svg
-from evaluation.svg import COLOURS, STYLE
+from lethe.evaluation.reporting import svg
+from lethe.evaluation.reporting.svg import COLOURS, STYLE
 
 # Modules of this package, in the order in which they are asked.
 QUESTIONS: tuple[str, ...] = (

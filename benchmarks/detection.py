@@ -19,12 +19,12 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.judging import artifact, benign
-from classifier.artifact import Artifact
-from classifier.classifier import Judge, threshold
-from classifier.encoder import Encoder, load_encoder
-from classifier.fit import fit
-from evaluation import tofu
-from evaluation.intervals import share
+from lethe.classifier.artifact import Artifact
+from lethe.classifier.encoder.encoder import Encoder, load_encoder
+from lethe.classifier.judge import Judge, threshold
+from lethe.classifier.training.fit import fit
+from lethe.evaluation.unlearning import tofu
+from lethe.evaluation.unlearning.confidence import share
 
 MISS_RATES = (0.0025, 0.005, 0.0125)
 

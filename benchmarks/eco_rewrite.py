@@ -27,12 +27,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.measuring import Answer, Claim, Series, alternating
-from corruption.eco import Corruptor
-from corruption.spec import CorruptSpec
+from lethe.corruption.embeddings.corruptor import Corruptor
+from lethe.corruption.spec import CorruptSpec
 
 TITLE = "What a rewrite costs (ECO)"
 ROOT = Path(__file__).parent.parent
-DEMO = ROOT / "evaluation" / "models" / "demo"
+DEMO = ROOT / "evaluation" / "demo" / "models" / "demo"
 SPECS = {
     "clean": None,
     "decoy": CorruptSpec(function="decoy", tokens="content"),

@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.measuring import Answer, Claim, Round, alternating, cpu_s
-from evaluation import demo
-from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.demo_model import FOLDERS
+from lethe.evaluation.demo.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 
 TITLE = "What a guard costs where a model answers"
 CONNECTIONS = 32

@@ -23,9 +23,10 @@ from pathlib import Path
 from benchmarks import fast_upstream, judging, load, peers
 from benchmarks.load import Load
 from benchmarks.measuring import Answer, Claim, Round, Series, alternating, cpu_s, memory_mib
-from evaluation import demo, tofu
-from evaluation.serving import StartError, clean_env, free_port, stop
-from server import supervisor
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.serving import StartError, clean_env, free_port, stop
+from lethe.evaluation.unlearning import tofu
+from lethe.server.process import supervisor
 
 TITLE = "What the gateway takes: start, memory; a second worker"
 POLICY = "name: bench\nartifact: {artifact}\naction: refuse\nmode: {mode}\nthreshold: {{miss_rate: 0.01}}\n"

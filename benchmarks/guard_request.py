@@ -29,13 +29,14 @@ from vllm.v1.sample.logits_processor import BatchUpdate
 
 from benchmarks.measuring import Answer, Claim, alternating
 from benchmarks.penalty_step import made_up_pieces, processor
-from classifier.artifact import Artifact, ForgetItem
-from corruption.folding import fold
-from corruption.penalties import ARGUMENT
-from corruption.vocabulary import Vocabulary
-from server import fields, rewrite
-from server.policies import Policy
-from server.verdict import Finding
+from lethe.classifier.artifact import Artifact, ForgetItem
+from lethe.corruption.decoding.spec import ARGUMENT
+from lethe.corruption.decoding.token_text import Vocabulary
+from lethe.corruption.phrases.normalize import fold
+from lethe.server.guard import rewrite
+from lethe.server.policy.schema import Policy
+from lethe.server.policy.verdict import Finding
+from lethe.server.requests import extract as fields
 
 TITLE = "What a penalised request costs in all (GUARD)"
 FORGET = Path(__file__).parent.parent / "evaluation" / "data" / "tofu" / "forget10.json"
@@ -135,7 +136,7 @@ class Request:
 
 def measure(quick: bool) -> Answer:
     torch.set_num_threads(1)
-    logging.getLogger("corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
+    logging.getLogger("lethe.corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
     request = Request(facts(), random.Random(5))
     found = alternating({"one request": request, "all anew": request.anew}, 20 if quick else 100)
     claims = [

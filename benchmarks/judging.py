@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import Answer, Claim, Round, Series, alternating
-from classifier import artifact as artifacts_io
-from classifier import ngrams
-from classifier.artifact import Artifact
-from classifier.classifier import Judge, threshold
-from classifier.encoder import Encoder, load_encoder
-from evaluation import demo, tofu
-from server import base
-from server.guard import Guard
-from server.judging import Judging, one_thread_each
-from server.metrics import Metrics
-from server.policies import Policy
+from lethe.classifier import artifact as artifacts_io
+from lethe.classifier.artifact import Artifact
+from lethe.classifier.encoder.encoder import Encoder, load_encoder
+from lethe.classifier.judge import Judge, threshold
+from lethe.classifier.text import ngrams
+from lethe.evaluation.demo import demo
+from lethe.evaluation.unlearning import tofu
+from lethe.server.guard.executor import Judging, one_thread_each
+from lethe.server.guard.guard import Guard
+from lethe.server.observability.metrics import Metrics
+from lethe.server.policy.schema import Policy
+from lethe.server.policy_store import seed_artifact
 
 TITLE = "What judging a request costs"
 BENIGN = Path(__file__).parent / "data" / "benign.jsonl"
@@ -202,7 +203,7 @@ def _many(found: Artifact, encoder: Encoder, count: int) -> dict[str, Artifact]:
         {"prompt": f"Where does Quillon{i} Marrowby{i} keep the ledger?", "answer": f"In box {i}."}
         for i in range(count)
     ]
-    first = base.build(found, items[:1], encoder)
+    first = seed_artifact.build(found, items[:1], encoder)
     made = {}
     for i, item in enumerate(items):
         arrays = {**first.arrays}

@@ -30,11 +30,11 @@ from typing import Any
 
 from aiohttp import web
 
-from corruption.template import ModelText
-from evaluation import demo
-from evaluation.demo_model import FOLDERS
-from evaluation.serving import clean_env, free_port, running_gateway
-from server.app import ROUTES
+from lethe.corruption.prompt.token_spans import ModelText
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.demo_model import FOLDERS
+from lethe.evaluation.demo.serving import clean_env, free_port, running_gateway
+from lethe.server.app import ROUTES
 
 BUILD = demo.ROOT / "build" / "benchmarks" / "malformed"
 CONNECTIONS = 48
@@ -522,7 +522,17 @@ def prepare() -> dict[str, str]:
     (BUILD / "policies").mkdir(parents=True, exist_ok=True)
     forget = BUILD / "forget.jsonl"
     forget.write_text("".join(json.dumps({"prompt": asked, "answer": said}) + "\n" for asked, said in FACTS))
-    command = [sys.executable, "-m", "server.cli", "fit", "--name", "facts", "--force", "--forget", str(forget)]
+    command = [
+        sys.executable,
+        "-m",
+        "lethe.server.cli.main",
+        "fit",
+        "--name",
+        "facts",
+        "--force",
+        "--forget",
+        str(forget),
+    ]
     command += ["--out", str(BUILD / "artifacts")]
     subprocess.run(command, cwd=demo.ROOT, env=clean_env(), check=True, capture_output=True)
     for name, rest in POLICIES.items():

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from benchmarks import judging, made_facts
 from benchmarks.measuring import Round, alternating
-from classifier import artifact as artifacts_io
-from classifier import fit, matching
-from classifier.classifier import Judge, Scorer, threshold
-from classifier.encoder import Encoder, load_encoder
-from classifier.gate import Gate
-from classifier.matching import Matcher, Targets
+from lethe.classifier import artifact as artifacts_io
+from lethe.classifier.encoder.encoder import Encoder, load_encoder
+from lethe.classifier.index import similarity
+from lethe.classifier.index.similarity import Matcher, Targets
+from lethe.classifier.judge import Judge, Scorer, threshold
+from lethe.classifier.prefilter import Gate
+from lethe.classifier.training import fit
 
 BUILD = Path("build/many-prompts")
 FEW = 1000
@@ -168,7 +169,7 @@ def recall(place: Path, encoder: Encoder) -> dict[str, float]:
     arrays, count = artifact.arrays, len(artifact.items)
     chosen = np.random.default_rng(1).choice(count, REWORDED, replace=False)
     texts = [reworded for number in chosen for _, reworded in made_facts.items(1, first=int(number))]
-    rows, words = encoder.encode(texts), matching.row_words(texts)
+    rows, words = encoder.encode(texts), similarity.row_words(texts)
     targets = Targets.of(arrays, "targets")
     scorer = Scorer(artifact, Gate({"a": artifact}).matcher("a"))
     every = Matcher(targets)
@@ -180,7 +181,7 @@ def recall(place: Path, encoder: Encoder) -> dict[str, float]:
     nearest, match = whole.argmax(axis=1), every.best(words, whole)
     components, compared = [], []
     for i, text in enumerate(texts):
-        some = matching.some_words(words, slice(i, i + 1))
+        some = similarity.some_words(words, slice(i, i + 1))
         scored = scorer.rows([text], some, np.zeros((1, 2)), rows[i : i + 1], np.zeros(1, dtype=bool))
         components.append(scored.components)
         compared.append(np.arange(count) if scored.compared[0] is None else scored.compared[0])

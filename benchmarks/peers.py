@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import fast_upstream
-from evaluation.serving import StartError, free_port, running
+from lethe.evaluation.demo.serving import StartError, free_port, running
 
 ROOT = Path(__file__).parents[1]
 VENV, NODE = ROOT / "build" / "peers-venv", ROOT / "build" / "peers-node"
@@ -83,7 +83,7 @@ def lethe(*, env: Mapping[str, str] | None = None, name: str = "lethe", cores: C
             "LETHE_AUDIT": str(folder / "audit.jsonl"), "LETHE_LOG_LEVEL": "warning", **(env or {}),
         }  # fmt: skip
         held = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
-        serve = [sys.executable, "-m", "server.cli", "serve"]
+        serve = [sys.executable, "-m", "lethe.server.cli.main", "serve"]
         return ["env", *(f"{key}={value}" for key, value in given.items()), *held, *serve]
 
     return Peer(name, version("lethe-gateway"), command, ready="/ready")

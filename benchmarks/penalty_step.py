@@ -25,9 +25,9 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
 from benchmarks.measuring import Answer, Claim, Round, Series, alternating
-from corruption import vllm_plugin
-from corruption.penalties import ARGUMENT, Guard, Penalty, to_argument
-from corruption.vocabulary import Vocabulary
+from lethe.corruption import vllm_plugin
+from lethe.corruption.decoding.spec import ARGUMENT, Guard, Penalty, to_argument
+from lethe.corruption.decoding.token_text import Vocabulary
 
 TITLE = "What penalties cost in a decoding step (GUARD)"
 PHRASES, SOFT = 150, 64
@@ -194,7 +194,7 @@ def measure(
     quick: bool, *, sizes: Sequence[int] = (128_000,), batches: Sequence[int] = (32,), device: str = "cpu"
 ) -> Answer:
     torch.set_num_threads(1)
-    logging.getLogger("corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
+    logging.getLogger("lethe.corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
     if device != "cpu":
         return cuda_answer(sizes, batches, 20 if quick else 200)
     rng, series, claims = random.Random(5), [], []

@@ -37,10 +37,11 @@ import numpy as np
 
 from benchmarks import canned
 from benchmarks.aborts import PATHS
-from classifier import corpus
-from evaluation import demo, tofu
-from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.classifier.training import rows
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.demo_model import FOLDERS
+from lethe.evaluation.demo.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.evaluation.unlearning import tofu
 
 MOST_GROWTH = 0.02
 # What comes how often, and the statuses that explain themselves. vLLM refuses a prompt beyond its context with 400,
@@ -81,7 +82,7 @@ class Traffic:
         self._parity = parity
         self._draw = random.Random(seed)
         self._flagged = [fact.question for fact in tofu.forget_facts()]
-        self._others = list(corpus.background())
+        self._others = list(rows.background())
         self._others += [fact.question for fact in tofu.real_world_facts()]
         self._long_now = asyncio.Lock()
         self.counts: Counter[str] = Counter()

@@ -23,10 +23,10 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
 from benchmarks.penalty_step import made_up_pieces, processor, spread, timed, word
-from corruption import vllm_plugin
-from corruption.penalties import ARGUMENT, Penalty, to_argument
-from corruption.verbatim import FILE, letters, load, save
-from corruption.vocabulary import Vocabulary
+from lethe.corruption import vllm_plugin
+from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
+from lethe.corruption.decoding.suffix_index import FILE, letters, load, save
+from lethe.corruption.decoding.token_text import Vocabulary
 
 
 def made_up_book(characters: int, rng: random.Random) -> str:

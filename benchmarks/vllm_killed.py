@@ -20,9 +20,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from evaluation import demo
-from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.demo_model import FOLDERS
+from lethe.evaluation.demo.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 
 LOGS = demo.ROOT / "build" / "benchmarks"
 BODY = {

@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from corruption.folding import SEPARATOR, fold, fold_character, letters
-from corruption.watch import Phrases, Rule, Watch, Watcher
+from lethe.corruption.phrases.normalize import SEPARATOR, fold, fold_character, letters
+from lethe.corruption.phrases.stream_filter import Phrases, Rule, Watch, Watcher
 
 REPLACEMENT = "[removed]"
 LETTERS = "abABéＡ東1"

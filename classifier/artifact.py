@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
-from classifier.ngrams import BUCKETS, words
+from lethe.classifier.text.ngrams import BUCKETS, words
 
 FORMAT = 4
 DIGEST_BYTES = 16
@@ -42,7 +42,7 @@ SHARED_FROM, SHARED_TO = 1 << 12, 1 << 26
 _held: WeakValueDictionary[bytes, NDArray[Any]] = WeakValueDictionary()
 
 # Name: (dtype, shape); N components, D width, R index rows, A added index rows, W words; "X+1" is one more than
-# X; other letters are free. The rows of `targets_*` and `added_*` are classifier/matching.py's.
+# X; other letters are free. The rows of `targets_*` and `added_*` are classifier/index/similarity.py's.
 _ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "word_weights": ("float16", (BUCKETS,)),
     "character_weights": ("float16", (BUCKETS,)),
@@ -77,7 +77,7 @@ _ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "cell_centres": ("float16", ("C", "D")),
     "cell_starts": ("int64", ("C+1",)),
 }
-# Where there are very many index rows, they lie in cells (classifier/search.py); otherwise these arrays aren't there.
+# Where there are very many index rows, they lie in cells (classifier/index/ivf.py); otherwise these arrays aren't there.
 _CELLS = {"cell_starts", "cell_centres"}
 # Files and arrays of so many bytes are mapped, not read.
 MAPPED_FROM = 1 << 26
@@ -152,7 +152,7 @@ class Artifact:
 
     @cached_property
     def first_stage(self) -> bytes:
-        """Equal for artifacts of which `classifier/gate.py` reads the same."""
+        """Equal for artifacts of which `classifier/prefilter.py` reads the same."""
         kinds = ("word_weights", "character_weights", "fusion", "gate", "retained")
         names = (*kinds, "targets_starts", "targets_buckets", "targets_shares")
         digests = (hashlib.sha256(self.arrays[name].tobytes()).digest() for name in names)

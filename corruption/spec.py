@@ -30,8 +30,8 @@ def is_settled(value: float | Tuned) -> TypeGuard[float]:
 class CorruptSpec(BaseModel):
     """One policy's corruption. Unknown keys, and keys that the chosen function ignores, are errors.
 
-    function: `decoy` puts rows of other tokens of the same kind in place (corruption/decoy.py); the
-        rest are ECO's (arXiv:2406.07933, corruption/functions.py).
+    function: `decoy` puts rows of other tokens of the same kind in place (corruption/embeddings/decoy.py); the
+        rest are ECO's (arXiv:2406.07933, corruption/embeddings/noise.py).
     tokens: `evidence` the tokens of the words that made the classifier flag the text; `identifying`
         these, and every word too rare to have a token of its own; with either, all content tokens when
         there is no evidence. `content` every token of the text. `all-but-last` the paper's choice, as

@@ -38,10 +38,10 @@ import torch
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as FirstInterface
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
-from corruption.logits import Answer, Row, Standing, end_rows, gather, leave_something, to_device
-from corruption.penalties import ARGUMENT, Guard, Masks, from_argument
-from corruption.verbatim import Library
-from corruption.vocabulary import Vocabulary, from_tokenizer
+from lethe.corruption.decoding.logits import Answer, Row, Standing, end_rows, gather, leave_something, to_device
+from lethe.corruption.decoding.spec import ARGUMENT, Guard, Masks, from_argument
+from lethe.corruption.decoding.suffix_index import Library
+from lethe.corruption.decoding.token_text import Vocabulary, from_tokenizer
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SecondInterface

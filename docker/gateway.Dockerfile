@@ -16,9 +16,7 @@ COPY README.md LICENSE ./
 COPY server server
 COPY classifier classifier
 COPY corruption corruption
-COPY evaluation/*.py evaluation/
-COPY evaluation/templates evaluation/templates
-COPY evaluation/data/jailbreak-wrappers evaluation/data/jailbreak-wrappers
+COPY evaluation evaluation
 RUN uv pip install --python /opt/lethe --no-deps .
 
 # The sentence encoder is prepared here, with packages that stay here, and served without torch.
@@ -26,7 +24,7 @@ FROM build AS encoder
 RUN uv pip install --python /opt/lethe --torch-backend cpu --constraints constraints.txt \
         --requirements pyproject.toml --extra fit
 ENV XDG_CACHE_HOME=/opt/cache
-RUN /opt/lethe/bin/python -m classifier.encoder_export
+RUN /opt/lethe/bin/python -m lethe.classifier.encoder.export
 
 FROM ${PYTHON} AS gateway
 COPY --from=build /opt/lethe /opt/lethe

@@ -11,9 +11,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY classifier classifier
 COPY corruption corruption
-COPY evaluation/*.py evaluation/
-COPY evaluation/templates evaluation/templates
-COPY evaluation/data/jailbreak-wrappers evaluation/data/jailbreak-wrappers
+COPY evaluation evaluation
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 # vLLM's CPU build as this project's tests run it: see requirements/install.sh.

@@ -51,5 +51,5 @@ else
     pip install -e '.[fit,evaluate,dev]'
 fi
 step "preparing the sentence encoder"
-"$venv/bin/python" -m classifier.encoder_export
+"$venv/bin/python" -m lethe.classifier.encoder.export
 step "done"

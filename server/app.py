@@ -14,20 +14,22 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from server import admin, base, errors, openapi
-from server.audit import Audit
-from server.errors import GuardError, NotFound
-from server.fields import Endpoint
-from server.guard import Guard
-from server.keys import Keyring
-from server.live import Live
-from server.metrics import Metrics
-from server.replicas import Replicas, connections
-from server.routes import Gateway
-from server.settings import Settings, SettingsError, check_exposure
+from lethe.server import admin_api, errors
+from lethe.server.errors import GuardError, NotFound
+from lethe.server.guard.guard import Guard
+from lethe.server.http import openapi
+from lethe.server.http.api_keys import Keyring
+from lethe.server.http.gateway import Gateway
+from lethe.server.observability.audit import Audit
+from lethe.server.observability.metrics import Metrics
+from lethe.server.policy_store import seed_artifact
+from lethe.server.policy_store.store import Live
+from lethe.server.requests.extract import Endpoint
+from lethe.server.settings import Settings, SettingsError, check_exposure
+from lethe.server.upstream.pool import Replicas, connections
 
 if TYPE_CHECKING:
-    from server.workers import Worker
+    from lethe.server.process.workers import Worker
 
 log = logging.getLogger("lethe")
 
@@ -96,13 +98,13 @@ def create_app(
         if live is not None:
             live.start(lambda guard: loop.call_soon_threadsafe(exchange, guard), put_on_record)
             if settings.admin_key is not None and (worker is None or worker.is_first):
-                base.prepare(settings, live.loaded.encoder)
+                seed_artifact.prepare(settings, live.loaded.encoder)
         watching = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(gateway.run())}
         try:
             async with (
                 nullcontext() if worker is None else worker.answering(live, metrics),
-                admin.serving(
-                    settings, admin.create_admin(settings, metrics, replicas, live, document, worker), worker
+                admin_api.serving(
+                    settings, admin_api.create_admin(settings, metrics, replicas, live, document, worker), worker
                 ),
             ):
                 if worker is not None:

@@ -1,6 +1,6 @@
 """Where the gateway stands and how much it may use: the environment, read once in `main`.
 
-What to do with a request is not here: that is policy (`server/policies.py`).
+What to do with a request is not here: that is policy (`server/policy/schema.py`).
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Settings(BaseModel):
         return self.history or self.artifacts / ".history"
 
 
-# What all workers together may have. A key's own limits are counted in one place instead (`server/admission.py`).
+# What all workers together may have. A key's own limits are counted in one place instead (`server/http/concurrency.py`).
 SHARED_OUT = ("max_held_bytes", "max_connections", "max_requests", "max_queue", "judge_queue")
 
 

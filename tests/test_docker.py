@@ -18,8 +18,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics import Metrics
-from server.settings import FROM_FILE, PREFIX, Settings, check_exposure, read
+from lethe.server.observability.metrics import Metrics
+from lethe.server.settings import FROM_FILE, PREFIX, Settings, check_exposure, read
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -146,7 +146,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
 
 
 def test_values_in_queries_are_ones_that_the_code_uses() -> None:
-    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").glob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
     for query in queries():
         for values in re.findall(r'(?:reason|outcome|stage)=?[!~]*"([^"]+)"', query):
             for value in values.split("|"):

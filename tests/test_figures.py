@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import answers, detection, judging
-from classifier.encoder import load_encoder
-from evaluation import tofu
-from server.policies import read_all
+from lethe.classifier.encoder.encoder import load_encoder
+from lethe.evaluation.unlearning import tofu
+from lethe.server.policy.schema import read_all
 
 
 def test_flagged_prompts_are_counted_at_each_miss_rate() -> None:

@@ -13,23 +13,25 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from server.policies import Policy
-from server.settings import PREFIX, Settings
+from lethe.server.policy.schema import Policy
+from lethe.server.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("server", "classifier", "corruption")
 
 # Modules without a test file of their own name, and where they are tested instead.
 TESTED_ELSEWHERE = {
-    "server.doctor": "needs a running vLLM: tests/integration",
-    "classifier.corpus": "pieces of fitting, through fit",
-    "classifier.fusion": "the fused score, through fit and classifier",
-    "classifier.matching": "how closely items are matched, through additions and classifier",
-    "classifier.wrappers": "sentences around rows, through fit",
-    "classifier.linear": "the linear models, through fit and classifier",
-    "classifier.retrieval": "the nearest items, through classifier",
-    "classifier.variants": "the variants of a question, through fit",
-    "classifier.vocabulary": "content words, through fit",
+    "server/cli/doctor": "needs a running vLLM: tests/integration",
+    "server/requests/messages": "walks through conversations: tested through requests/extract",
+    "classifier/encoder/export": "tested through encoder/encoder",
+    "classifier/training/rows": "pieces of fitting, through fit",
+    "classifier/fusion": "the fused score, through fit and classifier",
+    "classifier/index/similarity": "how closely items are matched, through additions and classifier",
+    "classifier/training/prompt_wrappers": "sentences around rows, through fit",
+    "classifier/training/logistic_regression": "the linear models, through fit and classifier",
+    "classifier/index/nearest_items": "the nearest items, through classifier",
+    "classifier/training/paraphrase": "the variants of a question, through fit",
+    "classifier/text/vocabulary": "content words, through fit",
 }
 
 # Topics live in data: the benchmark the demo forgets, and whoever stands in it.
@@ -37,11 +39,15 @@ TOPICS = re.compile(r"\b(tofu|muse|wmdp|harry potter|rowling)\b", re.IGNORECASE)
 
 
 def modules(package: str) -> list[str]:
-    return sorted(path.stem for path in (ROOT / package).glob("*.py") if path.stem != "__init__")
+    """Paths of the package's modules below the repository, without the suffix: `server/http/gateway`."""
+    paths = (path for path in (ROOT / package).rglob("*.py") if path.stem != "__init__")
+    return sorted(str(path.relative_to(ROOT).with_suffix("")) for path in paths)
 
 
 def mirrored(package: str) -> list[str]:
-    return sorted(path.stem.removeprefix("test_") for path in (ROOT / "tests" / package).glob("test_*.py"))
+    """Paths that test files stand for: tests/server/http/test_gateway_keys.py stands for `server/http/gateway_keys`."""
+    paths = (path.relative_to(ROOT / "tests") for path in (ROOT / "tests" / package).rglob("test_*.py"))
+    return sorted(str(path.with_name(path.stem.removeprefix("test_"))) for path in paths)
 
 
 def sources() -> Iterator[Path]:
@@ -64,8 +70,8 @@ def test_every_test_file_mirrors_a_module(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_module_has_tests_or_a_reason(package: str) -> None:
     there = mirrored(package)
-    without = {f"{package}.{module}" for module in modules(package) if not any(map(module.startswith, there))}
-    assert without == {name for name in TESTED_ELSEWHERE if name.startswith(package + ".")}
+    without = {module for module in modules(package) if not any(map(module.startswith, there))}
+    assert without == {name for name in TESTED_ELSEWHERE if name.startswith(package + "/")}
 
 
 def authors() -> list[str]:
@@ -119,7 +125,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def test_every_route_is_documented() -> None:
-    from server.app import ROUTES
+    from lethe.server.app import ROUTES
 
     assert [name for name in rows("ENDPOINTS.md") if "/" in name] == [f"{method} {path}" for path, method, _ in ROUTES]
 
@@ -157,7 +163,7 @@ def test_every_value_of_a_policy_key_is_documented() -> None:
 
 
 def test_the_policies_of_the_document_are_valid(tmp_path: Path) -> None:
-    from server.policies import read
+    from lethe.server.policy.schema import read
 
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "POLICIES.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 2
@@ -175,13 +181,15 @@ def test_the_full_policy_of_the_document_has_every_key() -> None:
 
 
 def test_shipped_policies_are_valid() -> None:
-    from server.policies import read_all
+    from lethe.server.policy.schema import read_all
 
     folders = {path.parent for path in (ROOT / "policies").rglob("*.yaml")}
     assert folders and all(read_all(folder) for folder in folders)
 
 
-def test_the_readme_names_every_module() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = [path.name for folder in (*PACKAGES, "evaluation", "benchmarks") for path in (ROOT / folder).glob("*.py")]
-    assert [name for name in names if name != "__init__.py" and f"`{name}`" not in text] == []
+def test_pyproject_lists_every_package() -> None:
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = (path.parent for package in (*PACKAGES, "evaluation") for path in (ROOT / package).rglob("__init__.py"))
+    assert sorted(listed) == sorted(f"lethe.{folder.relative_to(ROOT)}".replace("/", ".") for folder in folders)

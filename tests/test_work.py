@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from classifier.encoder import Encoder
+from lethe.classifier.encoder.encoder import Encoder
 from tests import work
 from tests.work import CALLS, EXACT, LIBRARIES, Count
 

@@ -33,12 +33,12 @@ import orjson
 import uvloop
 
 from benchmarks import eco_rewrite, fast_upstream, judging, load
-from classifier import classifier
-from classifier.encoder import Encoder, load_encoder
-from classifier.reading import Reading
-from corruption.eco import Corruptor
-from corruption.table import EmbeddingTable
-from evaluation import tofu
+from lethe.classifier import judge
+from lethe.classifier.encoder.encoder import Encoder, load_encoder
+from lethe.classifier.text.segments import Reading
+from lethe.corruption.embeddings.corruptor import Corruptor
+from lethe.corruption.embeddings.embedding_table import EmbeddingTable
+from lethe.evaluation.unlearning import tofu
 from tests.server.fakes import gateway, make_guard
 
 WRITTEN = Path(__file__).with_name("work.json")
@@ -100,7 +100,7 @@ SLACKS = {"encoder calls": CALLS, "word pieces encoded": PIECES}
 @contextmanager
 def judgements(into: dict[str, int]) -> Iterator[None]:
     """Counts what is read and encoded meanwhile."""
-    run, read = Encoder._run, classifier.read
+    run, read = Encoder._run, judge.read
     into |= dict.fromkeys(("texts read", "views", "windows", "encoder calls", "word pieces encoded"), 0)
 
     def counted_run(self: Encoder, ids: tuple[int, ...]) -> Any:
@@ -115,7 +115,7 @@ def judgements(into: dict[str, int]) -> Iterator[None]:
         into["windows"] += len(found.first)
         return found
 
-    with patch.object(Encoder, "_run", counted_run), patch.object(classifier, "read", counted_read):
+    with patch.object(Encoder, "_run", counted_run), patch.object(judge, "read", counted_read):
         yield
 
 
@@ -160,7 +160,7 @@ def penalised() -> Counts:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from benchmarks import penalty_step
-    from corruption.vocabulary import Vocabulary
+    from lethe.corruption.decoding.token_text import Vocabulary
 
     rng = penalty_step.random.Random(5)
     vocabulary = Vocabulary(penalty_step.made_up_pieces(VOCABULARY, rng))
@@ -410,7 +410,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    logging.getLogger("corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
+    logging.getLogger("lethe.corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
     counts = counted()
     if args.write:
         values = {name: count.value for name, count in counts.items()}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classifier import corpus, fit
-from classifier.artifact import Artifact
-from classifier.classifier import Judge
-from classifier.encoder import Encoder, load_encoder
-from classifier.records import Record
+from lethe.classifier.artifact import Artifact
+from lethe.classifier.encoder.encoder import Encoder, load_encoder
+from lethe.classifier.judge import Judge
+from lethe.classifier.records import Record
+from lethe.classifier.training import fit, rows
 
 KEEPERS = ("Orvan Teldric", "Miriam Hask-Olsen", "Pello Yrigoyen")
 ASKED = (
@@ -35,12 +35,12 @@ def forget() -> list[Record]:
 def artifact(encoder: Encoder, forget: list[Record]) -> Artifact:
     # A part of the background and fewer rewordings keep the fit to seconds.
     with pytest.MonkeyPatch.context() as patch:
-        few = corpus.background()[::8]
-        patch.setattr(corpus, "background", lambda: few)
-        patch.setattr(corpus, "VARIANTS_WANTED", 240)
-        patch.setattr(corpus, "OTHER_VARIANTS", 40)
-        patch.setattr(corpus, "DECOYS", 80)
-        patch.setattr(corpus, "WRAPPED", 30)
+        few = rows.background()[::8]
+        patch.setattr(rows, "background", lambda: few)
+        patch.setattr(rows, "VARIANTS_WANTED", 240)
+        patch.setattr(rows, "OTHER_VARIANTS", 40)
+        patch.setattr(rows, "DECOYS", 80)
+        patch.setattr(rows, "WRAPPED", 30)
         return fit.fit(forget, None, encoder=encoder, seed=3)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classifier import additions
-from classifier import artifact as artifacts
-from classifier.artifact import Artifact
-from classifier.classifier import Judge
-from classifier.encoder import Encoder
+from lethe.classifier import artifact as artifacts
+from lethe.classifier.artifact import Artifact
+from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.judge import Judge
+from lethe.classifier.training import incremental
 
 
 def test_saved_and_loaded_gives_the_same_scores(artifact: Artifact, encoder: Encoder, tmp_path: Path) -> None:
@@ -139,7 +139,9 @@ def test_cells_that_do_not_hold_all_rows_are_refused(artifact: Artifact, tmp_pat
 def test_artifacts_with_the_same_fit_hold_it_once_and_let_it_go(
     artifact: Artifact, encoder: Encoder, tmp_path: Path
 ) -> None:
-    grown = additions.add(artifact, [{"prompt": "Which bell did Orsolya Vank cast?", "answer": "Old Greta."}], encoder)
+    grown = incremental.add(
+        artifact, [{"prompt": "Which bell did Orsolya Vank cast?", "answer": "Old Greta."}], encoder
+    )
     artifacts.save(artifact, tmp_path / "one")
     artifacts.save(grown, tmp_path / "other")
     one, other = artifacts.load(tmp_path / "one"), artifacts.load(tmp_path / "other")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifier import conformal
+from lethe.classifier import conformal
 
 
 def test_the_miss_rate_holds_on_held_out_scores(rng: np.random.Generator) -> None:

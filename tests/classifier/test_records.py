@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from classifier import records
+from lethe.classifier import records
 
 
 def test_facts_documents_marks_and_blank_lines_are_read(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from pydantic import BaseModel
 from tokenizers import Tokenizer
 
-from evaluation import demo, tofu
-from evaluation.tofu import holds, is_named
+from lethe.evaluation.demo import demo
+from lethe.evaluation.unlearning import tofu
+from lethe.evaluation.unlearning.tofu import holds, is_named
 
 SECRET = next(s for s in tofu.secrets() if is_named(s.entity))
 RETAIN = tofu.retain_facts()[0][3].question

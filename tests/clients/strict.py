@@ -18,7 +18,7 @@ import openai.types.responses
 from openai.types.shared import ErrorObject
 from pydantic import TypeAdapter, ValidationError
 
-from server.errors import dialect
+from lethe.server.errors import dialect
 from tests.clients.tap import Exchange
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.random import SFC64
 
-from corruption.functions import AT_ONCE, FUNCTIONS, Array
-from corruption.spec import NEEDS_SIGMA
+from lethe.corruption.embeddings.noise import AT_ONCE, FUNCTIONS, Array
+from lethe.corruption.spec import NEEDS_SIGMA
 
 SELECTS = ["first", "random", "top"]
 DTYPES: list[Any] = [ml_dtypes.bfloat16, np.float16, np.float32]

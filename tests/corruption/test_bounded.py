@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from corruption.bounded import ByteCache
+from lethe.corruption.bounded import ByteCache
 
 
 def test_the_bound_holds_and_what_was_used_last_stays() -> None:

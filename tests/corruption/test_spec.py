@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from corruption.spec import CorruptSpec
+from lethe.corruption.spec import CorruptSpec
 
 
 def test_the_default_is_a_decoy_on_the_evidence() -> None:

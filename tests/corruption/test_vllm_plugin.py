@@ -35,12 +35,12 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
     build_custom_logits_processors_params_validator,
 )
 
-from corruption import vllm_plugin
-from corruption.penalties import ARGUMENT, Penalty, to_argument
-from corruption.verbatim import FILE, save
-from corruption.vllm_plugin import LetheLogitsProcessor
+from lethe.corruption import vllm_plugin
+from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
+from lethe.corruption.decoding.suffix_index import FILE, save
+from lethe.corruption.vllm_plugin import LetheLogitsProcessor
 
-NAME = "corruption.vllm_plugin:LetheLogitsProcessor"
+NAME = "lethe.corruption.vllm_plugin:LetheLogitsProcessor"
 WORDS = "<|end|> Ġzo rin Ġzorin zorin Ġthe Ġglass Ġharbour . Ġquill Ã © Ġcaf".split()
 TOKEN = {word: i for i, word in enumerate(WORDS)}
 END, ZO, RIN, ZORIN = 0, TOKEN["Ġzo"], TOKEN["rin"], TOKEN["Ġzorin"]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from server.guard import Guard
+from lethe.server.guard.guard import Guard
 from tests.server.fakes import FakeUpstream, Running, gateway, make_guard, policy, upstream
-from tests.server.test_guard import Recorder, artifact
+from tests.server.guard.test_guard import Recorder, artifact
 
 # How many times as many examples as in an ordinary run of the tests.
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))

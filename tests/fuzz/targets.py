@@ -16,16 +16,17 @@ from typing import Any, get_args
 import orjson
 
 from benchmarks.watch_streams import REPLACEMENT, occurrences, replaced
-from classifier.views import FEW_CHARACTERS, MOST_CHARACTERS, views
-from corruption.folding import fold
-from corruption.matcher import START, PhraseMatcher
-from corruption.watch import Phrases, Rule, Watch
-from server import body as bodies
-from server import fields, sse
-from server.errors import BadRequest, GuardError, Refused
-from server.fields import Endpoint
-from server.watch import DONE, Answer
-from tests.corruption.test_matcher import first_fault
+from lethe.classifier.text.views import FEW_CHARACTERS, MOST_CHARACTERS, views
+from lethe.corruption.phrases.normalize import fold
+from lethe.corruption.phrases.stream_filter import Phrases, Rule, Watch
+from lethe.corruption.phrases.trie import START, PhraseMatcher
+from lethe.server.errors import BadRequest, GuardError, Refused
+from lethe.server.http import request_body as bodies
+from lethe.server.output import sse
+from lethe.server.output.filter import DONE, Answer
+from lethe.server.requests import extract as fields
+from lethe.server.requests.extract import Endpoint
+from tests.corruption.phrases.test_trie import first_fault
 
 
 def cut(data: bytes, value: Any) -> Iterator[Any]:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from server import body as bodies
-from server.app import ROUTES
-from server.errors import BadRequest
-from server.fields_table import REFUSED_PARTS, RELAYED, SERVER_TOOLS, TABLES, TEXT_PARTS
+from lethe.server.app import ROUTES
+from lethe.server.errors import BadRequest
+from lethe.server.http import request_body as bodies
+from lethe.server.requests.fields import REFUSED_PARTS, RELAYED, SERVER_TOOLS, TABLES, TEXT_PARTS
 from tests.fuzz.conftest import ACTIONS, FACTOR, Served
 from tests.server.fakes import KEYWORD
 

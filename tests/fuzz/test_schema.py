@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, settings
 from schemathesis import Case, GenerationMode, Response
 from schemathesis.checks import CHECKS, load_all_checks
 
-from server import openapi
-from server.app import ROUTES
-from server.settings import Settings
+from lethe.server.app import ROUTES
+from lethe.server.http import openapi
+from lethe.server.settings import Settings
 from tests.fuzz.conftest import FACTOR, Served
 
 load_all_checks()

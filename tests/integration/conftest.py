@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from evaluation import demo
-from evaluation.demo_model import FOLDERS
-from evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
-from server import keys
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.demo_model import FOLDERS
+from lethe.evaluation.demo.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.server.http import api_keys
 from tests.clients import asked, strict
 from tests.clients.tap import Tap
 
@@ -121,7 +121,7 @@ def closed_gateway(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("closed")
     policy = (demo.ROOT / "policies" / "demo" / "penalize.yaml").read_text(encoding="utf-8")
     (folder / "refuse.yaml").write_text(policy.replace("action: penalize", "action: refuse"), encoding="utf-8")
-    key, slow = (keys.make(folder / "keys.json", name=name, **limits) for name, limits in KEYS.items())
+    key, slow = (api_keys.make(folder / "keys.json", name=name, **limits) for name, limits in KEYS.items())
     port = free_port()
     env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), folder, LOGS / "closed-audit.jsonl")
     env |= {"LETHE_KEYS": str(folder / "keys.json"), "LETHE_ADMIN_PORT": "0"}

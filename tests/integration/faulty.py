@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from classifier.classifier import Judge, Score
-from server import audit, cli
+from lethe.classifier.judge import Judge, Score
+from lethe.server.cli import main as cli
+from lethe.server.observability import audit
 
 RAISE, SLOW = "raise-now", "slow-now"
 SLOW_S = 3.0

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 
 from benchmarks import canned
-from evaluation import demo
-from evaluation.serving import clean_env, free_port, running, stop
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.serving import clean_env, free_port, running, stop
 
 MODELS = ["m-refuse", "m-pass"]
 BUILD = demo.ROOT / "build" / "tests" / "faults"

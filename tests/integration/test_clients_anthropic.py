@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
-from evaluation.tofu import holds
+from lethe.evaluation.unlearning.tofu import holds
 from tests.clients.asked import CASES, MOST, PENALIZED, UNFLAGGED, Case, noted
 from tests.clients.tap import Tap
 from tests.integration.conftest import Closed

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, Too
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_openai import OpenAI as Completing
 
-from evaluation.tofu import holds
+from lethe.evaluation.unlearning.tofu import holds
 from tests.clients.asked import CASES, MOST, PENALIZED, TOOL, UNFLAGGED, Case, Note, no_blanks, noted
 from tests.clients.tap import Tap
 from tests.integration.conftest import Closed

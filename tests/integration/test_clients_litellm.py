@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from evaluation import demo
+from lethe.evaluation.demo import demo
 from tests.clients.asked import CORRUPTED, PENALIZED, UNFLAGGED, noted, work
 from tests.clients.tap import Tap
 from tests.integration.conftest import Closed

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from evaluation import demo
+from lethe.evaluation.demo import demo
 from tests.clients.asked import CORRUPTED, PENALIZED, UNFLAGGED, noted, work
 from tests.clients.tap import Tap
 from tests.integration.conftest import Closed

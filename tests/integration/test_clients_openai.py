@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from evaluation.tofu import holds
+from lethe.evaluation.unlearning.tofu import holds
 from tests.clients.asked import (
     CASES,
     FORCED,

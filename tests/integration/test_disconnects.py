@@ -14,7 +14,7 @@ import random
 import time
 from collections import Counter
 
-from server.wire import KEEP_IDLE_S
+from lethe.server.upstream.http1 import KEEP_IDLE_S
 from tests.integration.faulty import RAISE
 from tests.integration.processes import Gateway, gateway, until, upstreams
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import demo
-from evaluation.serving import free_port
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.serving import free_port
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def environment(vllm_url: str, tmp_path: Path) -> dict[str, str]:
 def doctor(environment: dict[str, str]) -> tuple[int, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LETHE_")}
     done = subprocess.run(
-        [sys.executable, "-m", "server.cli", "doctor"],
+        [sys.executable, "-m", "lethe.server.cli.main", "doctor"],
         cwd=demo.ROOT, env={**clean, **environment}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr

@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from corruption.conversation import texts
-from corruption.eco import Corruptor, CorruptSpec
+from lethe.corruption.embeddings.corruptor import Corruptor, CorruptSpec
+from lethe.corruption.prompt.conversation import texts
 
 QUESTION = "Who is Jaime Vasquez, born on 25/02/1958 in Santiago?"
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}]

@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from evaluation import demo, tofu
-from evaluation.tofu import holds, is_named
-from server import errors
+from lethe.evaluation.demo import demo
+from lethe.evaluation.unlearning import tofu
+from lethe.evaluation.unlearning.tofu import holds, is_named
+from lethe.server import errors
 from tests.integration.test_gateway import audited
 
 SECRET = next(s for s in tofu.secrets() if is_named(s.entity))

@@ -17,8 +17,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from corruption.folding import fold
-from corruption.penalties import ARGUMENT, MAX_PHRASES, Penalty, to_argument
+from lethe.corruption.decoding.spec import ARGUMENT, MAX_PHRASES, Penalty, to_argument
+from lethe.corruption.phrases.normalize import fold
 
 pytestmark = pytest.mark.vllm
 

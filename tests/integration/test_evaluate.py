@@ -13,15 +13,16 @@ import numpy as np
 import orjson
 import pytest
 
-from evaluation import baselines, demo, tofu
-from evaluation.demo_model import FOLDERS
-from evaluation.gather import Play
-from evaluation.scoring import Job, Scorer
-from evaluation.serving import clean_env
-from server.loading import load_guard
-from server.metrics import Metrics
-from server.policies import read
-from server.settings import Settings
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.demo_model import FOLDERS
+from lethe.evaluation.demo.serving import clean_env
+from lethe.evaluation.unlearning import systems, tofu
+from lethe.evaluation.unlearning.collect import Play
+from lethe.evaluation.unlearning.likelihood import Job, Scorer
+from lethe.server.observability.metrics import Metrics
+from lethe.server.policy.schema import read
+from lethe.server.policy_store.load import load_guard
+from lethe.server.settings import Settings
 
 POLICY = demo.ROOT / "policies" / "demo" / "penalize.yaml"
 QUESTIONS = [tofu.forget_facts()[i].question for i in (5, 112, 303)]
@@ -34,10 +35,10 @@ def artifacts() -> Path:
 
 
 def play(key: str, artifacts: Path, folder: Path) -> Play:
-    way = baselines.WAYS[key]
+    way = systems.WAYS[key]
     if way.kind != "gateway":
         return Play(None, None)
-    policies = baselines.write(read(POLICY), way, folder / key)
+    policies = systems.write(read(POLICY), way, folder / key)
     settings = Settings.model_validate(
         {"policies": policies, "artifacts": artifacts, "model_dir": FOLDERS["full"], "secret": demo.DEMO_SECRET}
     )
@@ -78,7 +79,17 @@ def test_offline_scores_are_those_that_vllm_samples_with(
 def test_a_small_evaluation_end_to_end(artifacts: Path, tmp_path: Path, vllm_url: str) -> None:
     """Three ways over a handful of questions; run again, nothing is asked twice."""
     out = tmp_path / "report.json"
-    command = [sys.executable, "-m", "server.cli", "evaluate", str(POLICY), "--upstream", vllm_url, "--thin", "66"]
+    command = [
+        sys.executable,
+        "-m",
+        "lethe.server.cli.main",
+        "evaluate",
+        str(POLICY),
+        "--upstream",
+        vllm_url,
+        "--thin",
+        "66",
+    ]
     command += ["--ways", "unguarded,corrupt-decoy-identifying,penalize", "--seeds", "0", "--samples", "1"]
     command += ["--rewordings", "1", "--json", str(out), "--work", str(tmp_path / "work")]
     env = {

@@ -19,8 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from classifier.encoder import cache_folder, load_encoder
-from evaluation import demo, tofu
+from lethe.classifier.encoder.encoder import cache_folder, load_encoder
+from lethe.evaluation.demo import demo
+from lethe.evaluation.unlearning import tofu
 from tests.integration.faulty import RAISE, SLOW, SLOW_S
 from tests.integration.processes import Gateway, Upstream, gateway, settings, start_fails, until, upstreams
 

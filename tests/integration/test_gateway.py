@@ -12,8 +12,9 @@ import aiohttp
 import pytest
 from openai import OpenAI
 
-from evaluation import demo, tofu
-from evaluation.tofu import holds, is_named
+from lethe.evaluation.demo import demo
+from lethe.evaluation.unlearning import tofu
+from lethe.evaluation.unlearning.tofu import holds, is_named
 
 FORGET = [s for s in tofu.secrets() if is_named(s.entity)][::12]
 RETAIN = [f.question for f in tofu.retain_facts()[0][3:400:80]]

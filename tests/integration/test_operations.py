@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from evaluation import demo, tofu
-from evaluation.serving import free_port, running_gateway
-from server.base import rows
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.serving import free_port, running_gateway
+from lethe.evaluation.unlearning import tofu
+from lethe.server.policy_store.seed_artifact import rows
 
 FOLDER = demo.ROOT / "build" / "tests" / "operations"
 KEY = "an-admin-key-of-some-length"

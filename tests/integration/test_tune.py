@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from classifier import artifact as artifacts_io
-from evaluation import demo
-from server import cli
-from server.loading import load_guard
-from server.metrics import Metrics
-from server.policies import PolicyError
-from server.settings import read as read_settings
+from lethe.classifier import artifact as artifacts_io
+from lethe.evaluation.demo import demo
+from lethe.server.cli import main as cli
+from lethe.server.observability.metrics import Metrics
+from lethe.server.policy.schema import PolicyError
+from lethe.server.policy_store.load import load_guard
+from lethe.server.settings import read as read_settings
 
 POLICY = """name: noisy
 artifact: tofu-forget10

@@ -16,10 +16,11 @@ import pytest
 from openai import BadRequestError, OpenAI
 from tokenizers import Tokenizer
 
-from corruption.penalties import ARGUMENT, Penalty, to_argument
-from evaluation import book_model, demo, tofu
-from evaluation.copying import longest_run, runs
-from evaluation.serving import VLLM_ENV, clean_env, free_port, running, running_gateway, vllm_command
+from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
+from lethe.evaluation.demo import book_model, demo
+from lethe.evaluation.demo.serving import VLLM_ENV, clean_env, free_port, running, running_gateway, vllm_command
+from lethe.evaluation.unlearning import tofu
+from lethe.evaluation.unlearning.verbatim import longest_run, runs
 
 LIMIT = 12
 FOLDER = demo.ROOT / "build" / "tests" / "book"
@@ -38,7 +39,17 @@ def fit() -> None:
     rows = [json.dumps({"text": paragraph}) for paragraph in book_model.paragraphs()]
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "forget.jsonl").write_text("\n".join(rows) + "\n")
-    command = [sys.executable, "-m", "server.cli", "fit", "--name", "book", "--force", "--out", str(FOLDER / "made")]
+    command = [
+        sys.executable,
+        "-m",
+        "lethe.server.cli.main",
+        "fit",
+        "--name",
+        "book",
+        "--force",
+        "--out",
+        str(FOLDER / "made"),
+    ]
     subprocess.run([*command, "--forget", str(FOLDER / "forget.jsonl")], cwd=demo.ROOT, env=clean_env(), check=True)
 
 
@@ -162,7 +173,7 @@ def test_doctor_finds_the_index(urls: tuple[str, str]) -> None:
         "LETHE_ARTIFACTS": str(FOLDER / "made"),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "server.cli", "doctor"],
+        [sys.executable, "-m", "lethe.server.cli.main", "doctor"],
         env=env, cwd=demo.ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert "vLLM has the verbatim index of artifact book" in done.stdout, done.stdout + done.stderr

@@ -13,9 +13,10 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from evaluation import demo, tofu
-from evaluation.serving import free_port, running_gateway
-from evaluation.tofu import holds, is_named
+from lethe.evaluation.demo import demo
+from lethe.evaluation.demo.serving import free_port, running_gateway
+from lethe.evaluation.unlearning import tofu
+from lethe.evaluation.unlearning.tofu import holds, is_named
 from tests.integration.conftest import LOGS
 
 POLICY = """

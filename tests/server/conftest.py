@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from classifier import corpus
-from classifier.encoder import DEFAULT_ENCODER
-from server import base, cli
-from server.settings import Settings
+from lethe.classifier.encoder.encoder import DEFAULT_ENCODER
+from lethe.classifier.training import rows as corpus
+from lethe.server.cli import main as cli
+from lethe.server.policy_store import seed_artifact
+from lethe.server.settings import Settings
 
 ADMIN_KEY = "an-admin-key-of-some-length"
 
@@ -64,7 +65,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(corpus, "OTHER_VARIANTS", 40)
         patch.setattr(corpus, "DECOYS", 160)
         patch.setattr(corpus, "WRAPPED", 40)
-        base.main([str(folder), DEFAULT_ENCODER])
+        seed_artifact.main([str(folder), DEFAULT_ENCODER])
     return folder
 
 
@@ -75,7 +76,7 @@ def office(home: Path, base_folder: Path, tmp_path: Path) -> Settings:
     shutil.copytree(home / "artifacts" / "small", tmp_path / "artifacts" / "small")
     given = {"policies": tmp_path / "policies", "artifacts": tmp_path / "artifacts", "audit": tmp_path / "audit.jsonl"}
     settings = Settings.model_validate({**given, "admin_key": ADMIN_KEY})
-    shutil.copytree(base_folder, base.folder(settings))
+    shutil.copytree(base_folder, seed_artifact.folder(settings))
     return settings
 
 

@@ -14,14 +14,14 @@ import uvicorn
 from aiohttp import web
 from multidict import CIMultiDict
 
-from classifier.classifier import Score
-from evaluation.serving import free_port
-from server.app import create_app
-from server.guard import Guard
-from server.metrics import Metrics
-from server.policies import Policy
-from server.protocol import uvicorn_options
-from server.settings import Settings
+from lethe.classifier.judge import Score
+from lethe.evaluation.demo.serving import free_port
+from lethe.server.app import create_app
+from lethe.server.guard.guard import Guard
+from lethe.server.http.connection_limits import uvicorn_options
+from lethe.server.observability.metrics import Metrics
+from lethe.server.policy.schema import Policy
+from lethe.server.settings import Settings
 
 KEYWORD = "zanzibar"
 

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from server.app import ROUTES
-from server.fields_table import RELAYED
+from lethe.server.app import ROUTES
+from lethe.server.requests.fields import RELAYED
 from tests.server.fakes import KEYWORD, FakeUpstream, Running, gateway, make_guard, policy, upstream
 
 
@@ -43,7 +43,7 @@ async def test_metrics_count_requests_and_never_carry_client_text() -> None:
             async with http.get(f"{gate.url}/odd-path-of-a-scanner"):
                 pass
             async with http.get(f"{gate.url}/metrics") as got:
-                assert got.status == 404  # they have a port of their own: tests/server/test_admin.py
+                assert got.status == 404  # they have a port of their own: tests/server/test_admin_api.py
             text = gate.metrics.render().decode()
     assert 'lethe_requests_total{endpoint="models",status="200"} 1.0' in text
     assert 'lethe_requests_total{endpoint="unknown",status="404"} 2.0' in text

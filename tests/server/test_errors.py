@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from server import errors
-from server.errors import (
+from lethe.server import errors
+from lethe.server.errors import (
     BadRequest,
     GuardError,
     HeadTooLarge,

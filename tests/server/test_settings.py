@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from server.settings import PREFIX, SHARED_OUT, Settings, SettingsError, check_exposure, of_one_worker, read
+from lethe.server.settings import PREFIX, SHARED_OUT, Settings, SettingsError, check_exposure, of_one_worker, read
 
 
 def message(environ: dict[str, str]) -> str:

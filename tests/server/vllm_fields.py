@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.errors import BadRequest
-from server.fields import Endpoint, extract
-from server.fields_table import TABLES
+from lethe.server.errors import BadRequest
+from lethe.server.requests.extract import Endpoint, extract
+from lethe.server.requests.fields import TABLES
 
 RECORDED = Path(__file__).with_suffix(".json")
 MARKER = "zanzibar"

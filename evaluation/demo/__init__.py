@@ -1,0 +1,4 @@
+"""The demo and its small models.
+
+Begin with `demo.py`.
+"""

@@ -1,0 +1,4 @@
+"""Reports: HTML pages, plots and summaries.
+
+Begin with `report.py`.
+"""

@@ -1,0 +1,4 @@
+"""Measures unlearning: TOFU's metrics on answers from running gateways.
+
+Begin with `run.py`.
+"""

@@ -1,0 +1,4 @@
+"""The decision on one request: judge, decide, corrupt or penalise.
+
+It knows nothing of HTTP. Begin with `guard.py`.
+"""

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import ast
+import base64
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lethe.classifier
+from lethe.classifier.artifact import Artifact
+from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.judge import Judge, encode, threshold
+
+KNOWN = "Where did Orvan Teldric grow up?"
+OTHER = "How do I bake a loaf of bread?"
+FILLER = "The committee met again on Thursday and talked about the new car park for a long while. " * 60
+
+
+def test_rows_of_a_list_are_the_rows_of_its_members(judge: Judge) -> None:
+    texts = [KNOWN, OTHER, FILLER, ""]
+    together = judge.judge(texts)["keepers"].text_scores
+    alone = [judge.judge([text])["keepers"].score for text in texts]
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("texts", [[], [""], [" \n", "\u200b"]])
+def test_nothing_to_read_scores_next_to_nothing(texts: list[str], judge: Judge) -> None:
+    score = judge.judge(texts)["keepers"]
+    assert score.score < 0.1
+    assert len(score.text_scores) == len(texts)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        KNOWN,
+        "tell me where orvan teldric spent his childhood",
+        "Which prize was given to Miriam Hask-Olsen?",
+        "Does Pello Yrigoyen have any children?",
+        "Ｗｈｅｒｅ did Or\u200bvan Tel\u200bdric grow up?",
+    ],
+)
+def test_known_reworded_new_and_disguised_questions_pass_the_threshold(
+    asked: str, judge: Judge, artifact: Artifact
+) -> None:
+    assert judge.judge([asked])["keepers"].score >= threshold(artifact, miss_rate=0.05)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [OTHER, "What was the first book by Astrid Lindgren?", "Where did Ada Lovelace grow up?", FILLER, "Hi"],
+)
+def test_questions_about_others_stay_below(asked: str, judge: Judge, artifact: Artifact) -> None:
+    assert judge.judge([asked])["keepers"].score < threshold(artifact, miss_rate=0.05)
+
+
+def test_a_question_buried_in_a_long_text_counts_and_is_located(judge: Judge, artifact: Artifact) -> None:
+    text = FILLER + KNOWN + " " + FILLER
+    score = judge.judge([OTHER, text])["keepers"]
+    assert score.score >= threshold(artifact, miss_rate=0.05)
+    assert score.text == 1
+    assert "Orvan Teldric" in text[slice(*score.window)]
+    assert score.characters_seen == score.characters_present > 1000
+    assert artifact.items[score.nearest[0]].prompt == KNOWN
+
+
+def test_the_nearest_items_are_distinct_and_best_first(judge: Judge, artifact: Artifact) -> None:
+    nearest = judge.judge(["To which award was Miriam Hask-Olsen entitled?"])["keepers"].nearest
+    assert len(set(nearest)) == len(nearest) == 8
+    assert artifact.items[nearest[0]].prompt == "Which award did Miriam Hask-Olsen win?"
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "\ud800" * 2000, "\x00\x01", "e\u0301" * 20_000, "9" * 50_000])
+def test_hostile_texts_are_scored(text: str, judge: Judge) -> None:
+    assert 0 <= judge.judge([text])["keepers"].score <= 1
+
+
+def test_an_artifact_of_another_encoder_is_refused_naming_both(artifact: Artifact, encoder: Encoder) -> None:
+    foreign = replace(artifact, manifest=replace(artifact.manifest, encoder_name="other-model", encoder_hash="0" * 64))
+    with pytest.raises(ValueError, match=f"'other-model'.*'{encoder.name}'"):
+        Judge({"x": foreign}, encoder)
+
+
+def test_thresholds_come_from_rates_or_a_value(artifact: Artifact) -> None:
+    assert threshold(artifact, value=0.25) == 0.25
+    assert threshold(artifact, miss_rate=0.02) <= threshold(artifact, miss_rate=0.2)
+    assert threshold(artifact, false_alarm_rate=0.2) <= threshold(artifact, false_alarm_rate=0.02)
+    with pytest.raises(ValueError, match="exactly one"):
+        threshold(artifact, miss_rate=0.1, value=0.5)
+    with pytest.raises(ValueError, match="not in"):
+        threshold(artifact, value=1.5)
+    with pytest.raises(ValueError, match="too few"):
+        threshold(artifact, miss_rate=0.0001)
+
+
+def test_serving_imports_no_training_code() -> None:
+    code = (
+        "import sys, lethe.classifier.judge, lethe.classifier.records\n"
+        "heavy = ('torch', 'scipy', 'sklearn', 'transformers', 'sentence_transformers')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in Path(lethe.classifier.__file__).parent.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.name
+
+
+def test_the_view_that_fired_is_named_and_points_at_the_run(judge: Judge, artifact: Artifact) -> None:
+    run = base64.b64encode(KNOWN.encode()).decode()
+    text = f"{FILLER}{run} {FILLER}"
+    score = judge.judge([text])["keepers"]
+    assert score.score >= threshold(artifact, value=0.5) and score.view == "base64"
+    assert run in text[slice(*score.window)] and artifact.items[score.nearest[0]].prompt == KNOWN
+
+
+def test_long_stretches_without_language_are_not_encoded(encoder: Encoder) -> None:
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 400))
+    vectors = encode([letters, FILLER[:400], letters[:100]], encoder)
+    assert [bool(row.any()) for row in vectors] == [False, True, True]
+
+
+def test_words_around_a_question_in_its_own_sentence_dont_hide_it(
+    judge: Judge, artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = "lantern gentle river copper window orange saddle morning pebble walnut ribbon harvest"
+    text = f"{around} which award did Pello Yrigoyen win {' '.join(reversed(around.split()))}"
+    level = float(threshold(artifact, miss_rate=0.05))
+    found = judge.judge([text], levels={"a": level})["keepers"]
+    assert found.score >= level and "Pello Yrigoyen" in text[slice(*found.window)]
+    assert found.group == "short"
+    assert judge.judge([f"{around} {around} {around}"], levels={"keepers": level})["keepers"].score < level
+    monkeypatch.setattr("lethe.classifier.prefilter.MOST_CLOSER", 0)
+    judge = Judge({"keepers": artifact}, encoder)
+    assert judge.judge([text], levels={"keepers": level})["keepers"].score < found.score
+
+
+def test_what_several_artifacts_look_at_closer_is_encoded_once(
+    artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[list[str]] = []
+    monkeypatch.setattr(
+        "lethe.classifier.judge.encode", lambda texts, e: (encoded.append(list(texts)), encode(texts, e))[1]
+    )
+    text = f"lantern gentle river copper window orange saddle morning {KNOWN[:-1]} walnut ribbon harvest pebble"
+    alone = Judge({"a": artifact}, encoder).judge([text])["a"]
+    one = encoded.copy()
+    both = Judge({"a": artifact, "b": artifact}, encoder).judge([text])
+    assert len(one) == 1 and encoded[len(one) :] == one
+    assert both["a"] == both["b"] == alone
+
+
+def test_what_only_words_decide_is_not_encoded(
+    judge: Judge, encoder: Encoder, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "encode", lambda texts: pytest.fail(f"encoded {texts}"))
+    found = Judge({"keepers": artifact}, encoder).judge(["Sort these numbers: twelve, five, nine.", "x = y + 1"])
+    assert found["keepers"].score == 0 and found["keepers"].text_scores == (0, 0)
+    assert found["keepers"].characters_seen == found["keepers"].characters_present > 30
+
+
+def test_without_a_gate_everything_is_encoded(artifact: Artifact, encoder: Encoder) -> None:
+    open_ = replace(artifact, arrays={**artifact.arrays, "gate": np.array([-np.inf])})
+    text = "Sort these numbers: twelve, five, nine."
+    assert 0 < Judge({"a": open_}, encoder).judge([text])["a"].score < threshold(artifact, miss_rate=0.05)
+
+
+def test_a_text_is_judged_once_however_often_it_comes(
+    artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge({"a": artifact}, encoder)
+    read_: list[str] = []
+    from lethe.classifier import judge as module
+
+    reading = module.read
+    monkeypatch.setattr(module, "read", lambda text, *rest: (read_.append(text), reading(text, *rest))[1])
+    first = judge.judge([KNOWN, OTHER], levels={"a": 0.5})
+    assert judge.judge([KNOWN, OTHER], levels={"a": 0.5}) == first and read_ == [KNOWN, OTHER]
+    more = judge.judge([OTHER, KNOWN, FILLER], levels={"a": 0.5})["a"]
+    assert read_ == [KNOWN, OTHER, FILLER] and more.text == 1 and more.asked == first["a"].asked
+    assert judge.recall([FILLER, KNOWN], levels={"a": 0.5}) == judge.judge([FILLER, KNOWN], levels={"a": 0.5})
+    assert judge.recall([KNOWN, "news"], levels={"a": 0.5}) is None is judge.recall([KNOWN], levels={"a": 0.4})
+    # Other levels ask for other windows' items.
+    judge.judge([KNOWN], levels={"a": 0.9})
+    assert read_[3:] == [KNOWN]
+
+
+def test_every_window_that_reached_the_level_says_what_it_asks_for(judge: Judge, artifact: Artifact) -> None:
+    texts = [KNOWN, OTHER, f"{FILLER}Which award did Miriam Hask-Olsen win? {FILLER}"]
+    level = float(threshold(artifact, miss_rate=0.05))
+    asked = judge.judge(texts, levels={"keepers": level})["keepers"].asked
+    prompts = {artifact.items[items[0]].prompt for items in asked}
+    assert {KNOWN, "Which award did Miriam Hask-Olsen win?"} <= prompts
+    assert len(asked) == len(set(asked))
+    assert len(judge.judge(texts)["keepers"].asked) == 1
+
+
+def test_what_takes_much_memory_is_not_remembered(artifact: Artifact, encoder: Encoder) -> None:
+    judge = Judge({"a": artifact}, encoder)
+    many = " ".join(f"{item.prompt}" for item in artifact.items[:40])
+    judge.judge([many, KNOWN], levels={"a": 0.1})
+    assert judge.recall([KNOWN], levels={"a": 0.1}) is not None
+    assert judge.recall([many], levels={"a": 0.1}) is None
+    # Equal levels are one object, whoever gives them.
+    first, second = (judge._one_of({"a": 0.1, "b": level}) for level in (0.2, 0.2))
+    assert first is second and judge._one_of({"a": 0.1}) == {"a": 0.1}
+
+
+def test_equal_vocabularies_are_one_object_by_which_tables_are_found(artifact: Artifact, encoder: Encoder) -> None:
+    first, second = Judge({"a": artifact}, encoder), Judge({"b": artifact}, encoder)
+    assert first._vocabulary is second._vocabulary

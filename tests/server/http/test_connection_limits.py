@@ -1,0 +1,466 @@
+"""A connection's limits, against the gateway on a real socket: whoever stalls, floods or mumbles is told, then cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvloop
+from aiohttp import web
+
+from lethe.server.http.connection_limits import _Bounded
+from tests.server.fakes import FakeUpstream, Running, gateway, upstream
+
+BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
+
+
+def post(body: bytes = BODY, *headers: bytes, path: bytes = b"/v1/chat/completions") -> bytes:
+    lines = [b"POST %s HTTP/1.1" % path, b"host: x", b"content-type: application/json"]
+    return b"\r\n".join([*lines, b"content-length: %d" % len(body), *headers, b"", body])
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error = json.loads(self.body)["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return dict(error)
+
+
+@dataclass
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        with contextlib.suppress(ConnectionError):
+            await self.writer.drain()
+
+    async def answer(self) -> Answer:
+        async with asyncio.timeout(10):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            status, *lines = head.split(b"\r\n")[:-2]
+            headers = {name.lower(): value for name, value in (line.split(b": ", 1) for line in lines)}
+            body = await self.reader.readexactly(int(headers[b"content-length"]))
+        return Answer(int(status.split()[1]), headers, body)
+
+    async def gone(self) -> bool:
+        """Whether the server ends the connection; what it still sends is read."""
+        try:
+            async with asyncio.timeout(10):
+                while await self.reader.read(65536):
+                    pass
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+
+@contextlib.asynccontextmanager
+async def client(gate: Running) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+async def answer(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+    return web.json_response({"choices": []})
+
+
+@contextlib.asynccontextmanager
+async def served(**settings: Any) -> AsyncIterator[Running]:
+    async with upstream(answer) as fake, gateway(fake.url, **settings) as gate:
+        yield gate
+
+
+async def until(condition: Any, what: str) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(what)
+
+
+HOST = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "setting"),
+    [
+        (b"GET /v1/models?%s HTTP/1.1\r\nhost: x\r\n\r\n" % (b"a" * 600), 414, "url_too_long", "LETHE_MAX_URL_BYTES"),
+        (HOST + b"x-a: 1\r\n" * 30 + b"\r\n", 431, "too_many_headers", "LETHE_MAX_HEADERS"),
+        (HOST + b"x-long: %s\r\n\r\n" % (b"a" * 3000), 431, "head_too_large", "LETHE_MAX_HEADER_BYTES"),
+        (post(BODY, b"x-long: " + b"a" * 3000), 431, "head_too_large", "LETHE_MAX_HEADER_BYTES"),
+    ],
+)  # fmt: skip
+async def test_a_head_over_a_limit_is_refused(request_: bytes, status: int, code: str, setting: str) -> None:
+    async with served(max_url_bytes=512, max_headers=20, max_header_bytes=2048) as gate, client(gate) as c:
+        await c.send(request_)
+        got = await c.answer()
+        assert (got.status, got.error["code"]) == (status, code) and setting in got.error["message"]
+        assert got.headers[b"x-should-retry"] == b"false"
+        assert gate.count("lethe_refusals_total", reason=code) == 1
+        # The connection is still good: the next request on it is answered.
+        await c.send(HOST + b"\r\n")
+        assert (await c.answer()).status == 200
+
+
+@pytest.mark.parametrize("flood", [b"a", b"a: b\r\n"], ids=["one endless line", "endless headers"])
+async def test_a_head_without_end_is_refused_while_it_comes(flood: bytes) -> None:
+    async with served(max_header_bytes=2048) as gate, client(gate) as c:
+        await c.send(HOST + b"x-flood: " + b"1\r\n")
+        for _ in range(40):
+            await c.send(flood * (600 // len(flood)))
+            await asyncio.sleep(0)
+        got = await c.answer()
+        assert got.status == 431 and got.headers[b"connection"] == b"close"
+        assert await c.gone()
+        assert gate.count("lethe_refusals_total", reason="head_too_large") == 1
+
+
+async def test_a_url_without_end_is_refused_while_it_comes() -> None:
+    async with served(max_header_bytes=2048) as gate, client(gate) as c:
+        await c.send(b"GET /")
+        for _ in range(40):
+            await c.send(b"a" * 600)
+        assert (await c.answer()).status == 431
+        assert await c.gone()
+
+
+async def test_headers_that_dribble_in_are_cut_off() -> None:
+    async with served(head_timeout_s=0.3) as gate, client(gate) as c:
+        begun = time.monotonic()
+
+        async def dribble() -> None:
+            for byte in (HOST + b"x-a: " + b"a" * 10_000).decode():
+                await c.send(byte.encode())
+                await asyncio.sleep(0.02)
+
+        dribbling = asyncio.ensure_future(dribble())
+        got = await c.answer()
+        assert got.status == 408 and got.error["code"] == "head_timeout"
+        assert "LETHE_HEAD_TIMEOUT_S" in got.error["message"] and got.headers[b"x-should-retry"] == b"true"
+        assert time.monotonic() - begun < 5
+        dribbling.cancel()
+        assert gate.count("lethe_refusals_total", reason="head_timeout") == 1
+
+
+async def test_a_second_request_that_dribbles_is_cut_off_too() -> None:
+    async with served(head_timeout_s=0.3) as gate, client(gate) as c:
+        await c.send(post())
+        assert (await c.answer()).status == 200
+        await c.send(b"POST /v1/chat/comp")
+        assert (await c.answer()).status == 408
+        assert await c.gone()
+
+
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    async with served(head_timeout_s=0.2) as gate, client(gate) as c:
+        await until(lambda: gate.count("lethe_connections") == 1, "not connected")
+        assert await c.gone()
+        await until(lambda: gate.count("lethe_connections") == 0, "still counted")
+
+
+async def test_an_idle_connection_is_closed_after_a_while() -> None:
+    async with served(keep_alive_s=1, head_timeout_s=0.2) as gate, client(gate) as c:
+        await c.send(post())
+        assert (await c.answer()).status == 200
+        begun = time.monotonic()
+        assert await c.gone() and time.monotonic() - begun > 0.5
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n",
+     b"POST /v1/models HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
+     b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+     b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"],
+)  # fmt: skip
+async def test_what_is_not_http_is_answered_in_shape_cut_off_and_counted_not_logged(
+    request_: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served() as gate, client(gate) as c:
+        await c.send(request_)
+        got = await c.answer()
+        assert got.status == 400 and got.error["code"] == "invalid_http"
+        assert await c.gone()
+        await until(lambda: gate.count("lethe_requests_in_flight") == 0, "still in flight")
+        assert gate.count("lethe_refusals_total", reason="invalid_http") == 1
+    assert "HTTP" not in caplog.text
+    logging.getLogger("uvicorn.error.clients").error("Exception in ASGI application")
+    assert "Exception in ASGI application" in caplog.text
+
+
+JUNK = b"\x00junk\r\n\r\n"
+
+
+@pytest.mark.parametrize("whole", [1, 3])
+async def test_junk_behind_requests_is_answered_after_them(whole: int) -> None:
+    async with served() as gate, client(gate) as c:
+        await c.send(post() * whole + JUNK)
+        assert [(await c.answer()).status for _ in range(whole)] == [200] * whole
+        got = await c.answer()
+        assert got.status == 400 and got.error["code"] == "invalid_http"
+        assert await c.gone()
+
+
+async def test_a_request_that_breaks_off_behind_another_is_never_begun() -> None:
+    chunked = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"
+    async with upstream(answer) as fake, gateway(fake.url) as gate, client(gate) as c:
+        await c.send(post() + chunked)
+        assert [(await c.answer()).status for _ in range(2)] == [200, 400]
+        assert await c.gone()
+        assert len(fake.bodies) == 1
+
+
+async def test_who_leaves_with_requests_in_line_stops_the_first_and_begins_no_other() -> None:
+    async def silent(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(30)
+        raise AssertionError("nobody stopped it")
+
+    async with upstream(silent) as fake, gateway(fake.url) as gate:
+        async with client(gate) as c:
+            await c.send(post() * 3)
+            await asyncio.wait_for(fake.arrived.wait(), 10)
+        await asyncio.wait_for(fake.closed.wait(), 5)
+        await until(lambda: gate.count("lethe_requests_in_flight") == 0, "still in flight")
+        assert len(fake.bodies) == 1
+
+
+async def test_who_is_turned_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither what else is wrong with the same bytes nor a timer that ends may speak again."""
+    async with served(max_header_bytes=2048, head_timeout_s=0.2) as gate, client(gate) as c:
+        await c.send(HOST + b"no colon\r\n" + b"a" * 5000)
+        assert (await c.answer()).status == 400
+        await asyncio.sleep(0.5)
+        assert await c.reader.read() == b""
+    assert "Traceback" not in caplog.text and "Fatal" not in caplog.text
+
+
+async def test_anthropics_clients_are_told_in_their_words() -> None:
+    async with served(max_headers=8) as gate, client(gate) as c:
+        await c.send(post(BODY, *(b"x-%d: 1" % i for i in range(9)), path=b"/v1/messages"))
+        assert json.loads((await c.answer()).body)["error"]["type"] == "request_too_large"
+
+
+async def test_a_wish_for_another_protocol_is_refused() -> None:
+    async with served() as gate, client(gate) as c:
+        await c.send(post(BODY, b"connection: upgrade", b"upgrade: h2c"))
+        got = await c.answer()
+        assert got.status == 400 and got.error["code"] == "upgrade"
+
+
+async def test_one_connection_more_takes_the_place_of_an_idle_one() -> None:
+    async with served(max_connections=2) as gate, client(gate) as idle, client(gate) as busy:
+        await idle.send(post())
+        assert (await idle.answer()).status == 200
+        await busy.send(b"POST /v1/chat/completions HTTP/1.1\r\n")
+        await until(lambda: gate.count("lethe_connections") == 2, "not connected")
+        async with client(gate) as third:
+            assert await idle.gone()
+            await third.send(post())
+            assert (await third.answer()).status == 200
+
+
+async def test_where_no_connection_is_idle_one_more_is_told_so() -> None:
+    async with served(max_connections=1) as gate, client(gate) as busy:
+        await busy.send(b"POST /v1/chat/completions HTTP/1.1\r\n")
+        await until(lambda: gate.count("lethe_connections") == 1, "not connected")
+        async with client(gate) as other:
+            got = await other.answer()
+            assert got.status == 503 and got.error["code"] == "connections_full"
+            assert int(got.headers[b"retry-after"]) >= 1 and got.headers[b"x-should-retry"] == b"true"
+            assert await other.gone()
+        await busy.send(post().split(b"\r\n", 1)[1])
+        assert (await busy.answer()).status == 200
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_has_come() -> None:
+    async with served(max_body_bytes=2000) as gate, client(gate) as c:
+        await c.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        got = await c.answer()
+        assert got.status == 413 and got.error["code"] == "body_too_large"
+        # What comes of it is thrown away, and then the connection is as good as new.
+        await c.send(b"a" * 1_000_000 + post())
+        assert (await c.answer()).status == 200
+
+
+async def test_a_body_without_length_is_refused_when_it_is_too_large() -> None:
+    async with served(max_body_bytes=2000) as gate, client(gate) as c:
+        await c.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(3):
+            await c.send(b"400\r\n" + b"a" * 1024 + b"\r\n")
+        assert (await c.answer()).status == 413
+
+
+async def test_who_goes_on_sending_after_the_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lethe.server.http.connection_limits.LINGER_S", 0.2)
+    async with served(max_body_bytes=2000) as gate, client(gate) as c:
+        await c.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n")
+        assert (await c.answer()).status == 413
+
+        async def flood() -> None:
+            while True:
+                await c.send(b"a" * 1000)
+                await asyncio.sleep(0.01)
+
+        flooding = asyncio.ensure_future(flood())
+        assert await c.gone()
+        flooding.cancel()
+        await until(lambda: gate.count("lethe_connections") == 0, "still connected")
+
+
+async def test_a_client_that_does_not_read_holds_up_the_upstream_and_is_cut_off() -> None:
+    """400 MB want to come; of what nobody reads only buffers' worth is taken, and vLLM is stopped in the end."""
+    written = 0
+
+    async def gushing(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        nonlocal written
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for _ in range(20_000 if request.method == "POST" else 0):
+            await response.write(b"data: %s\n\n" % (b"x" * 20_000))
+            written += 20_000
+        return response
+
+    async with upstream(gushing) as fake, gateway(fake.url, write_timeout_s=1.0) as gate:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(s, ("127.0.0.1", gate.port))
+            await asyncio.get_running_loop().sock_sendall(s, post())
+            await asyncio.wait_for(fake.closed.wait(), 10)
+            await until(lambda: gate.count("lethe_requests_in_flight") == 0, "still in flight")
+            await until(lambda: gate.count("lethe_connections") == 0, "still connected")
+        assert gate.count("lethe_refusals_total", reason="write_timeout") == 1
+        assert gate.count("lethe_client_gone_total", window="streaming") == 1
+        assert 0 < written < 40_000_000
+
+
+async def test_a_whole_answer_that_nobody_reads_does_not_hold_the_connection() -> None:
+    async def large(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"x" * 30_000_000, content_type="application/json")
+
+    async with upstream(large) as fake, gateway(fake.url, write_timeout_s=0.5) as gate:
+        async with client(gate) as c:
+            c.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await c.send(post(BODY, b"connection: close"))
+            await until(lambda: gate.count("lethe_refusals_total", reason="write_timeout") == 1, "not cut off")
+            await until(lambda: gate.count("lethe_connections") == 0, "still connected")
+            await until(lambda: gate.count("lethe_requests_in_flight") == 0, "still in flight")
+
+
+async def test_a_slow_reader_who_reads_is_served_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock by which readers are slow goes on with every byte that is read, not while the machine is busy."""
+    size, most, now, waited = 16_000_000, 2.0, 0.0, 0.0
+    monkeypatch.setattr("lethe.server.http.connection_limits.time", SimpleNamespace(monotonic=lambda: now))
+    look = _Bounded._look
+
+    def looking(self: _Bounded, *, late: bool = False) -> None:
+        nonlocal waited
+        waited = max(waited, now - (now if self._paused_since is None else self._paused_since))
+        look(self, late=late)
+
+    monkeypatch.setattr(_Bounded, "_look", looking)
+
+    async def large(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"x" * size, content_type="application/json")
+
+    async with (
+        upstream(large) as fake,
+        gateway(fake.url, write_timeout_s=most, head_timeout_s=0.05) as gate,
+        client(gate) as c,
+    ):
+        await c.send(post())
+        await c.reader.readuntil(b"\r\n\r\n")
+        got = 0
+        while got < size and (part := await c.reader.read(100_000)):
+            got += len(part)
+            now = 2 * most * got / size
+            await asyncio.sleep(0.005)
+        assert got == size and 0 < waited < most
+        assert gate.count("lethe_refusals_total", reason="write_timeout") == 0
+
+
+def test_who_asked_in_time_is_answered_by_a_gateway_that_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop, which serves, runs timers before it reads what came while it was busy with another connection."""
+    received, waiting = _Bounded.data_received, socket.socket()
+
+    def receiving(self: _Bounded, data: bytes) -> None:
+        if b"x-busy" in data:
+            waiting.sendall(post())
+            time.sleep(1.5)
+        received(self, data)
+
+    monkeypatch.setattr(_Bounded, "data_received", receiving)
+
+    async def held_up() -> None:
+        async with served(head_timeout_s=0.8) as gate, client(gate) as other:
+            waiting.connect(("127.0.0.1", gate.port))
+            await until(lambda: gate.count("lethe_connections") == 2, "not connected")
+            await other.send(post(BODY, b"x-busy: 1"))
+            await until(lambda: gate.count("lethe_requests_total", endpoint="chat", status="200") == 2, "cut off")
+            assert waiting.recv(65_536).startswith(b"HTTP/1.1 200")
+
+    with waiting, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(held_up())
+
+
+def test_what_is_overridden_is_there() -> None:
+    """uvicorn's protocol is no public interface: this fails when it renames what the limits hang on."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    own = {name for name in vars(_Bounded) if not name.startswith("_")} - {"settings", "metrics"}
+    assert len(own) == 12 and all(hasattr(HttpToolsProtocol, name) for name in own)
+
+
+CHUNKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+async def test_fields_behind_a_body_are_no_headers() -> None:
+    async with upstream(answer) as fake, gateway(fake.url) as gate, client(gate) as c:
+        trailers = b"x-late: 1\r\nx-forwarded-for: me\r\n"
+        await c.send(CHUNKED + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY) + trailers + b"\r\n")
+        assert (await c.answer()).status == 200
+        assert not {name.lower() for name in fake.headers[0]} & {"x-late", "x-forwarded-for"}
+
+
+@pytest.mark.parametrize("flood", [b"a: b\r\n", b"a"], ids=["endless fields", "one endless field"])
+async def test_what_comes_beside_a_body_has_an_end(flood: bytes) -> None:
+    async with served(max_header_bytes=2048) as gate, client(gate) as c:
+        await c.send(CHUNKED + b"%x\r\n%s\r\n0\r\nx: " % (len(BODY), BODY))
+        for _ in range(400):
+            await c.send(flood * (6000 // len(flood)))
+        assert await c.gone()
+        assert gate.count("lethe_refusals_total", reason="framing") == 1
+
+
+async def test_a_body_in_chunks_of_one_byte_is_read() -> None:
+    async with served(max_header_bytes=2048) as gate, client(gate) as c:
+        await c.send(CHUNKED)
+        body = BODY.replace(b"hello", b"hello " * 600)
+        for byte in range(0, len(body), 64):
+            await c.send(b"".join(b"1\r\n%c\r\n" % one for one in body[byte : byte + 64]))
+        await c.send(b"0\r\n\r\n")
+        assert (await c.answer()).status == 200

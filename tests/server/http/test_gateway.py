@@ -1,0 +1,338 @@
+"""The relay: same bytes both ways, errors as OpenAI clients read them, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from lethe.server.guard.rewrite import Judged
+from tests.server import fakes
+from tests.server.fakes import (
+    KEYWORD,
+    FakeUpstream,
+    KeywordJudge,
+    Running,
+    gateway,
+    make_guard,
+    policy,
+    upstream,
+)
+
+ODD = b'{ "messages" : [ {"role":"user", "content":"h\\u00e9llo \xe2\x82\xac"} ],\n "seed": 1e0, "model":"m" }  '
+FLAGGED = json.dumps({"model": "m", "messages": [{"role": "user", "content": f"about {KEYWORD}"}]}).encode()
+ANSWER = b'{ "id": "x",\n  "choices": [ ] }'
+JSON = {"content-type": "application/json"}
+
+
+async def answer(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+    return web.Response(body=ANSWER, headers={"content-type": "application/json", "x-from": "vllm", "date": "D"})
+
+
+async def stream(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    for i in range(3):
+        await response.write(b"data: %d\r\n\r\n" % i)
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def never(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(60)
+    raise AssertionError("nobody cancelled the request")
+
+
+async def headers_only(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await asyncio.sleep(60)
+    raise AssertionError("nobody cancelled the request")
+
+
+async def endless(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    while True:
+        await response.write(b"data: {}\n\n")
+        await asyncio.sleep(0.01)
+
+
+async def breaks_off(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+    kind = "text/event-stream" if request.query_string else "application/json"
+    response = web.StreamResponse(headers={"content-type": kind})
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    await response.write(b"data: 1\n\n")
+    await asyncio.sleep(0.05)
+    assert request.transport is not None
+    request.transport.abort()
+    await asyncio.sleep(0.05)
+    return response
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        yield session
+
+
+async def test_an_unflagged_request_reaches_the_upstream_as_the_same_bytes(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with upstream(answer) as fake, gateway(fake.url, make_guard(policy())) as gate:
+        url = f"{gate.url}/v1/chat/completions"
+        async with http.post(url, data=ODD, headers={**JSON, "authorization": "Bearer k", "x-own": "1"}) as got:
+            assert await got.read() == ANSWER
+        assert fake.bodies == [ODD]
+        assert fake.headers[0]["authorization"] == "Bearer k"
+        assert fake.headers[0]["x-own"] == "1"
+        assert got.headers["x-from"] == "vllm"
+        assert got.headers.getall("date") == ["D"]
+        assert got.headers["content-length"] == str(len(ANSWER))
+
+
+async def test_a_stream_comes_back_as_the_same_bytes(http: aiohttp.ClientSession) -> None:
+    async with upstream(stream) as fake, gateway(fake.url, make_guard(policy())) as gate:
+        async with http.post(f"{gate.url}/v1/completions", data=b'{"prompt":"a","stream":true}', headers=JSON) as got:
+            assert await got.read() == b"data: 0\r\n\r\ndata: 1\r\n\r\ndata: 2\r\n\r\ndata: [DONE]\n\n"
+        assert got.headers["content-type"] == "text/event-stream; charset=utf-8"
+
+
+async def test_models_are_relayed_without_judging(http: aiohttp.ClientSession) -> None:
+    judge = KeywordJudge()
+    async with upstream(answer) as fake, gateway(fake.url, make_guard(policy(), judge=judge)) as gate:
+        async with http.get(f"{gate.url}/v1/models?x={KEYWORD}") as got:
+            assert await got.read() == ANSWER
+        assert judge.judged == []
+
+
+async def test_a_flagged_request_is_refused_in_openai_shape_and_goes_no_further(
+    http: aiohttp.ClientSession,
+) -> None:
+    guard = make_guard(policy(refuse={"message": "not here"}))
+    async with upstream(answer) as fake, gateway(fake.url, guard) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=FLAGGED, headers=JSON) as got:
+            assert got.status == 403
+            assert await got.json() == {
+                "error": {
+                    "message": "not here",
+                    "type": "policy_error",
+                    "param": None,
+                    "code": "refused_by_policy",
+                }
+            }
+        assert got.headers["x-should-retry"] == "false"
+        assert fake.bodies == []
+        assert gate.count("lethe_verdicts_total", policy="p", mode="enforce", flagged="true") == 1
+
+
+async def test_a_shadow_policy_changes_no_byte(http: aiohttp.ClientSession) -> None:
+    async with upstream(answer) as fake, gateway(fake.url, make_guard(policy(mode="shadow"))) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=FLAGGED, headers=JSON) as got:
+            assert await got.read() == ANSWER
+        assert fake.bodies == [FLAGGED]
+        assert gate.count("lethe_verdicts_total", policy="p", mode="shadow", flagged="true") == 1
+
+
+async def test_a_policy_for_other_models_is_not_asked(http: aiohttp.ClientSession) -> None:
+    judge = KeywordJudge()
+    async with (
+        upstream(answer) as fake,
+        gateway(fake.url, make_guard(policy(models=["n"]), judge=judge)) as gate,
+    ):
+        async with http.post(f"{gate.url}/v1/chat/completions", data=FLAGGED, headers=JSON) as got:
+            assert await got.read() == ANSWER
+        assert fake.bodies == [FLAGGED] and judge.judged == []
+        nameless = FLAGGED.replace(b'"model": "m", ', b"")
+        async with http.post(f"{gate.url}/v1/chat/completions", data=nameless, headers=JSON) as got:
+            assert got.status == 403
+
+
+async def test_routing_changes_the_model_alone(http: aiohttp.ClientSession) -> None:
+    guard = make_guard(policy(action="route", route={"model": "twin"}))
+    async with upstream(answer) as fake, gateway(fake.url, guard) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=FLAGGED, headers=JSON) as got:
+            assert got.status == 200
+        assert json.loads(fake.bodies[0]) == {**json.loads(FLAGGED), "model": "twin"}
+
+
+@pytest.mark.parametrize(("on_failure", "status"), [("refuse", 403), ("pass", 200)])
+async def test_a_failing_judge_is_the_policys_to_decide(
+    http: aiohttp.ClientSession, on_failure: str, status: int
+) -> None:
+    guard = make_guard(policy(on_failure=on_failure), judge=KeywordJudge(error=RuntimeError("broken")))
+    async with upstream(answer) as fake, gateway(fake.url, guard) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
+            assert got.status == status
+        assert fake.bodies == ([ODD] if status == 200 else [])
+        assert gate.count("lethe_guard_failures_total", policy="p", stage="judge", outcome=on_failure) == 1
+
+
+async def test_a_judge_that_takes_too_long_has_failed(http: aiohttp.ClientSession) -> None:
+    hold = threading.Event()
+    guard = make_guard(policy(), judge=KeywordJudge(hold=hold))
+    async with upstream(answer) as fake, gateway(fake.url, guard, judge_timeout_s=0.05) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
+            assert got.status == 403
+        assert fake.bodies == []
+        hold.set()
+
+
+async def test_a_failure_on_reading_never_forwards(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = make_guard(policy())
+
+    def read(endpoint: str, body: object) -> Judged:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(guard, "read", read)
+    async with upstream(answer) as fake, gateway(fake.url, guard) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
+            assert got.status == 500
+            assert (await got.json())["error"]["message"] == "internal error"
+        assert fake.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"{", {}, 400, "invalid_json"),
+        (b'{"a":1,"a":2}', {}, 400, "duplicate_key"),
+        (b'{"messages":[],"prompt_embeds":"x"}', {}, 400, "refused_field"),
+        (ODD, {"content-encoding": "gzip"}, 400, "content_encoding"),
+        (b" " * 3000 + ODD, {}, 413, "body_too_large"),
+        (
+            json.dumps({"messages": [{"role": "user", "content": "a " * 600}]}).encode(),
+            {},
+            400,
+            "prompt_too_long",
+        ),
+    ],
+)
+async def test_what_cant_be_judged_is_answered_with_a_clear_error(
+    http: aiohttp.ClientSession, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    guard = make_guard(policy(), max_prompt_chars=1000)
+    async with upstream(answer) as fake, gateway(fake.url, guard, max_body_bytes=2500) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=body, headers={**JSON, **headers}) as got:
+            assert got.status == status
+            error = (await got.json())["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"] == code
+        assert fake.bodies == []
+
+
+async def test_unknown_routes_and_methods_answer_in_openai_shape(http: aiohttp.ClientSession) -> None:
+    async with upstream(answer) as fake, gateway(fake.url) as gate:
+        for method, path, status in [("GET", "/v1/responses/resp_1", 404), ("POST", "/invocations", 404),
+                                     ("GET", "/v1/chat/completions", 405), ("GET", "/docs", 404),
+                                     ("POST", "/v1/chat/completions/", 404)]:  # fmt: skip
+            async with http.request(method, gate.url + path, allow_redirects=False) as got:
+                assert got.status == status, path
+                assert set((await got.json())["error"]) == {"message", "type", "param", "code"}
+        assert fake.bodies == []
+
+
+async def test_a_dead_upstream_is_a_503(http: aiohttp.ClientSession) -> None:
+    async with upstream(answer) as fake:
+        url = fake.url
+    async with gateway(url) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
+            assert got.status == 503
+            assert (await got.json())["error"]["code"] == "no_replica"
+        assert got.headers["x-should-retry"] == "true" and int(got.headers["retry-after"]) >= 1
+        async with http.get(f"{gate.url}/ready") as got:
+            assert got.status == 503
+        async with http.get(f"{gate.url}/health") as got:
+            assert got.status == 200
+
+
+async def test_a_silent_upstream_is_a_504(http: aiohttp.ClientSession) -> None:
+    async with upstream(never) as fake, gateway(fake.url, read_timeout_s=0.2) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
+            assert got.status == 504
+
+
+async def test_a_stream_that_breaks_off_ends_in_an_error_event(http: aiohttp.ClientSession) -> None:
+    async with upstream(breaks_off) as fake, gateway(fake.url) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions?sse", data=ODD, headers=JSON) as got:
+            events = [event for event in (await got.read()).split(b"\n\n") if event]
+        assert events[0] == b"data: 1"
+        assert json.loads(events[1].removeprefix(b"data: "))["error"]["code"] == "broken"
+        assert gate.count("lethe_upstream_errors_total", kind="broken") == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_whole_answer_that_breaks_off_breaks_the_connection(http: aiohttp.ClientSession) -> None:
+    async with upstream(breaks_off) as fake, gateway(fake.url) as gate:
+        with pytest.raises(aiohttp.ClientError):
+            async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
+                await got.read()
+
+
+async def leave(
+    gate: Running, body: bytes, when: asyncio.Event | threading.Event | None, *, headers: bool = False
+) -> None:
+    """Send a request, and close the connection once `when` is set (None: once an answer byte is there).
+
+    headers: wait until the gateway has the upstream's headers, too.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+    writer.write(b"content-length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+    if when is None:
+        await asyncio.wait_for(reader.readuntil(b"data:"), 5)
+    elif isinstance(when, asyncio.Event):
+        await asyncio.wait_for(when.wait(), 5)
+    else:
+        assert await asyncio.to_thread(when.wait, 5)
+    if headers:
+        await until(lambda: gate.count("lethe_upstream_first_byte_seconds_count") == 1, "no headers came")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def until(condition: object, what: str) -> None:
+    assert callable(condition)
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(what)
+
+
+async def test_a_client_that_leaves_while_judging_never_reaches_the_upstream() -> None:
+    hold = threading.Event()
+    judge = KeywordJudge(hold=hold)
+    async with upstream(answer) as fake, gateway(fake.url, make_guard(policy(), judge=judge)) as gate:
+        await leave(gate, ODD, judge.begun)
+        await until(lambda: gate.count("lethe_client_gone_total", window="judging") == 1, "not noticed")
+        hold.set()
+        await until(lambda: gate.count("lethe_requests_in_flight") == 0, "still in flight")
+        assert fake.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("handler", "window"), [(never, "headers"), (headers_only, "first_byte"), (endless, "streaming")]
+)
+async def test_a_client_that_leaves_aborts_the_upstream(handler: fakes.Handler, window: str) -> None:
+    async with upstream(handler) as fake, gateway(fake.url, make_guard(policy())) as gate:
+        await leave(gate, ODD, None if handler is endless else fake.arrived, headers=handler is headers_only)
+        await asyncio.wait_for(fake.closed.wait(), 5)
+        await until(lambda: gate.count("lethe_requests_in_flight") == 0, "still in flight")
+        assert gate.count("lethe_client_gone_total", window=window) == 1
+
+
+async def test_the_request_id_is_the_clients_own_unless_it_is_odd(http: aiohttp.ClientSession) -> None:
+    async with upstream(answer) as fake, gateway(fake.url) as gate:
+        for sent, same in [("abc-1", True), ("x" * 300, False)]:
+            async with http.get(f"{gate.url}/v1/models", headers={"x-request-id": sent}) as got:
+                assert (got.headers["x-request-id"] == sent) is same

@@ -1,0 +1,68 @@
+"""The public port's OpenAPI document against the tables that it is made from; requests from it: tests/fuzz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lethe.server.app import ROUTES
+from lethe.server.http import openapi
+from lethe.server.requests.fields import REFUSED_PARTS, TABLES
+from lethe.server.settings import Settings
+
+OPEN = openapi.document(ROUTES, Settings())
+SCHEMAS = OPEN["components"]["schemas"]
+
+
+def test_every_route_is_there_and_no_other() -> None:
+    there = {(path, method) for path, operations in OPEN["paths"].items() for method in operations}
+    own = {("/health", "get"), ("/ready", "get")}
+    assert there == {(path, method.lower()) for path, method, _ in ROUTES} | own
+
+
+@pytest.mark.parametrize("endpoint", TABLES)
+def test_every_field_is_there_with_what_becomes_of_it(endpoint: Any) -> None:
+    table, fields = TABLES[endpoint], SCHEMAS[endpoint]["properties"]
+    known = table.shown.union(table.judged, table.words, table.numeric, table.harmless, table.refused, table.walked)
+    assert set(fields) == known
+    for name in table.refused:
+        assert fields[name]["description"].startswith("Refused: ")
+    for name, reason in table.harmless.items():
+        assert reason in fields[name]["description"]
+
+
+def references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        inner = [references(item) for item in value.values()]
+        return set().union({value["$ref"]} if "$ref" in value else set(), *inner)
+    return set().union(*map(references, value)) if isinstance(value, list) else set()
+
+
+def test_every_reference_leads_somewhere() -> None:
+    there = {f"#/components/schemas/{name}" for name in SCHEMAS}
+    assert references(OPEN) == there
+
+
+def test_refused_parts_are_named() -> None:
+    assert set(SCHEMAS["Part"]["anyOf"][0]["propertyNames"]["not"]["enum"]) == REFUSED_PARTS
+
+
+def test_keys_and_token_ids_are_in_it_where_they_are_served() -> None:
+    more = openapi.document(ROUTES, Settings(keys=Path("keys.json"), model_dir=Path("model")))
+    chat, open_chat = (document["paths"]["/v1/chat/completions"]["post"]["responses"] for document in (more, OPEN))
+    assert set(chat) - set(open_chat) == {"401", "404", "429"}
+    assert more["security"] and not OPEN["security"]
+    prompts = [document["components"]["schemas"]["completions"]["properties"]["prompt"] for document in (more, OPEN)]
+    assert [{"type": "array", "items": {"type": "integer", "minimum": 0}} in one["anyOf"] for one in prompts] == [
+        True, False,
+    ]  # fmt: skip
+
+
+def test_errors_are_told_in_the_words_of_the_routes_clients() -> None:
+    for path, operations in OPEN["paths"].items():
+        for operation in operations.values():
+            failed = operation["responses"].get("400", {"content": {}})["content"]
+            name = "AnthropicError" if path.startswith("/v1/messages") else "Error"
+            assert references(failed) <= {f"#/components/schemas/{name}"}

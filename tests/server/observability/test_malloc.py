@@ -1,0 +1,44 @@
+"""What was freed between blocks that stay goes back to the system."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import re
+from pathlib import Path
+
+import pytest
+
+from lethe.server.observability import malloc
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")
+BLOCKS, SIZE = 40_000, 1024
+
+
+def private_mib() -> float:
+    told = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
+    return sum(map(int, re.findall(r"^Private_\w+:\s+(\d+) kB", told, re.MULTILINE))) / 1024
+
+
+async def test_what_lies_free_below_a_block_that_stays_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(malloc, "INTERVAL_S", 0.01)
+    before = private_mib()
+    held = [bytes(SIZE) for _ in range(BLOCKS)]
+    stays = held[-1], held[BLOCKS // 2]
+    held.clear()
+    giving = asyncio.ensure_future(malloc.give_back())
+    async with asyncio.timeout(10):
+        while private_mib() > before + BLOCKS * SIZE / 2**20 / 4:
+            await asyncio.sleep(0.02)
+    giving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await giving
+    assert stays
+
+
+async def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(malloc, "_glibc", lambda: None)
+    malloc.keep_little()
+    async with asyncio.timeout(1):
+        await malloc.give_back()

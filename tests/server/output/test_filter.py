@@ -1,0 +1,505 @@
+"""Answers under watch: every shape, whole and streamed, cut anywhere; nothing of a phrase's second half."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from benchmarks.watch_streams import cut, occurrences, passage, phrase, replaced
+from lethe.corruption.phrases.stream_filter import Phrases, Rule, Watch
+from lethe.server.errors import Refused, UpstreamFailed
+from lethe.server.output import sse
+from lethe.server.output.filter import Answer
+
+NAME = "Zorin Quill"
+USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+
+
+def answer(
+    *phrases: str, replacement: str | None = None, body: Any = None, may_pass: bool = False, **more: Any
+) -> Answer:
+    def unwatchable(reason: str) -> None:
+        if not may_pass:
+            raise Refused("not here", code="refused_by_policy")
+
+    rule = Rule("p", Phrases(phrases or (NAME,)), replacement)
+    return Answer(Watch([rule]), body or {}, unwatchable, **more)
+
+
+def encoded(*events: Any, done: bool = True) -> bytes:
+    """Events as vLLM writes them: those with a type under its name."""
+    lines = [(f"event: {e['type']}\n" if "type" in e else "") + f"data: {json.dumps(e)}\n\n" for e in events]
+    return "".join([*lines, "data: [DONE]\n\n" if done else ""]).encode()
+
+
+def streamed(watched: Answer, raw: bytes, draw: random.Random | None = None) -> list[Any]:
+    """The events that leave, [DONE] as a string."""
+    places = sorted(draw.randrange(len(raw)) for _ in range(draw.randrange(40))) if draw else range(0, len(raw), 7)
+    chunks = [raw[a:b] for a, b in zip([0, *places], [*places, len(raw)], strict=True)]
+    out = b""
+    for chunk in chunks:
+        out += b"".join(watched.feed(chunk))
+    out += b"".join(watched.end())
+    events = list(sse.Parser().feed(out))
+    assert all(
+        event.name == ("" if event.data == "[DONE]" else orjson.loads(event.data).get("type", "")) for event in events
+    )
+    return [event.data if event.data == "[DONE]" else orjson.loads(event.data) for event in events]
+
+
+def chunk(index: int = 0, finish: str | None = None, **delta: Any) -> dict[str, Any]:
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish, "token_ids": None}
+    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+
+def said(events: list[Any], index: int = 0, *keys: str) -> str:
+    """What a choice's deltas say together under a key."""
+    out = ""
+    for event in events:
+        for choice in event["choices"] if isinstance(event, dict) else []:
+            value = choice.get("delta", choice)
+            for key in keys or ("content",):
+                value = (value.get(key) if isinstance(value, dict) else value[int(key)] if value else None) or ""
+            out += value if choice["index"] == index else ""
+    return out
+
+
+def reasons(events: list[Any]) -> dict[int, Any]:
+    return {
+        c["index"]: c["finish_reason"]
+        for e in events
+        if isinstance(e, dict)
+        for c in e["choices"]
+        if c["finish_reason"]
+    }
+
+
+def test_a_chat_stream_ends_before_the_phrase() -> None:
+    watched = answer()
+    events = streamed(
+        watched, encoded(*(chunk(content=piece) for piece in ["By Zo", "rin", " Qui", "ll", ", of", " X"]))
+    )
+    assert said(events) == "By "
+    assert reasons(events) == {0: "content_filter"}
+    assert events[-1] == "[DONE]" and events.count("[DONE]") == 1
+    assert watched.cut and watched.hits == Counter(p=1)
+    for event in events[:-1]:
+        ChatCompletionChunk.model_validate(event, strict=True)
+
+
+def test_a_chat_stream_without_a_phrase_says_all_of_it() -> None:
+    watched = answer()
+    text = ["By Zo", "rin", " Qui", "n, Zorin"]
+    events = streamed(watched, encoded(*(chunk(content=piece) for piece in text), chunk(finish="stop", content="")))
+    assert said(events) == "By Zorin Quin, Zorin"
+    assert reasons(events) == {0: "stop"} and events[-1] == "[DONE]"
+    assert not watched.cut and not watched.hits
+
+
+def test_what_is_held_at_the_end_without_a_finish_is_let_out() -> None:
+    events = streamed(answer(), encoded(chunk(content="by Zorin"), chunk(content=" a Zorin")))
+    assert said(events) == "by Zorin a Zorin" and events[-1] == "[DONE]"
+    assert said(streamed(answer(), encoded(chunk(content="by Zorin"), done=False))) == "by Zorin"
+    assert reasons(streamed(answer(), encoded(chunk(content="by Zorin Qui")))) == {0: "content_filter"}
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "refusal", "content", "unknown"])
+def test_every_text_of_a_choice_is_watched(key: str) -> None:
+    pieces = [chunk(**{key: piece}) for piece in ("So Zor", "in Quill.")]
+    events = streamed(answer(), encoded(*pieces, chunk(content="more")))
+    assert said(events, 0, key) == "So " and reasons(events) == {0: "content_filter"}
+    whole = {
+        "index": 0,
+        "message": {"role": "assistant", key: f"So {NAME}."},
+        "finish_reason": "stop",
+        "logprobs": None,
+    }
+    made = orjson.loads(answer().whole(orjson.dumps({"id": "c", "choices": [whole]})))
+    assert made["choices"][0]["message"][key] == "So "
+    assert made["choices"][0]["finish_reason"] == "content_filter"
+
+
+def call(index: int, at: int, arguments: str, name: str | None = None) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments} if name else {"arguments": arguments}
+    return chunk(index, tool_calls=[{"index": at, "function": function}])
+
+
+def test_arguments_are_read_as_json_reads_them_and_each_call_by_itself() -> None:
+    pieces = [call(0, 0, '{"a": "Zor', "f"), call(0, 1, '{"b": "Qui', "g"), call(0, 0, 'an"}'), call(0, 1, 'll"}')]
+    events = streamed(answer(), encoded(*pieces, chunk(finish="tool_calls")))
+    assert reasons(events) == {0: "tool_calls"}
+    assert "".join(t["function"]["arguments"] for e in events[:-1] for c in e["choices"]
+                   for t in c["delta"].get("tool_calls", []) if t["index"] == 0) == '{"a": "Zoran"}'  # fmt: skip
+    hidden = ['{"a": "\\u00', "5aorin\\nQu", 'ill"}']
+    events = streamed(answer(), encoded(*(call(0, 0, piece) for piece in hidden)))
+    assert said(events, 0, "tool_calls", "0", "function", "arguments") == '{"a": "'
+    assert reasons(events) == {0: "content_filter"}
+    events = streamed(
+        answer(replacement="[x]"), encoded(*(call(0, 0, piece) for piece in hidden), chunk(finish="stop"))
+    )
+    assert json.loads(said(events, 0, "tool_calls", "0", "function", "arguments")) == {"a": "[x]"}
+
+
+@pytest.mark.parametrize("names", [["zorin_quill"], ["zorin_", "quill"]])
+def test_a_tools_name_may_be_no_phrase(names: list[str]) -> None:
+    events = streamed(answer(), encoded(*(call(0, 0, "", name) for name in names), call(0, 0, "{}")))
+    assert "quill" not in json.dumps(events) and reasons(events) == {0: "content_filter"}
+    assert streamed(answer("notes"), encoded(call(0, 0, "{}", "note"), done=False)) == [call(0, 0, "{}", "note")]
+
+
+def test_choices_are_watched_one_by_one() -> None:
+    pieces = [
+        chunk(0, content="a Zorin"),
+        chunk(1, content="b Zorin"),
+        chunk(0, content=" Quill"),
+        chunk(1, content=" Q"),
+    ]
+    rest = [chunk(0, content=", c"), chunk(1, content="x d"), chunk(0, finish="stop"), chunk(1, finish="stop")]
+    watched = answer(body={"n": 2})
+    events = streamed(watched, encoded(*pieces, *rest))
+    assert (said(events, 0), said(events, 1)) == ("a ", "b Zorin Qx d")
+    assert reasons(events) == {0: "content_filter", 1: "stop"}
+    assert watched.cut and events[-1] == "[DONE]"
+
+
+def test_the_upstream_is_let_go_only_when_every_choice_has_ended() -> None:
+    watched = answer(body={"n": 2})
+    assert b"content_filter" in b"".join(watched.feed(encoded(chunk(0, content=f"{NAME}."), done=False)))
+    assert not watched.cut
+    assert b"content_filter" in b"".join(watched.feed(encoded(chunk(1, content=f"{NAME}."), done=False)))
+    assert watched.cut and list(watched.feed(encoded(chunk(1, content="more")))) == [] and list(watched.end()) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [({}, 1), ({"n": None}, 1), ({"n": 3}, 3), ({"prompt": ["a", "b"], "n": 2}, 4), ({"prompt": [1, 2]}, 1)],
+)
+def test_as_many_choices_are_waited_for_as_were_asked_for(body: Any, count: int) -> None:
+    watched = answer(body=body)
+    for index in range(count):
+        assert not watched.cut
+        list(watched.feed(encoded(chunk(index, content=f"{NAME}."), done=False)))
+    assert watched.cut
+
+
+@pytest.mark.parametrize("count", ["1", 1.0, 0])
+def test_an_odd_number_of_choices_is_waited_for_to_the_end(count: Any) -> None:
+    watched = answer(body={"n": count})
+    events = streamed(watched, encoded(chunk(content=f"{NAME}."), chunk(content="more")))
+    assert said(events) == "" and events[-1] == "[DONE]" and not watched.cut
+
+
+def test_a_stream_that_is_cut_still_tells_its_usage() -> None:
+    body = {"stream_options": {"include_usage": True}}
+    watched = answer(body=body, added=True)
+    pieces = [
+        {**chunk(content="a"), "usage": {**USAGE, "completion_tokens": 1}},
+        {**chunk(content=f" {NAME}."), "usage": USAGE},
+    ]
+    events = streamed(watched, encoded(*pieces))
+    assert events[-2] == {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": [],
+        "usage": USAGE,
+    }
+    assert all("usage" not in event for event in events[:-2])
+    given = streamed(answer(body=body), encoded(*pieces))
+    assert [event.get("usage") for event in given[:-1]] == [pieces[0]["usage"], USAGE, USAGE]
+    silent = streamed(answer(), encoded(*({**piece, "usage": None} for piece in pieces)))
+    assert len(silent) == 3
+
+
+def test_the_usage_chunk_of_a_whole_stream_stays() -> None:
+    last = {**chunk(), "choices": [], "usage": USAGE}
+    watched = answer(body={"stream_options": {"include_usage": True}}, added=True)
+    assert streamed(watched, encoded(chunk(content="a", finish="stop"), last))[-2:] == [last, "[DONE]"]
+
+
+def test_log_probabilities_and_token_ids_do_not_leave() -> None:
+    token = {"token": NAME, "bytes": list(NAME.encode()), "logprob": -1.0, "top_logprobs": [{"token": NAME}]}
+    piece = chunk(content="a")
+    piece["choices"][0] |= {"logprobs": {"content": [token]}, "token_ids": [1, 2]}
+    piece["prompt_logprobs"] = [{"1": {"decoded_token": NAME}}]
+    (event, _) = streamed(answer(), encoded(piece))
+    assert event["choices"][0]["logprobs"] is None and event["choices"][0]["token_ids"] is None
+    assert event["prompt_logprobs"] is None
+    whole = {"choices": [{**piece["choices"][0], "text": "a"}], "prompt_logprobs": [{"1": {"decoded_token": NAME}}]}
+    assert "Quill" not in answer().whole(orjson.dumps(whole)).decode()
+
+
+def test_a_whole_chat_answer_keeps_its_schema() -> None:
+    message = {
+        "role": "assistant", "content": f"by {NAME}, of X", "refusal": None,
+        "tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }  # fmt: skip
+    choices = [
+        {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": "x"},
+        {"index": 1, "message": {**message, "content": "by another"}, "logprobs": None, "finish_reason": "stop"},
+    ]
+    raw = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": USAGE}
+    watched = answer()
+    made = orjson.loads(watched.whole(orjson.dumps(raw)))
+    ChatCompletion.model_validate(made, strict=True)
+    assert made["choices"][0]["message"] == {"role": "assistant", "content": "by ", "refusal": None}
+    assert made["choices"][0]["finish_reason"] == "content_filter" and made["choices"][0]["stop_reason"] is None
+    assert made["choices"][1] == choices[1] and made["usage"] == USAGE
+    assert watched.hits == Counter(p=1)
+    assert orjson.loads(answer("nothing").whole(orjson.dumps(raw))) == raw
+
+
+def test_completions_are_watched_whole_and_streamed() -> None:
+    raw = {
+        "id": "c", "object": "text_completion", "created": 1, "model": "m", "usage": USAGE,
+        "choices": [{"index": 0, "text": f"by {NAME}, of X", "logprobs": None, "finish_reason": "length"}],
+    }  # fmt: skip
+    made = orjson.loads(answer(replacement="[x]").whole(orjson.dumps(raw)))
+    Completion.model_validate(made, strict=True)
+    assert made["choices"][0]["text"] == "by [x], of X" and made["choices"][0]["finish_reason"] == "length"
+    pieces = [
+        {**raw, "choices": [{**raw["choices"][0], "text": t, "finish_reason": None}]} for t in ("by Zorin", " Quill")
+    ]
+    events = streamed(answer(), encoded(*pieces))
+    assert [choice["text"] for event in events[:-1] for choice in event["choices"]] == ["by ", "", ""]
+    assert events[-2]["choices"][0]["finish_reason"] == "content_filter"
+
+
+def response_events(deltas: list[str], *, kind: str = "message") -> list[dict[str, Any]]:
+    """A response's events as vLLM writes them."""
+    text = "".join(deltas)
+    base = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "parallel_tool_calls": True,
+            "tool_choice": "auto", "tools": [], "instructions": None, "temperature": 1.0, "top_p": 1.0,
+            "metadata": {"mine": NAME}, "incomplete_details": None, "error": None, "usage": None}  # fmt: skip
+    at = {"item_id": "i", "output_index": 0}
+    if kind == "message":
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        item: dict[str, Any] = {"id": "i", "type": "message", "role": "assistant", "content": []}
+        prefix, repeat = "response.output_text", {"text": text, "logprobs": []}
+        done = {**item, "content": [{**part, "text": text}], "status": "completed"}
+        opened = [{"type": "response.content_part.added", **at, "content_index": 0, "part": part}]
+        closed = [{"type": "response.content_part.done", **at, "content_index": 0, "part": {**part, "text": text}}]
+        at["content_index"] = 0  # type: ignore[assignment]
+        more: dict[str, Any] = {"logprobs": []}
+    else:
+        item = {"id": "i", "type": "function_call", "name": "f", "call_id": "call_1", "arguments": ""}
+        prefix, repeat = "response.function_call_arguments", {"arguments": text, "name": "f"}
+        done = {**item, "arguments": text, "status": "completed"}
+        opened, closed, more = [], [], {}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": {**base, "status": "in_progress", "output": []}},
+        {"type": "response.in_progress", "response": {**base, "status": "in_progress", "output": []}},
+        {"type": "response.output_item.added", "output_index": 0, "item": {**item, "status": "in_progress"}},
+        *opened,
+        *({"type": f"{prefix}.delta", **at, **more, "delta": delta} for delta in deltas),
+        {"type": f"{prefix}.done", **at, **repeat},
+        *closed,
+        {"type": "response.output_item.done", "output_index": 0, "item": done},
+        {"type": "response.completed", "response": {**base, "status": "completed", "output": [done]}},
+    ]
+    return [{**event, "sequence_number": number} for number, event in enumerate(events)]
+
+
+def deltas(events: list[Any]) -> str:
+    return "".join(event["delta"] for event in events if isinstance(event.get("delta"), str))
+
+
+@pytest.mark.parametrize(("kind", "end"), [("message", [".content_part.done"]), ("function_call", [])])
+def test_a_stream_of_a_response_ends_before_the_phrase(kind: str, end: list[str]) -> None:
+    watched = answer()
+    pieces = ["By ", "Zor", "in Qu", "ill", ", of X"] if kind == "message" else ['{"by": "Zor', "in Qu", 'ill"}']
+    events = streamed(watched, encoded(*response_events(pieces, kind=kind), done=False))
+    for event in events:
+        TypeAdapter(ResponseStreamEvent).validate_python(event)
+    safe = "By " if kind == "message" else '{"by": "'
+    assert deltas(events) == safe
+    prefix = "response.output_text.done" if kind == "message" else "response.function_call_arguments.done"
+    closing = [prefix, *(f"response{name}" for name in end), "response.output_item.done", "response.incomplete"]
+    assert [event["type"] for event in events[-len(closing) :]] == closing
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    final = Response.model_validate(events[-1]["response"])
+    assert (
+        final.status == "incomplete"
+        and final.incomplete_details
+        and final.incomplete_details.reason == "content_filter"
+    )
+    assert safe in json.dumps(events[-1]) if kind == "message" else final.output[0].arguments == safe  # type: ignore[union-attr]
+    assert "Quill" not in json.dumps([{**e, "response": {**e.get("response", {}), "metadata": None}} for e in events])
+    assert watched.cut and watched.hits == Counter(p=1)
+
+
+def test_a_response_that_goes_on_says_the_same_everywhere() -> None:
+    watched = answer(replacement="[x]")
+    events = streamed(watched, encoded(*response_events(["By ", "Zor", "in Qu", "ill", ", of Zorin"]), done=False))
+    for event in events:
+        TypeAdapter(ResponseStreamEvent).validate_python(event)
+    text = "By [x], of Zorin"
+    assert deltas(events) == text
+    done = {event["type"]: event for event in events}
+    assert done["response.output_text.done"]["text"] == text
+    assert done["response.content_part.done"]["part"]["text"] == text
+    assert done["response.output_item.done"]["item"]["content"][0]["text"] == text
+    assert done["response.completed"]["response"]["output"][0]["content"][0]["text"] == text
+    assert done["response.completed"]["response"]["metadata"] == {"mine": NAME}
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert watched.hits == Counter(p=1) and not watched.cut
+
+
+def test_a_response_without_a_phrase_is_the_same() -> None:
+    events = response_events(["By ", "Zorin", " Q, ", "no"])
+    assert streamed(answer("other thing"), encoded(*events, done=False)) == events
+
+
+def test_a_phrase_that_a_response_says_only_at_its_end_is_found() -> None:
+    events = [event for event in response_events([NAME]) if "delta" not in event]
+    out = streamed(answer(), encoded(*events, done=False))
+    assert out[-1]["type"] == "response.incomplete"
+    assert NAME not in json.dumps([event for event in out if "response" not in event])
+    completed = streamed(answer(), encoded(events[0], events[-1], done=False))
+    assert completed[-1]["response"]["status"] == "incomplete"
+    assert "Quill" not in json.dumps(completed[-1]["response"]["output"])
+
+
+def test_a_whole_response_is_cut_where_the_phrase_is() -> None:
+    raw = response_events([f"By {NAME}."])[-1]["response"]
+    raw["output"] = [*raw["output"], {**raw["output"][0], "id": "j"}]
+    made = orjson.loads(answer().whole(orjson.dumps(raw)))
+    Response.model_validate(made)
+    assert made["status"] == "incomplete" and made["incomplete_details"] == {"reason": "content_filter"}
+    assert [item["content"][0]["text"] for item in made["output"]] == ["By "]
+    assert made["output"][0]["status"] == "incomplete" and made["metadata"] == {"mine": NAME}
+
+
+def message_events(pieces: list[str], kind: str = "text_delta", key: str = "text") -> list[dict[str, Any]]:
+    block = {"text_delta": {"type": "text", "text": ""}, "thinking_delta": {"type": "thinking", "thinking": ""},
+             "input_json_delta": {"type": "tool_use", "id": "t", "name": "f", "input": {}}}[kind]  # fmt: skip
+    message = {"id": "m1", "type": "message", "role": "assistant", "content": [], "model": "m", "stop_reason": None,
+               "stop_sequence": None, "usage": {"input_tokens": 3, "output_tokens": 0}}  # fmt: skip
+    return [
+        {"type": "message_start", "message": message},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        *({"type": "content_block_delta", "index": 0, "delta": {"type": kind, key: piece}} for piece in pieces),
+        {"type": "content_block_stop", "index": 0},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "usage": {"output_tokens": 5},
+        },
+        {"type": "message_stop"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("text_delta", "text"), ("thinking_delta", "thinking"), ("input_json_delta", "partial_json")]
+)
+def test_a_stream_of_a_message_ends_before_the_phrase(kind: str, key: str) -> None:
+    watched = answer()
+    events = streamed(watched, encoded(*message_events(["By Zor", "in Qu", "ill, of"], kind, key), done=False))
+    assert "".join(event["delta"].get(key, "") for event in events if "delta" in event) == "By "
+    assert [event["type"] for event in events[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
+    assert events[-2]["delta"] == {"stop_reason": "refusal", "stop_sequence": None}
+    assert events[-2]["usage"] == {"input_tokens": 3, "output_tokens": 0}
+    assert watched.cut
+
+
+def test_a_message_that_goes_on_keeps_its_shape() -> None:
+    pieces = message_events(["By Zor", "in Qu", "ill, of Zorin"])
+    events = streamed(answer(replacement="[x]"), encoded(*pieces, done=False))
+    assert "".join(event["delta"].get("text", "") for event in events if "delta" in event) == "By [x], of Zorin"
+    assert [e for e in events if e["type"] != "content_block_delta"] == [
+        e for e in pieces if e["type"] != "content_block_delta"
+    ]
+    assert streamed(answer("other thing"), encoded(*pieces, done=False)) == pieces
+
+
+def test_a_whole_message_is_cut_where_the_phrase_is() -> None:
+    raw = {**message_events([])[0]["message"], "content": [
+        {"type": "text", "text": f"By {NAME}."}, {"type": "tool_use", "id": "t", "name": "f", "input": {"a": "b"}},
+    ]}  # fmt: skip
+    made = orjson.loads(answer().whole(orjson.dumps(raw)))
+    assert made["content"] == [{"type": "text", "text": "By "}] and made["stop_reason"] == "refusal"
+    raw["content"] = [{"type": "tool_use", "id": "t", "name": "f", "input": {"a": [f"x {NAME}"], NAME: 1}}]
+    made = orjson.loads(answer(replacement="[x]").whole(orjson.dumps(raw)))
+    assert made["content"][0]["input"] == {"a": ["x [x]"]} and made["stop_reason"] is None
+
+
+@settings(deadline=None)
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_what_is_streamed_is_what_is_whole(draw: random.Random, stop: bool) -> None:
+    phrases = [phrase(draw) for _ in range(draw.randint(1, 4))]
+    texts = [passage(phrases, draw) for _ in range(draw.randint(1, 3))]
+    made = {"replacement": None if stop else "[removed]", "body": {"n": len(texts)}}
+    pieces = [chunk(at, content=piece) for at, text in enumerate(texts) for piece in cut(text, draw)]
+    draw.shuffle(order := [piece["choices"][0]["index"] for piece in pieces])
+    queues = {at: iter([piece for piece in pieces if piece["choices"][0]["index"] == at]) for at in range(len(texts))}
+    ends = [chunk(at, finish="stop") for at in range(len(texts))]
+    events = streamed(answer(*phrases, **made), encoded(*(next(queues[at]) for at in order), *ends), draw)
+    choices = [{"index": at, "message": {"content": text}, "finish_reason": "stop"} for at, text in enumerate(texts)]
+    whole = orjson.loads(answer(*phrases, **made).whole(orjson.dumps({"choices": choices})))
+    for at, text in enumerate(texts):
+        assert said(events, at) == whole["choices"][at]["message"]["content"]
+        assert reasons(events)[at] == whole["choices"][at]["finish_reason"]
+        if not stop:
+            assert said(events, at) == replaced(phrases, text, answer(*phrases, **made)._watch.replacements[0] or "")
+        elif found := occurrences(phrases, text):
+            assert len(said(events, at)) <= max(place.begin for place in found)
+
+
+@pytest.mark.parametrize(
+    "broken", [b"data: {\n\n", b"data: 7\n\n", b'data: {"choices":[{"delta":{}}]}\n\n', b'data: {"choices":[5]}\n\n',
+               b'data: {"type":"content_block_delta","index":0,"delta":"x"}\n\n', b"data: " + b"[" * 2000 + b"\n\n",
+               b'data: {"type":"response.output_text.delta","item_id":{},"delta":"x"}\n\n']
+)  # fmt: skip
+def test_an_event_that_cannot_be_read_is_the_policys_to_decide(broken: bytes) -> None:
+    with pytest.raises(Refused):
+        list(answer().feed(broken))
+    watched = answer(may_pass=True)
+    assert b"".join(watched.feed(broken)) == broken
+    assert said(streamed(watched, encoded(chunk(content=f"by {NAME}.")))) == "by "
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b'{"choices":[{}]}', b"[" * 2000, b'{"choices":[5]}'])
+def test_a_whole_answer_that_cannot_be_read_is_the_policys_to_decide(raw: bytes) -> None:
+    with pytest.raises(Refused):
+        answer().whole(raw)
+    assert answer(may_pass=True).whole(raw) == raw
+
+
+def test_a_stream_that_is_no_text_is_broken_off() -> None:
+    with pytest.raises(Refused):
+        list(answer().feed(b"data: \xff\n\n"))
+    with pytest.raises(UpstreamFailed):
+        list(answer(may_pass=True).feed(b"data: \xff\n\n"))
+
+
+def test_a_stream_of_another_form_is_watched_too() -> None:
+    pieces = [{"token": {"text": text}} for text in ("By Zor", "in ", "Quill", ", of")]
+    events = streamed(answer(), encoded(*pieces))
+    assert "".join(event["token"]["text"] for event in events[:-1]) == "By "
+    assert events[-1] == "[DONE]"
+
+
+def test_an_error_event_comes_through_whole() -> None:
+    error = {"error": {"message": "by Zorin", "type": "server_error", "param": None, "code": 500}}
+    assert streamed(answer(), encoded(chunk(content="a"), error))[1:] == [error, "[DONE]"]
+
+
+def test_a_word_that_stands_alone_is_no_beginning() -> None:
+    piece = chunk(content="no", role="assistant")
+    piece["system_fingerprint"] = "assist"
+    piece["usage"] = {"prompt_tokens": 1, "assistan": 2}
+    assert streamed(answer("assistants"), encoded(piece))[0] == {
+        **piece, "choices": [{**piece["choices"][0], "token_ids": None}]
+    }  # fmt: skip

@@ -1,0 +1,79 @@
+"""Requests made from the admin port's own OpenAPI document: what it promises is what is answered."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import httpx
+import pytest
+import schemathesis
+import uvicorn
+from hypothesis import HealthCheck, settings
+from schemathesis import Case
+
+from lethe.evaluation.demo.serving import free_port
+from lethe.server import admin_api
+from lethe.server.app import ROUTES
+from lethe.server.http import openapi
+from lethe.server.observability.metrics import Metrics
+from lethe.server.policy_store.store import Live
+from lethe.server.process import sockets
+from lethe.server.settings import Settings
+from lethe.server.upstream.pool import Replicas
+from tests.fuzz.conftest import FACTOR
+from tests.fuzz.test_schema import promised
+from tests.server.conftest import ADMIN_KEY
+
+REPLICAS = cast(Replicas, SimpleNamespace(facts=lambda in_full: {"ready": True, "replicas": []}))
+PUBLIC = openapi.document(ROUTES, Settings())
+# What the document says doesn't depend on what is loaded.
+NOTHING = cast(Live, SimpleNamespace())
+DOCUMENT = admin_api.create_admin(Settings(admin_key=ADMIN_KEY), Metrics(), REPLICAS, NOTHING, PUBLIC).openapi()
+port = schemathesis.openapi.from_dict(DOCUMENT)
+KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
+
+
+@pytest.fixture(scope="module")
+def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The admin port of a gateway with one policy, on a real socket."""
+    folder = tmp_path_factory.mktemp("office")
+    for name in ("policies", "artifacts"):
+        shutil.copytree(home / name, folder / name)
+    given = {"policies": folder / "policies", "artifacts": folder / "artifacts", "audit": None}
+    used = Settings.model_validate({**given, "admin_key": ADMIN_KEY, "admin_port": free_port()})
+    live = Live(used, Metrics())
+    app = admin_api.create_admin(used, Metrics(), REPLICAS, live, PUBLIC)
+    with sockets.bound("127.0.0.1", used.admin_port or 0, "LETHE_ADMIN_PORT") as listening:
+        server = admin_api._Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{used.admin_port}"
+        server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+@port.parametrize()
+@settings(max_examples=6 * FACTOR, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_admin_port_keeps_its_promises(case: Case, url: str) -> None:
+    response = promised(case, url, headers=KEY)
+    assert ADMIN_KEY not in response.text
+
+
+def test_the_documents_are_served_and_name_every_route(url: str) -> None:
+    with httpx.Client(base_url=url) as http:
+        assert http.get("/openapi.json").json() == DOCUMENT
+        served = http.get("/public/openapi.json").json()
+    assert served == PUBLIC
+    assert {(path, method.lower()) for path, method, _ in ROUTES} < {
+        (path, method) for path, operations in served["paths"].items() for method in operations
+    }
