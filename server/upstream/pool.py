@@ -25,6 +25,7 @@ from lethe.server.errors import GuardError, UpstreamDown, UpstreamFailed, Upstre
 from lethe.server.guard.guard import Guard, Needs
 from lethe.server.observability.metrics import Metrics
 from lethe.server.settings import Settings
+from lethe.server.upstream.capabilities import Capabilities, ReplicaCapabilities
 from lethe.server.upstream.client import Headers, Upstream
 from lethe.server.upstream.http1 import Response
 from lethe.server.upstream.parity_probe import Parity, probe
@@ -314,6 +315,20 @@ class Replicas:
     def can(self, model: Any, needs: Needs) -> bool:
         """Whether there is a replica for the model that can do what is needed."""
         return any(replica.can(needs) for replica in self._serving(model))
+
+    def capabilities(self) -> Capabilities:
+        """What every replica can do at this moment."""
+        return Capabilities(
+            tuple(
+                ReplicaCapabilities(
+                    models=replica.models,
+                    available=replica.up is not False,
+                    parity=replica.parity.holds,
+                    indexes=replica.indexes,
+                )
+                for replica in self.all
+            )
+        )
 
     async def run(self) -> None:
         """Watch all replicas until cancelled."""
