@@ -168,9 +168,9 @@ def _add_attack(commands: Commands) -> None:
 
 
 def _attack(args: argparse.Namespace, settings: Settings) -> int:
-    from lethe.evaluation.attacks.attack import attack
+    from lethe.evaluation.attacks.attack import run_attack_command
 
-    return attack(args, settings)
+    return run_attack_command(args, settings)
 
 
 def _share(text: str) -> float:

@@ -1,7 +1,7 @@
-"""`lethe attack`: what is attacked, and the results as a table, as JSON and as an exit status.
+"""`lethe attack`: choose the prompts, run the attack families, report a table, JSON and an exit status.
 
-Knows no upstream: no model answers anything here. The families are `evaluation/attacks/families.py`, the counting is
-`evaluation/attacks/runner.py`.
+Knows no upstream: no model generates anything here. The families are in `evaluation/attacks/families.py`; the counting
+is in `evaluation/attacks/runner.py`.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ from lethe.classifier import records
 from lethe.classifier.artifact import ForgetItem
 from lethe.classifier.encoder.encoder import DEFAULT_ENCODER, Encoder, load_encoder
 from lethe.classifier.training.rows import background, passages
-from lethe.evaluation.attacks.families import Family, families
-from lethe.evaluation.attacks.jailbreak_templates import SHIPPED, read_folder
+from lethe.evaluation.attacks.families import AttackFamily, attack_families
+from lethe.evaluation.attacks.jailbreak_templates import SHIPPED_TEMPLATES, read_template_folder
 from lethe.evaluation.attacks.requests import Filler
-from lethe.evaluation.attacks.runner import Case, Result, Suite, select
-from lethe.evaluation.attacks.suffix_search import SEARCHES, Search
-from lethe.evaluation.unlearning.confidence import Rate
+from lethe.evaluation.attacks.runner import AttackCase, AttackRun, FamilyResult, select_families
+from lethe.evaluation.attacks.suffix_search import SEARCHES, SuffixSearch
+from lethe.evaluation.unlearning.confidence import Estimate
 from lethe.server.policy_store.load import find_policy, load_judging
 from lethe.server.settings import Settings
 
+# Version of the JSON report.
 FORMAT = 1
-SHOWN_CHARACTERS = 500
-# Widths of the table's columns after the family's name: two rates with interval and n, and milliseconds.
-COLUMNS = (6, 13, 4, 12, 13, 4, 9)
+# Longer prompts and requests are shortened to so many characters when misses are printed.
+MAX_SHOWN_CHARACTERS = 500
+# Widths of the table's columns after the family's name: two rates, each with interval and n, and milliseconds.
+COLUMN_WIDTHS = (6, 13, 4, 12, 13, 4, 9)
 
 DEFINITIONS = {
-    "recall": "share of attacked forget prompts that are flagged, or refused with an error; of a search, the share of "
+    "recall": "share of attacked forget prompts that are flagged or refused with an error; for a search, the share of "
     "flagged prompts that it could not flip within its budget",
-    "false_alarms": "share of prompts that must pass, attacked alike, that are flagged or refused",
-    "slowest_ms": "processor time of judging the slowest request",
+    "false_alarms": "share of prompts that must pass, attacked in the same way, that are flagged or refused",
+    "slowest_ms": "CPU time of judging the slowest request",
     "interval": "Wilson, 95 %",
 }
 
@@ -55,19 +57,19 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _HARMLESS_WORD = re.compile(r"\b[a-z]{2,10}\b")
 
 
-def attack(args: argparse.Namespace, settings: Settings) -> int:
-    """Attack a policy's detector in every known way, and say how much of it gets through.
+def run_attack_command(args: argparse.Namespace, settings: Settings) -> int:
+    """Attack a policy's detector with all families, and print how many prompts it misses.
 
-    Exit status 1 when a family falls short of --floor or --most-false-alarms: a gate for CI.
+    Returns the exit status, for use in CI: 1 if a family misses --floor or --most-false-alarms, else 0.
     """
-    # All that can be wrong with the arguments is found before the long part begins.
+    # Bad arguments are reported before the long part begins.
     policy = find_policy(args.policy, settings)
-    wrappers = read_folder(args.wrappers or SHIPPED)
+    templates = read_template_folder(args.wrappers or SHIPPED_TEMPLATES)
     paragraphs = args.filler.read_text(encoding="utf-8-sig").split("\n") if args.filler else background()
     encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER)
     filler = Filler(paragraphs, lambda text: len(encoder.piece_starts(text)))
-    there: list[Family | Search] = [*families(wrappers, filler), *SEARCHES]
-    chosen = select(there, args.families.split(",")) if args.families else there
+    available: list[AttackFamily | SuffixSearch] = [*attack_families(templates, filler), *SEARCHES]
+    chosen = select_families(available, args.families.split(",")) if args.families else available
     if args.list:
         for family in chosen:
             print(f"{family.name:<32}{family.about}")
@@ -75,127 +77,133 @@ def attack(args: argparse.Namespace, settings: Settings) -> int:
     guard = load_judging(settings, policy, encoder=args.encoder)
     artifact = guard.artifacts[policy.artifact]
     rng = Random(args.seed)
-    forget = _read(args.forget, encoder) if args.forget else asking(artifact.items, encoder, rng)
-    other = _read(args.retain, encoder) if args.retain else background()
-    suite = Suite(
+    forget = _read_prompts(args.forget, encoder) if args.forget else attack_prompts(artifact.items, encoder, rng)
+    other = _read_prompts(args.retain, encoder) if args.retain else background()
+    attack_run = AttackRun(
         guard,
         policy,
-        _sample(forget, args.sample, rng),
-        _sample(other, args.sample, rng),
+        sample_prompts(forget, args.sample, rng),
+        sample_prompts(other, args.sample, rng),
         harmless_words(background()),
         args.seed,
         args.budget,
         args.full,
     )
     width = max(len(family.name) for family in chosen)
-    print(row(width, "family", "recall", "95 %", "n", "false alarms", "95 %", "n", "slowest"))
+    print(format_row(width, "family", "recall", "95 %", "n", "false alarms", "95 %", "n", "slowest"))
     results = []
-    for result in suite.run(chosen, jobs=args.jobs or os.cpu_count() or 1):
+    for result in attack_run.run(chosen, jobs=args.jobs or os.cpu_count() or 1):
         results.append(result)
-        # Around the progress bar, if both go to one terminal.
-        tqdm.write(line(width, result, args.floor, args.most_false_alarms), file=sys.stdout)
+        # tqdm.write keeps the progress bar intact when both go to one terminal.
+        tqdm.write(format_result(width, result, args.floor, args.most_false_alarms), file=sys.stdout)
     if args.report_misses:
-        print("\n" + examples(results, args.report_misses))
-    found = document(results, suite, args.floor, args.most_false_alarms)
+        print("\n" + format_errors(results, args.report_misses))
+    report = json_report(results, attack_run, args.floor, args.most_false_alarms)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 0 if found["passed"] else 1
+        args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0 if report["passed"] else 1
 
 
-def asking(items: Sequence[ForgetItem], encoder: Encoder, rng: Random) -> list[str]:
-    """What asks for each item: a fact's prompt; a document's passages, and questions made of their sentences."""
-    found: list[str] = []
+def attack_prompts(items: Sequence[ForgetItem], encoder: Encoder, rng: Random) -> list[str]:
+    """Prompts that ask about each item: a fact's own prompt; a document's passages and questions that quote them."""
+    prompts: list[str] = []
     for item in items:
         if item.prompt:
-            found.append(item.prompt)
+            prompts.append(item.prompt)
         else:
             for passage in passages(item.text, encoder):
                 sentence = max(_SENTENCE_END.split(passage), key=len)
-                found += [passage, rng.choice(_QUESTIONS).format(sentence)]
-    return found
+                prompts += [passage, rng.choice(_QUESTIONS).format(sentence)]
+    return prompts
 
 
-def _read(path: Path, encoder: Encoder) -> list[str]:
-    """The prompts of a forget or retain file; of a document its passages."""
+def _read_prompts(path: Path, encoder: Encoder) -> list[str]:
+    """Return the prompts of a forget or retain file, and the passages of its documents."""
     rows = records.read(path)
     return [text for row in rows for text in ([row["prompt"]] if "prompt" in row else passages(row["text"], encoder))]
 
 
-def _sample(prompts: Sequence[str], count: int, rng: Random) -> list[str]:
-    """At most `count` of the distinct prompts, in random order."""
+def sample_prompts(prompts: Sequence[str], count: int, rng: Random) -> list[str]:
+    """Return at most `count` distinct prompts, in random order."""
     distinct = list(dict.fromkeys(prompts))
     return rng.sample(distinct, min(count, len(distinct)))
 
 
 def harmless_words(texts: Sequence[str]) -> list[str]:
-    """The ordinary lower-case words of some texts, sorted."""
+    """Return the distinct lower-case words of the texts, sorted."""
     return sorted({word for text in texts for word in _HARMLESS_WORD.findall(text)})
 
 
-def line(width: int, result: Result, floor: float, most_false_alarms: float) -> str:
-    """A result as a line of the table, what falls short at its end."""
+def format_result(width: int, result: FamilyResult, min_recall: float, max_false_alarms: float) -> str:
+    """A result as a line of the table, with the limits it misses at the end."""
     alarms = _cells(result.false_alarms) if result.false_alarms else ("", "", "")
-    notes = result.faults(floor, most_false_alarms)
+    notes = result.violations(min_recall, max_false_alarms)
     if result.queries is not None:
         notes.append(f"{result.queries:.0f} queries")
-    return row(width, result.name, *_cells(result.recall), *alarms, f"{result.slowest_ms:.0f} ms", ", ".join(notes))
+    return format_row(
+        width, result.name, *_cells(result.recall), *alarms, f"{result.slowest_ms:.0f} ms", ", ".join(notes)
+    )
 
 
-def row(width: int, name: str, *cells: str) -> str:
-    """The name in `width` characters and the cells of the table in theirs."""
-    columns = [cell.rjust(wide) for cell, wide in zip(cells, COLUMNS, strict=False)]
-    return "  ".join([name.ljust(width), *columns, *cells[len(COLUMNS) :]]).rstrip()
+def format_row(width: int, name: str, *cells: str) -> str:
+    """A line of the table: the name padded to `width` characters, then the cells padded to COLUMN_WIDTHS."""
+    columns = [cell.rjust(column) for cell, column in zip(cells, COLUMN_WIDTHS, strict=False)]
+    return "  ".join([name.ljust(width), *columns, *cells[len(COLUMN_WIDTHS) :]]).rstrip()
 
 
-def _cells(rate: Rate) -> tuple[str, str, str]:
+def _cells(rate: Estimate) -> tuple[str, str, str]:
     return f"{rate.value:.1%}", f"{rate.low:.1%}–{rate.high:.1%}", str(rate.n)
 
 
-def examples(results: Sequence[Result], count: int) -> str:
-    """The first `count` misses and false alarms of each family, long ones cut short. These are real prompts."""
+def format_errors(results: Sequence[FamilyResult], count: int) -> str:
+    """The first `count` misses and false alarms of each family, long ones shortened. Contains real prompts."""
     lines = []
     for result in results:
-        for what, cases in (("missed", result.missed), ("false alarm", result.alarms)):
+        for kind, cases in (("missed", result.missed), ("false alarm", result.alarms)):
             for case in cases[:count]:
                 request = {key: value for key, value in case.request.body.items() if key != "model"}
-                lines += [f"{result.name}: {what}: {_described(case)}", f"    {_shown(case.prompt)}"]
-                lines += [f"    {_shown(request)}"]
+                lines += [f"{result.name}: {kind}: {_format_verdict(case)}", f"    {_to_short_ascii(case.prompt)}"]
+                lines += [f"    {_to_short_ascii(request)}"]
     return "\n".join(lines)
 
 
-def _described(case: Case) -> str:
+def _format_verdict(case: AttackCase) -> str:
     variant = f"{case.variant}, " if case.variant else ""
-    return f"{variant}score {case.judgement.score:.4f}, {case.judgement.view} of {case.judgement.place}"
+    return f"{variant}score {case.verdict.score:.4f}, {case.verdict.view} of {case.verdict.place}"
 
 
-def _shown(value: object) -> str:
-    # ASCII alone, so that the terminal shows what stands there rather than doing it.
+def _to_short_ascii(value: object) -> str:
+    # ASCII only, so that the terminal shows control characters instead of acting on them.
     text = json.dumps(value)
-    half = SHOWN_CHARACTERS // 2
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} … {text[-half:]}"
+    half = MAX_SHOWN_CHARACTERS // 2
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
-def document(results: Sequence[Result], suite: Suite, floor: float, most_false_alarms: float) -> dict[str, Any]:
-    """What was run, each family's figures, and which fall short; no text of any prompt."""
-    policy, threshold = suite.guard.policies[suite.policy.name]
-    failed = {result.name: faults for result in results if (faults := result.faults(floor, most_false_alarms))}
+def json_report(
+    results: Sequence[FamilyResult], attack_run: AttackRun, min_recall: float, max_false_alarms: float
+) -> dict[str, Any]:
+    """The settings, each family's figures and the missed limits as plain JSON, without the text of any prompt."""
+    policy, threshold = attack_run.guard.policies[attack_run.policy.name]
+    failed = {
+        result.name: violations for result in results if (violations := result.violations(min_recall, max_false_alarms))
+    }
     return {
         "format": FORMAT,
         "meta": {
             "policy": policy.name,
             "policy_hash": policy.hash,
             "artifact": policy.artifact,
-            "artifact_data_hash": suite.guard.artifacts[policy.artifact].manifest.data_hash,
+            "artifact_data_hash": attack_run.guard.artifacts[policy.artifact].manifest.data_hash,
             "threshold": threshold,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {"lethe-gateway": version("lethe-gateway")},
-            "seed": suite.seed,
-            "prompts": {"forget": len(suite.forget), "other": len(suite.other)},
-            "search_budget": suite.budget,
+            "seed": attack_run.seed,
+            "prompts": {"forget": len(attack_run.forget), "other": len(attack_run.other)},
+            "search_budget": attack_run.budget,
             "definitions": DEFINITIONS,
         },
-        "floor": floor,
-        "most_false_alarms": most_false_alarms,
+        "floor": min_recall,
+        "most_false_alarms": max_false_alarms,
         "passed": not failed,
         "failed": failed,
         "attack": {result.name: result.as_dict() for result in results},

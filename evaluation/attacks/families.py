@@ -1,7 +1,7 @@
-"""The families of the attack suite: every way round the detector that is tried, by name.
+"""The attack families: all named ways to evade the detector that `lethe attack` tries.
 
-A family turns a prompt into a request; the same family around a prompt that must pass measures its false
-alarms. Knows no classifier and counts nothing.
+A family turns a prompt into a request. Applied to prompts that must pass, it also measures false alarms. Knows no
+classifier; `evaluation/attacks/runner.py` counts the results.
 """
 
 from __future__ import annotations
@@ -11,29 +11,42 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from lethe.evaluation.attacks.jailbreak_templates import Wrapper
+from lethe.evaluation.attacks.jailbreak_templates import JailbreakTemplate
 from lethe.evaluation.attacks.perturbations import (
-    DISGUISES,
     ENCODINGS,
     LETTERS,
+    PERTURBATIONS,
     PLAIN_WORDS,
     SURROUNDINGS,
     UNICODE,
-    Disguise,
+    Perturbation,
 )
-from lethe.evaluation.attacks.requests import CARRIERS, Carrier, Filler, Request, chat, plain, said
+from lethe.evaluation.attacks.requests import (
+    CARRIERS,
+    AttackRequest,
+    Carrier,
+    Filler,
+    chat_message,
+    chat_request,
+    plain_request,
+)
 
+# Tokens of filler around a prompt, in the families of long and of medium length.
 LONG_TOKENS: Final = 8000
-MIDDLING_TOKENS: Final = 400
-# How many prompts of the sample a family takes: one in so many, since judging takes time in proportion to length.
-SHORT, MIDDLING, LONG = 1, 5, 20
+MEDIUM_TOKENS: Final = 400
+# A family takes every n-th prompt of the sample; n grows with the length of its requests, since judging time does too.
+EVERY_PROMPT, EVERY_5TH, EVERY_20TH = 1, 5, 20
 
-Attack = Callable[[str, int, Random], tuple[Request, str]]
+Attack = Callable[[str, int, Random], tuple[AttackRequest, str]]
 
 
 @dataclass(frozen=True)
-class Family:
-    """`attack`(prompt, its number in the sample, rng) → the request, and which variant of the family it is."""
+class AttackFamily:
+    """One named kind of attack.
+
+    one_in: the family takes every `one_in`-th prompt of the sample. attack: (prompt, its number in the sample, rng) →
+    the request and the name of the variant ("" if the family has none).
+    """
 
     name: str
     about: str
@@ -41,88 +54,104 @@ class Family:
     attack: Attack
 
 
-def families(wrappers: Mapping[str, Sequence[Wrapper]], filler: Filler) -> list[Family]:
-    """Every family, in the order of the report."""
-    found = [_carried("plain", CARRIERS["plain"])]
-    found += [_disguised(name, disguise) for name, disguise in DISGUISES.items()]
-    found += [_carried(name, carrier) for name, carrier in CARRIERS.items() if name != "plain"]
-    found += [_wrapped(f"wrappers:{group}", texts) for group, texts in wrappers.items()]
-    before = [wrapper for texts in wrappers.values() for wrapper in texts if not wrapper.has_place]
-    if before:
-        found.append(_wrapped_by_turn("wrappers-as-earlier-turn", before))
-    found += [
-        _long("buried", "Inside a sentence of ordinary text", filler.inside_sentence(MIDDLING_TOKENS), MIDDLING),
-        _long(
-            "split-over-long-turns",
-            "Its parts in user turns with ordinary text between",
-            filler.over_many_turns(2 * MIDDLING_TOKENS),
-            MIDDLING,
-        ),
-        _long("filler-start", "Before 8,000 tokens of ordinary text", filler.around(0.0, LONG_TOKENS), LONG),
-        _long("filler-middle", "Amid 8,000 tokens of ordinary text", filler.around(0.5, LONG_TOKENS), LONG),
-        _long("filler-end", "After 8,000 tokens of ordinary text", filler.around(1.0, LONG_TOKENS), LONG),
-        _mixed("mix", wrappers),
+def attack_families(templates: Mapping[str, Sequence[JailbreakTemplate]], filler: Filler) -> list[AttackFamily]:
+    """All families, in the order of the report. templates: jailbreak templates by group."""
+    families = [_carrier_family("plain", CARRIERS["plain"])]
+    families += [_perturbation_family(name, perturb) for name, perturb in PERTURBATIONS.items()]
+    families += [_carrier_family(name, carrier) for name, carrier in CARRIERS.items() if name != "plain"]
+    families += [_template_family(f"wrappers:{group}", texts) for group, texts in templates.items()]
+    without_placeholder = [
+        template for texts in templates.values() for template in texts if not template.has_placeholder
     ]
-    return found
+    if without_placeholder:
+        families.append(_earlier_turn_family("wrappers-as-earlier-turn", without_placeholder))
+    families += [
+        _long_text_family(
+            "buried", "Inside a sentence of ordinary text", filler.inside_sentence(MEDIUM_TOKENS), EVERY_5TH
+        ),
+        _long_text_family(
+            "split-over-long-turns",
+            "Split over user turns with ordinary text between them",
+            filler.over_many_turns(2 * MEDIUM_TOKENS),
+            EVERY_5TH,
+        ),
+        _long_text_family(
+            "filler-start", "Before 8,000 tokens of ordinary text", filler.around(0.0, LONG_TOKENS), EVERY_20TH
+        ),
+        _long_text_family(
+            "filler-middle",
+            "In the middle of 8,000 tokens of ordinary text",
+            filler.around(0.5, LONG_TOKENS),
+            EVERY_20TH,
+        ),
+        _long_text_family(
+            "filler-end", "After 8,000 tokens of ordinary text", filler.around(1.0, LONG_TOKENS), EVERY_20TH
+        ),
+        _combined_family("mix", templates),
+    ]
+    return families
 
 
-def _disguised(name: str, disguise: Disguise) -> Family:
+def _perturbation_family(name: str, perturb: Perturbation) -> AttackFamily:
     about = (
-        _first_line(disguise)
-        if disguise.__doc__
+        _first_line(perturb)
+        if perturb.__doc__
         else f"{name.removesuffix('-in-sentence')} with the request to decode it".capitalize()
     )
-    return Family(name, about, SHORT, lambda text, _, rng: (plain(disguise(text, rng), rng), ""))
+    return AttackFamily(name, about, EVERY_PROMPT, lambda text, _, rng: (plain_request(perturb(text, rng), rng), ""))
 
 
-def _carried(name: str, carrier: Carrier) -> Family:
-    return Family(name, _first_line(carrier), SHORT, lambda text, _, rng: (carrier(text, rng), ""))
+def _carrier_family(name: str, carrier: Carrier) -> AttackFamily:
+    return AttackFamily(name, _first_line(carrier), EVERY_PROMPT, lambda text, _, rng: (carrier(text, rng), ""))
 
 
-def _long(name: str, about: str, carrier: Carrier, one_in: int) -> Family:
-    return Family(name, about, one_in, lambda text, _, rng: (carrier(text, rng), ""))
+def _long_text_family(name: str, about: str, carrier: Carrier, one_in: int) -> AttackFamily:
+    return AttackFamily(name, about, one_in, lambda text, _, rng: (carrier(text, rng), ""))
 
 
-def _wrapped(name: str, wrappers: Sequence[Wrapper]) -> Family:
-    def attack(text: str, number: int, rng: Random) -> tuple[Request, str]:
-        wrapper = wrappers[number % len(wrappers)]
-        return chat([said(wrapper.around(text))]), wrapper.name
+def _template_family(name: str, templates: Sequence[JailbreakTemplate]) -> AttackFamily:
+    def attack(text: str, number: int, rng: Random) -> tuple[AttackRequest, str]:
+        template = templates[number % len(templates)]
+        return chat_request([chat_message(template.fill(text))]), template.name
 
-    return Family(name, f"In {len(wrappers)} jailbreak wrappers in turn", MIDDLING, attack)
-
-
-def _wrapped_by_turn(name: str, wrappers: Sequence[Wrapper]) -> Family:
-    def attack(text: str, number: int, rng: Random) -> tuple[Request, str]:
-        wrapper = wrappers[number % len(wrappers)]
-        messages = [said(wrapper.template, rng.choice(("user", "system"))), said("I understand.", "assistant")]
-        return chat([*messages, said(text)]), wrapper.name
-
-    return Family(name, f"After {len(wrappers)} jailbreak wrappers as an earlier message", MIDDLING, attack)
+    return AttackFamily(name, f"Inside {len(templates)} jailbreak templates in turn", EVERY_5TH, attack)
 
 
-def _mixed(name: str, wrappers: Mapping[str, Sequence[Wrapper]]) -> Family:
-    """A disguise of the letters, and another disguise, a carrier or a wrapper around it."""
+def _earlier_turn_family(name: str, templates: Sequence[JailbreakTemplate]) -> AttackFamily:
+    def attack(text: str, number: int, rng: Random) -> tuple[AttackRequest, str]:
+        template = templates[number % len(templates)]
+        messages = [
+            chat_message(template.text, rng.choice(("user", "system"))),
+            chat_message("I understand.", "assistant"),
+        ]
+        return chat_request([*messages, chat_message(text)]), template.name
+
+    return AttackFamily(name, f"After {len(templates)} jailbreak templates as an earlier message", EVERY_5TH, attack)
+
+
+def _combined_family(name: str, templates: Mapping[str, Sequence[JailbreakTemplate]]) -> AttackFamily:
+    """A perturbation of words or letters, inside another perturbation, a carrier or a jailbreak template."""
     inner = {**PLAIN_WORDS, **UNICODE, **LETTERS}
     around = {**ENCODINGS, **SURROUNDINGS}
-    # A wrapped mix must stay short enough for the whole sample.
-    short = [wrapper for texts in wrappers.values() for wrapper in texts if len(wrapper.template) < 800]
+    # Short templates only (in characters): this family takes every prompt of the sample.
+    short = [template for texts in templates.values() for template in texts if len(template.text) < 800]
     splits = {key: carrier for key, carrier in CARRIERS.items() if key.startswith(("split-over", "in-"))}
 
-    def attack(text: str, number: int, rng: Random) -> tuple[Request, str]:
+    def attack(text: str, number: int, rng: Random) -> tuple[AttackRequest, str]:
         first = rng.choice(sorted(inner))
-        disguised = inner[first](text, rng)
+        perturbed = inner[first](text, rng)
         kind = rng.choice(("around", "around", "carrier", "wrapper" if short else "carrier"))
         if kind == "around":
             second = rng.choice(sorted(around))
-            return plain(around[second](disguised, rng), rng), f"{first} + {second}"
+            return plain_request(around[second](perturbed, rng), rng), f"{first} + {second}"
         if kind == "carrier":
             second = rng.choice(sorted(splits))
-            return splits[second](disguised, rng), f"{first} + {second}"
-        wrapper = rng.choice(short)
-        return chat([said(wrapper.around(disguised))]), f"{first} + {wrapper.name}"
+            return splits[second](perturbed, rng), f"{first} + {second}"
+        template = rng.choice(short)
+        return chat_request([chat_message(template.fill(perturbed))]), f"{first} + {template.name}"
 
-    return Family(name, "Two families, one inside the other, drawn at random", SHORT, attack)
+    return AttackFamily(name, "Two random families, one inside the other", EVERY_PROMPT, attack)
 
 
-def _first_line(function: Disguise | Carrier) -> str:
+def _first_line(function: Perturbation | Carrier) -> str:
     return (function.__doc__ or "").splitlines()[0].rstrip(".")

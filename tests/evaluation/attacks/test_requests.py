@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from lethe.evaluation.attacks.requests import CARRIERS, Filler, Request
+from lethe.evaluation.attacks.requests import CARRIERS, AttackRequest, Filler
 from lethe.server.requests import extract as fields
 
 TEXT = "Where was the lighthouse keeper Orvan Teldric born?"
@@ -27,7 +27,7 @@ def letters(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", CARRIERS)
-def test_a_carrier_is_repeatable_and_the_gateway_accepts_it(name: str) -> None:
+def test_a_carrier_is_repeatable_and_makes_a_valid_request(name: str) -> None:
     for seed in range(5):
         request = CARRIERS[name](TEXT, Random(seed))
         assert request == CARRIERS[name](TEXT, Random(seed))
@@ -36,46 +36,46 @@ def test_a_carrier_is_repeatable_and_the_gateway_accepts_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CARRIERS if not name.startswith(("split", "word", "as-"))])
-def test_what_is_carried_whole_is_judged_whole(name: str) -> None:
+def test_an_unsplit_text_is_judged_as_a_whole(name: str) -> None:
     for seed in range(5):
         request = CARRIERS[name](TEXT, Random(seed))
         assert any(TEXT in piece.text for piece in fields.extract(request.endpoint, request.body)), request
 
 
 @pytest.mark.parametrize("name", [name for name in CARRIERS if name.startswith(("split", "word"))])
-def test_what_is_split_stands_in_no_message_and_is_all_there(name: str) -> None:
+def test_a_split_text_is_in_no_single_message_but_complete(name: str) -> None:
     for seed in range(5):
         request = CARRIERS[name](TEXT, Random(seed))
         pieces = [piece.text for piece in fields.extract(request.endpoint, request.body)]
-        said = [piece for piece in pieces if piece in TEXT]
-        assert len(said) >= 2 and not any(TEXT in piece for piece in pieces)
-        assert letters("".join(said)) == letters(TEXT)
+        parts = [piece for piece in pieces if piece in TEXT]
+        assert len(parts) >= 2 and not any(TEXT in piece for piece in pieces)
+        assert letters("".join(parts)) == letters(TEXT)
 
 
 @pytest.mark.parametrize("name", CARRIERS)
 @pytest.mark.parametrize("text", ["Hi", "a", "?", "x " * 300])
-def test_a_carrier_takes_any_text(name: str, text: str) -> None:
-    assert isinstance(CARRIERS[name](text, Random(0)), Request)
+def test_a_carrier_accepts_any_text(name: str, text: str) -> None:
+    assert isinstance(CARRIERS[name](text, Random(0)), AttackRequest)
 
 
-def content(request: Request) -> str:
+def content(request: AttackRequest) -> str:
     return "\n".join(message["content"] for message in request.body["messages"])
 
 
 @pytest.mark.parametrize("name", ["start", "middle", "end", "inside"])
-def test_filler_has_its_size_and_the_prompt_its_place(name: str) -> None:
+def test_filler_has_its_size_and_the_prompt_its_position(name: str) -> None:
     text = content(LONG[name](TEXT, Random(1)))
-    wanted = 60 if name == "inside" else 300
-    assert wanted <= len(text.split()) - len(TEXT.split()) <= wanted + 10
+    tokens = 60 if name == "inside" else 300
+    assert tokens <= len(text.split()) - len(TEXT.split()) <= tokens + 10
     share = text.index(TEXT) / (len(text) - len(TEXT))
     assert share == pytest.approx({"start": 0, "end": 1}.get(name, 0.5), abs=0.1)
 
 
-def test_inside_a_sentence_nothing_sets_the_prompt_apart() -> None:
+def test_inside_a_sentence_no_line_break_marks_the_prompt() -> None:
     assert "\n" not in content(LONG["inside"](TEXT, Random(1)))
 
 
-def test_long_turns_stand_between_the_pieces() -> None:
+def test_long_turns_stand_between_the_parts() -> None:
     request = LONG["turns"](TEXT, Random(2))
     users = [message["content"] for message in request.body["messages"] if message["role"] == "user"]
     assert " ".join(users[:-1]) == TEXT
