@@ -50,7 +50,7 @@ def folder(model: Path, width: int, where: Path) -> Path:
     """A model folder with the model's tokenizer and a random table."""
     out = where / "model"
     shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors*"))
-    size = Corruptor(model, SECRET).text.size
+    size = Corruptor(model, SECRET).prompt_tokenizer.size
     table = np.random.default_rng(0).standard_normal((size, width), dtype=np.float32).astype(ml_dtypes.bfloat16)
     save_file({"model.embed_tokens.weight": table}, out / "model.safetensors")
     return out
@@ -58,10 +58,10 @@ def folder(model: Path, width: int, where: Path) -> Path:
 
 def body(corruptor: Corruptor, tokens: int) -> dict[str, Any]:
     """A chat request whose content has about so many tokens."""
-    pieces = corruptor.text.pieces(range(corruptor.text.size))
+    pieces = corruptor.prompt_tokenizer.pieces(range(corruptor.prompt_tokenizer.size))
     words = [piece for piece in pieces if piece.startswith(" ") and piece[1:].isalpha()]
     text = "".join(random.Random(tokens).choices(words, k=tokens))
-    while (over := corruptor.text.count_tokens(_chat(text)) - tokens) > 0:
+    while (over := corruptor.prompt_tokenizer.count_tokens(_chat(text)) - tokens) > 0:
         text = " ".join(text.split(" ")[:-over])
     return _chat(text)
 
@@ -142,8 +142,8 @@ def measure(quick: bool, *, width: int = 4096, tokens: tuple[int, ...] = (256, 2
     claims.append(Claim.level("memory grows by less than 40 MB", memory[0], at_most=MEMORY_MB))
     facts = {
         "width": width,
-        "tokens": {str(n): corruptor.text.count_tokens(request) for n, request in requests.items()},
-        "distinct tokens": {str(n): len(set(corruptor.text.chat_ids(r))) for n, r in requests.items()},
+        "tokens": {str(n): corruptor.prompt_tokenizer.count_tokens(request) for n, request in requests.items()},
+        "distinct tokens": {str(n): len(set(corruptor.prompt_tokenizer.chat_ids(r))) for n, r in requests.items()},
     }
     return Answer([*series, *memory], claims, facts=facts)
 

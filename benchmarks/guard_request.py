@@ -30,8 +30,8 @@ from vllm.v1.sample.logits_processor import BatchUpdate
 from benchmarks.measuring import Answer, Claim, alternating
 from benchmarks.penalty_step import made_up_pieces, processor
 from lethe.classifier.artifact import Artifact, ForgetItem
-from lethe.corruption.decoding.spec import ARGUMENT
-from lethe.corruption.decoding.token_text import Vocabulary
+from lethe.corruption.decoding.spec import XARGS_KEY
+from lethe.corruption.decoding.token_text import TokenVocabulary
 from lethe.corruption.phrases.normalize import fold
 from lethe.server.guard import rewrite
 from lethe.server.policy.schema import Policy
@@ -65,11 +65,11 @@ def stand_in(items: list[ForgetItem], rng: random.Random) -> Artifact:
     return cast(Artifact, made)
 
 
-def vocabulary(items: list[ForgetItem], rng: random.Random) -> Vocabulary:
+def vocabulary(items: list[ForgetItem], rng: random.Random) -> TokenVocabulary:
     """Made-up tokens and the items' words, as a real vocabulary has those of a language."""
     own = [f" {word}".encode() for word in dict.fromkeys(w for item in items for w in item.answer.split())]
     made = made_up_pieces(VOCABULARY - len(own), rng)
-    return Vocabulary(list(dict.fromkeys([*made[:-1], *own, made[-1]])))
+    return TokenVocabulary(list(dict.fromkeys([*made[:-1], *own, made[-1]])))
 
 
 class Request:
@@ -108,7 +108,7 @@ class Request:
             lambda: rewrite.penalty(judged, [finding], {"a": self.artifact}, self.words, {}),
         )
         sent = timed("gateway: argument", lambda: rewrite.penalize("chat", body, penalty, raw_logprobs=False))
-        params = SamplingParams(extra_args={ARGUMENT: sent["vllm_xargs"][ARGUMENT]})
+        params = SamplingParams(extra_args={XARGS_KEY: sent["vllm_xargs"][XARGS_KEY]})
         timed("frontend: check", lambda: plugin.validate_params(params))
         output: list[int] = []
         timed(

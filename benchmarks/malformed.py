@@ -30,7 +30,7 @@ from typing import Any
 
 from aiohttp import web
 
-from lethe.corruption.prompt.token_spans import ModelText
+from lethe.corruption.prompt.token_spans import PromptTokenizer
 from lethe.evaluation.demo import demo
 from lethe.evaluation.demo.demo_model import FOLDERS
 from lethe.evaluation.demo.serving import clean_env, free_port, running_gateway
@@ -480,7 +480,7 @@ class Held:
         return f"{self.memory_mb:.0f} MB, {self.files} files, {self.threads} threads"
 
 
-TEXT = web.AppKey("text", ModelText)
+TEXT = web.AppKey("text", PromptTokenizer)
 
 
 async def canned(request: web.Request) -> web.Response:
@@ -506,7 +506,7 @@ async def canned(request: web.Request) -> web.Response:
 @contextlib.asynccontextmanager
 async def upstream(port: int) -> Any:
     app = web.Application(client_max_size=2**26)
-    app[TEXT] = ModelText(FOLDERS["full"])
+    app[TEXT] = PromptTokenizer(FOLDERS["full"])
     app.router.add_route("*", "/{path:.*}", canned)
     runner = web.AppRunner(app, access_log=None, max_line_size=2**17, max_field_size=2**17)
     await runner.setup()

@@ -26,8 +26,8 @@ from vllm.v1.sample.logits_processor import BatchUpdate
 
 from benchmarks.measuring import Answer, Claim, Round, Series, alternating
 from lethe.corruption import vllm_plugin
-from lethe.corruption.decoding.spec import ARGUMENT, Guard, Penalty, to_argument
-from lethe.corruption.decoding.token_text import Vocabulary
+from lethe.corruption.decoding.spec import XARGS_KEY, CompiledPenalty, Penalty, encode_penalty
+from lethe.corruption.decoding.token_text import TokenVocabulary
 
 TITLE = "What penalties cost in a decoding step (GUARD)"
 PHRASES, SOFT = 150, 64
@@ -77,7 +77,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.thread_time() - own
 
 
-def processor(vocabulary: Vocabulary, device: str = "cpu") -> Any:
+def processor(vocabulary: TokenVocabulary, device: str = "cpu") -> Any:
     """The plugin with the made-up vocabulary in place of a tokenizer's."""
     config = SimpleNamespace(
         model_config=SimpleNamespace(
@@ -94,14 +94,14 @@ def processor(vocabulary: Vocabulary, device: str = "cpu") -> Any:
 class Steps:
     """Steps of a batch: the newest token of every answer read, masks looked up, logits written."""
 
-    def __init__(self, vocabulary: Vocabulary, batch: int, guarded: int, device: str, rng: random.Random) -> None:
+    def __init__(self, vocabulary: TokenVocabulary, batch: int, guarded: int, device: str, rng: random.Random) -> None:
         self.plugin = processor(vocabulary, device)
         self.outputs: list[list[int]] = [[] for _ in range(batch)]
         self.tokens = range(len(vocabulary))
         self.rng = rng
         added = []
         for i, output in enumerate(self.outputs):
-            extra = {ARGUMENT: to_argument(penalty(rng, PHRASES, SOFT))} if i < guarded else None
+            extra = {XARGS_KEY: encode_penalty(penalty(rng, PHRASES, SOFT))} if i < guarded else None
             added.append((i, SamplingParams(extra_args=extra), [1], output))
         self.plugin.update_state(BatchUpdate(batch, [], added, []))
         self.logits = torch.randn(batch, len(vocabulary), device=device)
@@ -176,7 +176,7 @@ def cuda_answer(sizes: Sequence[int], batches: Sequence[int], times: int) -> Ans
     speed = bandwidth("cuda")
     series, facts = [], {"device": torch.cuda.get_device_name(), "copy, GB/s": round(speed / 1e9)}
     for size in sizes:
-        vocabulary = Vocabulary(made_up_pieces(size, rng))
+        vocabulary = TokenVocabulary(made_up_pieces(size, rng))
         for batch in batches:
             name = f"vocabulary {size:,}, batch {batch}, all guarded"
             steps = Steps(vocabulary, batch, batch, "cuda", rng)
@@ -201,12 +201,12 @@ def measure(
     rounds = 10 if quick else 30
     for size in sizes:
         begin = time.process_time()
-        vocabulary = Vocabulary(made_up_pieces(size, rng))
+        vocabulary = TokenVocabulary(made_up_pieces(size, rng))
         series.append(Series(f"vocabulary of {size:,}, read once at start", "s", [time.process_time() - begin]))
 
         def prepared(vocabulary: Vocabulary = vocabulary) -> Mapping[str, tuple[float, str]]:
             asked = penalty(rng, PHRASES, SOFT)
-            return {"CPU time": (timed(lambda: Guard(asked, vocabulary))[1] * 1e3, "ms")}
+            return {"CPU time": (timed(lambda: CompiledPenalty(asked, vocabulary))[1] * 1e3, "ms")}
 
         contestants: dict[str, Round] = {f"{size:,}: preparing {PHRASES} phrases and {SOFT} soft words": prepared}
         for batch in batches:

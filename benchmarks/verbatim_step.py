@@ -24,9 +24,9 @@ from vllm.v1.sample.logits_processor import BatchUpdate
 
 from benchmarks.penalty_step import made_up_pieces, processor, spread, timed, word
 from lethe.corruption import vllm_plugin
-from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
-from lethe.corruption.decoding.suffix_index import FILE, letters, load, save
-from lethe.corruption.decoding.token_text import Vocabulary
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
+from lethe.corruption.decoding.suffix_index import INDEX_FILE, comparable_letters, load_index, save_index
+from lethe.corruption.decoding.token_text import TokenVocabulary
 
 
 def made_up_book(characters: int, rng: random.Random) -> str:
@@ -35,7 +35,7 @@ def made_up_book(characters: int, rng: random.Random) -> str:
     return " ".join(rng.choices(known, weights, k=characters // 6))[:characters]
 
 
-def answers(book: str, vocabulary: Vocabulary, rows: int, length: int, *, copied: bool) -> list[list[int]]:
+def answers(book: str, vocabulary: TokenVocabulary, rows: int, length: int, *, copied: bool) -> list[list[int]]:
     """Token ids of answers: runs of the book, or its words shuffled; every word one token, or its letters."""
     rng = random.Random(3)
     place = {piece: token for token, piece in enumerate(vocabulary.pieces)}
@@ -52,11 +52,11 @@ def answers(book: str, vocabulary: Vocabulary, rows: int, length: int, *, copied
     return found
 
 
-def steps(vocabulary: Vocabulary, said: list[list[int]], penalty: Penalty | None) -> list[tuple[float, float]]:
+def steps(vocabulary: TokenVocabulary, said: list[list[int]], penalty: Penalty | None) -> list[tuple[float, float]]:
     """One step each: the newest token of every answer read, copies looked up, logits written."""
     plugin: Any = processor(vocabulary)
     outputs: list[list[int]] = [[] for _ in said]
-    extra = None if penalty is None else {ARGUMENT: to_argument(penalty)}
+    extra = None if penalty is None else {XARGS_KEY: encode_penalty(penalty)}
     added = [(i, SamplingParams(extra_args=extra), [1], output) for i, output in enumerate(outputs)]
     plugin.update_state(BatchUpdate(len(outputs), [], added, []))
     logits = torch.randn(len(outputs), len(vocabulary))
@@ -87,17 +87,17 @@ def main() -> None:
     # The words of the book are tokens too, as those of any language are in a real vocabulary.
     own = [f" {one}".encode() for one in dict.fromkeys(book.split())][: args.vocabulary // 4]
     made = made_up_pieces(args.vocabulary - len(own), rng)
-    vocabulary = Vocabulary(list(dict.fromkeys([*made[:-1], *own, made[-1]])))
+    vocabulary = TokenVocabulary(list(dict.fromkeys([*made[:-1], *own, made[-1]])))
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "a").mkdir()
-        path = Path(folder) / "a" / FILE
+        path = Path(folder) / "a" / INDEX_FILE
         begin = time.perf_counter()
-        name = save([book], path)
+        name = save_index([book], path)
         built = time.perf_counter() - begin
         size = path.stat().st_size
         print(f"index of {len(book):,} characters: {size / 1e6:.2f} MB, made in {built:.2f} s")
-        index, spelled = load(path), letters(book)
+        index, spelled = load_index(path), comparable_letters(book)
         pieces = [spelled[i : i + 45] for i in range(0, len(spelled) - 45, len(spelled) // 500)]
         there = [timed(lambda p=p: index.followers(p)) for p in pieces]
         other = [timed(lambda p=p: index.followers(p[::-1])) for p in pieces]

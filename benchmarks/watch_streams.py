@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lethe.corruption.phrases.normalize import SEPARATOR, fold, fold_character, letters
-from lethe.corruption.phrases.stream_filter import Phrases, Rule, Watch, Watcher
+from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold, fold_character
+from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule, ForbiddenPhrases, StreamMatcher
 
 REPLACEMENT = "[removed]"
 LETTERS = "abABéＡ東1"
@@ -51,7 +51,7 @@ def occurrences(phrases: Iterable[str], text: str) -> list[Said]:
             at = line.find(f" {phrase} ", at + 1)
         for size in range(len(phrase), 0, -1):
             begun = phrase[:size]
-            if 2 * letters(begun) > letters(phrase):
+            if 2 * count_letters(begun) > count_letters(phrase):
                 # A separator at the end may belong to the phrase.
                 tail = line if begun.endswith(SEPARATOR) else line[:-1] if not ended else ""
                 if tail.endswith(" " + begun) and (not begun.endswith(SEPARATOR) or ended):
@@ -97,9 +97,9 @@ def fault(draw: random.Random) -> str | None:
     """What went wrong with one random answer of some choices; None if nothing did."""
     phrases = [phrase(draw) for _ in range(draw.randint(1, 6))]
     stop = draw.random() < 0.5
-    watch = Watch([Rule("p", Phrases(phrases), None if stop else REPLACEMENT)])
+    watch = AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), None if stop else REPLACEMENT)])
     said = [passage(phrases, draw) for _ in range(draw.randint(1, 3))]
-    watchers = [watch.watcher() for _ in said]
+    watchers = [watch.new_matcher() for _ in said]
     out = [""] * len(said)
     pieces = [(number, piece) for number, text in enumerate(said) for piece in cut(text, draw)]
     order = sorted(range(len(pieces)), key=lambda _: draw.random())
@@ -113,7 +113,7 @@ def fault(draw: random.Random) -> str | None:
     return None
 
 
-def _wrong(phrases: list[str], text: str, out: str, watcher: Watcher, replacement: str | None) -> str | None:
+def _wrong(phrases: list[str], text: str, out: str, watcher: StreamMatcher, replacement: str | None) -> str | None:
     told = occurrences(phrases, text)
     if occurrences(phrases, out + " zz") != []:
         return "a phrase left"
@@ -141,10 +141,10 @@ def cost(count: int, characters: int) -> str:
     phrases = [" ".join(draw.choices(words, k=draw.randint(2, 3))) for _ in range(count)]
     before = memory_mb()
     started = time.perf_counter()
-    made = Phrases(phrases)
+    made = ForbiddenPhrases(phrases)
     built = time.perf_counter() - started
     text = " ".join(draw.choices(words, k=characters // 7))
-    watcher = Watch([Rule("p", made, REPLACEMENT)]).watcher()
+    watcher = AnswerFilter([FilterRule("p", made, REPLACEMENT)]).new_matcher()
     started = time.perf_counter()
     for at in range(0, len(text), 4):
         watcher.feed(text[at : at + 4])

@@ -22,7 +22,7 @@ class CorruptionError(ValueError):
     """This request can't be rewritten faithfully; the policy's `on_failure` decides what happens instead."""
 
 
-def is_settled(value: float | Tuned) -> TypeGuard[float]:
+def is_resolved(value: float | Tuned) -> TypeGuard[float]:
     """Whether a value is a number, not one that is still to be looked up."""
     return value != "tuned"
 
@@ -48,13 +48,40 @@ class CorruptSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    function: Literal["decoy", "noise", "set-noise", "zero", "flip"] = "decoy"
-    tokens: Literal["evidence", "identifying", "content", "all-but-last"] = "evidence"
-    strength: Annotated[float, Field(gt=0.0, le=MAX_STRENGTH)] | Tuned = 1.0
-    select: Literal["first", "random", "top"] = "first"
-    dims: Annotated[int, Field(strict=True, ge=1)] | Literal["all"] | Tuned = "all"
-    sigma: Annotated[float, Field(ge=0.0)] | Tuned | None = None
-    sigma_unit: Literal["rms", "absolute"] = "rms"
+    function: Literal["decoy", "noise", "set-noise", "zero", "flip"] = Field(
+        default="decoy",
+        description="`decoy` replaces the rows of identifying words by those of other words of the same kind. The rest "
+        "are ECO's: `noise` adds noise, `set-noise` replaces by noise, `zero` sets to zero, `flip` inverts the sign.",
+    )
+    tokens: Literal["evidence", "identifying", "content", "all-but-last"] = Field(
+        default="evidence",
+        description="Which tokens change. `evidence`: those of the words that made the classifier flag the text. "
+        "`identifying`: these, and all words rare enough to have no token of their own. `content`: the whole text. "
+        "`all-but-last`: all but the prompt's last token (the paper's choice).",
+    )
+    strength: Annotated[float, Field(gt=0.0, le=MAX_STRENGTH)] | Tuned = Field(
+        default=1.0,
+        description="`decoy` only. Position between the word (0) and its replacement (1): above 0, up to "
+        f"{MAX_STRENGTH:g}, or `tuned`.",
+    )
+    select: Literal["first", "random", "top"] = Field(
+        default="first",
+        description="Not for `decoy`. Which coordinates of an embedding row change: the first ones, random ones, or "
+        "those with the largest absolute value.",
+    )
+    dims: Annotated[int, Field(strict=True, ge=1)] | Literal["all"] | Tuned = Field(
+        default="all",
+        description="Not for `decoy`. Number of coordinates that change: a count, `all` or `tuned`.",
+    )
+    sigma: Annotated[float, Field(ge=0.0)] | Tuned | None = Field(
+        default=None,
+        description="Standard deviation of the noise, 0 or more, or `tuned`. Required by `noise` and `set-noise`.",
+    )
+    sigma_unit: Literal["rms", "absolute"] = Field(
+        default="rms",
+        description="Unit of `sigma`: multiples of the embedding table's row RMS, or embedding units (as in the "
+        "paper).",
+    )
 
     @property
     def uses_evidence(self) -> bool:
@@ -66,7 +93,7 @@ class CorruptSpec(BaseModel):
         if self.function in NEEDS_SIGMA:
             if self.sigma is None:
                 raise ValueError(f"function {self.function!r} needs a key 'sigma'")
-            if is_settled(self.sigma) and not math.isfinite(self.sigma):
+            if is_resolved(self.sigma) and not math.isfinite(self.sigma):
                 raise ValueError(f"sigma {self.sigma} is not finite")
         ignored = set()
         if self.function not in NEEDS_SIGMA:

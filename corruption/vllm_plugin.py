@@ -38,10 +38,18 @@ import torch
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as FirstInterface
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
-from lethe.corruption.decoding.logits import Answer, Row, Standing, end_rows, gather, leave_something, to_device
-from lethe.corruption.decoding.spec import ARGUMENT, Guard, Masks, from_argument
-from lethe.corruption.decoding.suffix_index import Library
-from lethe.corruption.decoding.token_text import Vocabulary, from_tokenizer
+from lethe.corruption.decoding.logits import (
+    ConstantMasks,
+    GuardedSequence,
+    LogitsRow,
+    allow_only_end_tokens,
+    copy_to_device,
+    gather_masks,
+    keep_end_token_possible,
+)
+from lethe.corruption.decoding.spec import XARGS_KEY, CompiledPenalty, TokenMaskCache, decode_penalty
+from lethe.corruption.decoding.suffix_index import SuffixIndexFolder
+from lethe.corruption.decoding.token_text import TokenVocabulary, read_vocabulary
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SecondInterface
@@ -75,22 +83,22 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raise ValueError when a request's argument is malformed or can't be obeyed."""
         arguments = sampling_params.extra_args or {}
-        if ARGUMENT not in arguments:
+        if XARGS_KEY not in arguments:
             return
-        for name in from_argument(arguments[ARGUMENT]).verbatim:
+        for name in decode_penalty(arguments[XARGS_KEY]).verbatim:
             _library().get(name)
         if _without_tokenizer():
-            raise ValueError(f"{ARGUMENT}: the server runs without a tokenizer")
+            raise ValueError(f"{XARGS_KEY}: the server runs without a tokenizer")
 
     def __init__(self, vllm_config: VllmConfig, *runner: Any) -> None:
         """V1 passes (device, is_pin_memory), Model Runner V2 passes its request states."""
         self._second = len(runner) == 1
         self._request_states: Any = runner[0] if self._second else None
         self._device = torch.device(runner[0].device if self._second else runner[0])
-        self._answers: dict[int, Answer] = {}
-        self._guards: OrderedDict[tuple[str, tuple[int, ...]], Guard] = OrderedDict()
-        self._masks = Masks()
-        self._standing = Standing()
+        self._answers: dict[int, GuardedSequence] = {}
+        self._guards: OrderedDict[tuple[str, tuple[int, ...]], CompiledPenalty] = OrderedDict()
+        self._masks = TokenMaskCache()
+        self._standing = ConstantMasks()
         self._snapshot: _Snapshot | None = None
         self._live: set[int] = set()
         # Held, so that no other configuration gets the same id while this instance lives.
@@ -136,7 +144,7 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
             self._edit(logits, rows)
         return logits
 
-    def _first_rows(self) -> list[Row]:
+    def _first_rows(self) -> list[LogitsRow]:
         rows = []
         for index, answer in self._answers.items():
             if len(answer.tokens) < answer.seen:
@@ -145,7 +153,7 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
             if _NO_TOKEN in fresh:
                 answer.fail("vLLM keeps its tokens back (name the processor with --logits-processors too)")
             answer.read(fresh)
-            rows.append(Row(index, answer, answer.state))
+            rows.append(LogitsRow(index, answer, answer.state))
         return rows
 
     # Model Runner V2
@@ -170,7 +178,7 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
         except Exception:
             logger.error("the newest tokens could not be copied ahead of the step")
 
-    def _second_rows(self, logits: torch.Tensor, ctx: Any) -> list[Row]:
+    def _second_rows(self, logits: torch.Tensor, ctx: Any) -> list[LogitsRow]:
         slots = ctx.idx_mapping_np.tolist()
         present = [(position, slot) for position, slot in enumerate(slots) if slot in self._answers]
         self._live = {slot for _, slot in present}
@@ -179,7 +187,7 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
         for _, slot in present:
             self._catch_up(slot)
         if logits.shape[0] == len(slots):
-            return [Row(i, self._answers[slot], self._answers[slot].state) for i, slot in present]
+            return [LogitsRow(i, self._answers[slot], self._answers[slot].state) for i, slot in present]
         return self._draft_rows(ctx)
 
     def _catch_up(self, slot: int) -> None:
@@ -196,10 +204,10 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
             window = states.all_token_ids.gpu[slot, begin:total].tolist()
         answer.read(window[len(window) - missing :])
 
-    def _draft_rows(self, ctx: Any) -> list[Row]:
+    def _draft_rows(self, ctx: Any) -> list[LogitsRow]:
         """One row for each draft token: its state is the answer's, led on through the drafts before it."""
         layout = torch.stack([ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.input_ids]).tolist()
-        rows: list[Row] = []
+        rows: list[LogitsRow] = []
         for index, (slot, offset, token) in enumerate(zip(*layout, strict=True)):
             answer = self._answers.get(slot)
             if answer is None:
@@ -208,13 +216,13 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
             if offset and not answer.failed and answer.guard is not None:
                 # A draft that the row before forbids is rejected, and this row with it.
                 state = answer.guard.advance(rows[-1].state, max(token, 0))
-            rows.append(Row(index, answer, state))
+            rows.append(LogitsRow(index, answer, state))
         return rows
 
     # Both
 
-    def _admit(self, params: SamplingParams, tokens: Sequence[int]) -> Answer | None:
-        value = (params.extra_args or {}).get(ARGUMENT)
+    def _admit(self, params: SamplingParams, tokens: Sequence[int]) -> GuardedSequence | None:
+        value = (params.extra_args or {}).get(XARGS_KEY)
         if value is None:
             return None
         exits = tuple(sorted({*self._model_exits, *_own_end(params)}))
@@ -222,63 +230,63 @@ class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[mis
             getattr(params, name, None)
             for name in ("structured_outputs", "allowed_token_ids", "min_tokens", "bad_words")
         )
-        answer = Answer(None, tokens, exits, ends=True, constrained=constrained)
+        answer = GuardedSequence(None, tokens, exits, ends=True, constrained=constrained)
         try:
-            penalty_ends = from_argument(value).on_fault == "stop"
+            penalty_ends = decode_penalty(value).on_fault == "stop"
             answer.ends = penalty_ends
             answer.guard = self._guard(value, exits)
         except Exception:
             answer.fail("its penalty could not be prepared")
         return answer
 
-    def _guard(self, value: str, exits: tuple[int, ...]) -> Guard:
+    def _guard(self, value: str, exits: tuple[int, ...]) -> CompiledPenalty:
         key = (value, exits)
         guard = self._guards.get(key)
         if guard is None:
             if self._vocabulary is None:
                 raise ValueError("no vocabulary")
-            penalty = from_argument(value)
+            penalty = decode_penalty(value)
             protected = [(_library().get(name), limit) for name, limit in penalty.verbatim.items()]
-            guard = Guard(penalty, self._vocabulary, keep=exits, protected=protected, masks=self._masks)
+            guard = CompiledPenalty(penalty, self._vocabulary, keep=exits, protected=protected, masks=self._masks)
             self._guards[key] = guard
             if len(self._guards) > _KEPT_GUARDS:
                 self._guards.popitem(last=False)
         self._guards.move_to_end(key)
         return guard
 
-    def _fail_all(self, logits: torch.Tensor, ctx: Any) -> list[Row]:
+    def _fail_all(self, logits: torch.Tensor, ctx: Any) -> list[LogitsRow]:
         for answer in self._answers.values():
             answer.failed = True
         if not self._second:
-            return [Row(i, answer, answer.state) for i, answer in self._answers.items()]
+            return [LogitsRow(i, answer, answer.state) for i, answer in self._answers.items()]
         try:
             slots = ctx.expanded_idx_mapping.tolist()
         except Exception:
             # Without the layout no row can be told from another: the safe end for all of them.
             slots = [next(iter(self._answers))] * logits.shape[0]
         found = [(i, self._answers[slot]) for i, slot in enumerate(slots) if slot in self._answers]
-        return [Row(i, answer, answer.state) for i, answer in found]
+        return [LogitsRow(i, answer, answer.state) for i, answer in found]
 
-    def _edit(self, logits: torch.Tensor, rows: list[Row]) -> None:
+    def _edit(self, logits: torch.Tensor, rows: list[LogitsRow]) -> None:
         try:
             self._mask_rows(logits, rows)
         except Exception:
             logger.error("guarded rows could not be masked; all of them fail")
             for row in rows:
                 row.answer.failed = True
-            end_rows(logits, [row for row in rows if row.answer.ends])
+            allow_only_end_tokens(logits, [row for row in rows if row.answer.ends])
 
-    def _mask_rows(self, logits: torch.Tensor, rows: list[Row]) -> None:
+    def _mask_rows(self, logits: torch.Tensor, rows: list[LogitsRow]) -> None:
         masks = [(row, row.answer.mask(row.state)) for row in rows]
         good = [(row, mask) for row, mask in masks if mask is not None]
         self._standing.refresh([row for row, _ in good], logits)
         softens = _newest.get(id(self._configuration)) is self
-        fresh = gather([(row.index, mask) for row, mask in good if mask], logits)
+        fresh = gather_masks([(row.index, mask) for row, mask in good if mask], logits)
         for edit in (self._standing.edit, fresh):
             if edit is not None:
                 edit.write(logits, soften=softens)
-        leave_something(logits, [row for row, _ in good if row.answer.constrained])
-        end_rows(logits, [row for row, mask in masks if mask is None and row.answer.ends])
+        keep_end_token_possible(logits, [row for row, _ in good if row.answer.constrained])
+        allow_only_end_tokens(logits, [row for row, mask in masks if mask is None and row.answer.ends])
 
 
 class _Snapshot:
@@ -286,7 +294,7 @@ class _Snapshot:
 
     def __init__(self, states: Any, slots: list[int]) -> None:
         device = states.total_len.gpu.device
-        index = to_device(np.array(slots, dtype=np.int64), device)
+        index = copy_to_device(np.array(slots, dtype=np.int64), device)
         total = states.total_len.gpu[index].long()
         places = (total[:, None] + torch.arange(-_WINDOW, 0, device=device)).clamp_(min=0)
         window = states.all_token_ids.gpu[index[:, None], places].long()
@@ -312,10 +320,10 @@ class _Snapshot:
 
 
 @cache
-def _library() -> Library:
+def _library() -> SuffixIndexFolder:
     """The indexes of protected texts on this machine; the frontend and the engine each read them."""
     folder = os.environ.get("LETHE_VERBATIM")
-    return Library(Path(folder) if folder else None)
+    return SuffixIndexFolder(Path(folder) if folder else None)
 
 
 def _own_end(params: SamplingParams) -> set[int]:
@@ -336,7 +344,7 @@ def _end_tokens(vllm_config: VllmConfig) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _load_vocabulary(vllm_config: VllmConfig) -> Vocabulary | None:
+def _load_vocabulary(vllm_config: VllmConfig) -> TokenVocabulary | None:
     """The model's vocabulary; None where there is none to read, so that guarded requests fail closed."""
     try:
         from vllm.tokenizers import cached_tokenizer_from_config
@@ -346,7 +354,7 @@ def _load_vocabulary(vllm_config: VllmConfig) -> Vocabulary | None:
         if tokenizer is None:
             logger.error("the server runs without a tokenizer: guarded requests will fail")
             return None
-        return from_tokenizer(tokenizer, model.get_vocab_size())
+        return read_vocabulary(tokenizer, model.get_vocab_size())
     except Exception:
         logger.exception("the tokenizer could not be read: guarded requests will fail")
         return None

@@ -35,7 +35,7 @@ import uvloop
 from benchmarks import eco_rewrite, fast_upstream, judging, load
 from lethe.classifier import judge
 from lethe.classifier.encoder.encoder import Encoder, load_encoder
-from lethe.classifier.text.segments import Reading
+from lethe.classifier.text.segments import TextSegments
 from lethe.corruption.embeddings.corruptor import Corruptor
 from lethe.corruption.embeddings.embedding_table import EmbeddingTable
 from lethe.evaluation.unlearning import tofu
@@ -100,7 +100,7 @@ SLACKS = {"encoder calls": CALLS, "word pieces encoded": PIECES}
 @contextmanager
 def judgements(into: dict[str, int]) -> Iterator[None]:
     """Counts what is read and encoded meanwhile."""
-    run, read = Encoder._run, judge.read
+    run, read = Encoder._run, judge.segment_text
     into |= dict.fromkeys(("texts read", "views", "windows", "encoder calls", "word pieces encoded"), 0)
 
     def counted_run(self: Encoder, ids: tuple[int, ...]) -> Any:
@@ -108,14 +108,14 @@ def judgements(into: dict[str, int]) -> Iterator[None]:
         into["word pieces encoded"] += len(ids)
         return run(self, ids)
 
-    def counted_read(*given: Any) -> Reading:
+    def counted_read(*given: Any) -> TextSegments:
         found = read(*given)
         into["texts read"] += 1
-        into["views"] += len(found._pages)
+        into["views"] += len(found._views)
         into["windows"] += len(found.first)
         return found
 
-    with patch.object(Encoder, "_run", counted_run), patch.object(judge, "read", counted_read):
+    with patch.object(Encoder, "_run", counted_run), patch.object(judge, "segment_text", counted_read):
         yield
 
 
@@ -160,10 +160,10 @@ def penalised() -> Counts:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from benchmarks import penalty_step
-    from lethe.corruption.decoding.token_text import Vocabulary
+    from lethe.corruption.decoding.token_text import TokenVocabulary
 
     rng = penalty_step.random.Random(5)
-    vocabulary = Vocabulary(penalty_step.made_up_pieces(VOCABULARY, rng))
+    vocabulary = TokenVocabulary(penalty_step.made_up_pieces(VOCABULARY, rng))
 
     class Operations(TorchDispatchMode):
         """Counts torch's operations, and the largest memory that one of them asks for."""

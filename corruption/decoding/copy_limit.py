@@ -21,21 +21,21 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from lethe.corruption.bounded import ByteCache
-from lethe.corruption.decoding.suffix_index import Index
-from lethe.corruption.decoding.token_text import Ids, Vocabulary, decode
+from lethe.corruption.decoding.suffix_index import SuffixIndex
+from lethe.corruption.decoding.token_text import TokenIds, TokenVocabulary, decode_bytes
 from lethe.corruption.phrases.normalize import SEPARATOR, fold
 
 # Letters of the newest tokens, the newest last; "" for a token without letters.
-Tail = tuple[str, ...]
+RecentLetters = tuple[str, ...]
 
-DEFAULT_LIMIT = 12
-MAX_LIMIT = 256
-MOST_BLANKS = 3
+DEFAULT_COPY_LIMIT = 12
+MAX_COPY_LIMIT = 256
+MAX_BLANK_TOKENS = 3
 # One set of tokens may be half a vocabulary.
-MOST_KNOWN_BYTES = 16 * 2**20
+MAX_BAN_CACHE_BYTES = 16 * 2**20
 
 
-class RunGuard:
+class CopyLimiter:
     """Protected texts with their limits in tokens, made ready for one vocabulary.
 
     keep: token ids that are never banned (the end of the answer). known: what was found for this vocabulary before.
@@ -43,30 +43,30 @@ class RunGuard:
 
     def __init__(
         self,
-        protected: Sequence[tuple[Index, int]],
-        vocabulary: Vocabulary,
+        protected: Sequence[tuple[SuffixIndex, int]],
+        vocabulary: TokenVocabulary,
         *,
         keep: Collection[int] = (),
-        known: ByteCache[Ids] | None = None,
+        known: ByteCache[TokenIds] | None = None,
     ) -> None:
         self._protected = tuple(protected)
         self._vocabulary = vocabulary
-        self._longest = max(limit for _, limit in protected) * (1 + MOST_BLANKS)
+        self._longest = max(limit for _, limit in protected) * (1 + MAX_BLANK_TOKENS)
         self._keep = np.array(sorted(keep), dtype=np.int64)
-        self._known = ByteCache[Ids](MOST_KNOWN_BYTES, lambda ids: ids.nbytes) if known is None else known
+        self._known = ByteCache[TokenIds](MAX_BAN_CACHE_BYTES, lambda ids: ids.nbytes) if known is None else known
         self._kept = frozenset(keep)
 
-    def advance(self, tail: Tail, folded: str, *, inside: bool) -> Tail:
+    def advance(self, tail: RecentLetters, folded: str, *, inside: bool) -> RecentLetters:
         """The tail after one more token that adds text. folded: its folded text, as far as it is complete.
 
         inside: the token goes on with a character that an earlier one began.
         """
         spelled = folded.replace(SEPARATOR, "")
-        if not spelled and (inside or (len(tail) >= MOST_BLANKS and not any(tail[-MOST_BLANKS:]))):
+        if not spelled and (inside or (len(tail) >= MAX_BLANK_TOKENS and not any(tail[-MAX_BLANK_TOKENS:]))):
             return tail
         return (*tail[1 - self._longest :], spelled)
 
-    def followers(self, tail: Tail) -> frozenset[str]:
+    def followers(self, tail: RecentLetters) -> frozenset[str]:
         """The letters that no further token may begin with, because they would make a run too long."""
         found: frozenset[str] = frozenset()
         for index, limit in self._protected:
@@ -77,7 +77,7 @@ class RunGuard:
                     found |= _after(index, [spelled for spelled in tail if spelled][-limit:], limit)
         return found
 
-    def banned(self, followers: frozenset[str], pending: bytes = b"") -> Ids:
+    def banned(self, followers: frozenset[str], pending: bytes = b"") -> TokenIds:
         """The ids of the tokens that begin with one of `followers`, and of those without letters; sorted.
 
         pending: the bytes of an incomplete character before them, which some tokens complete.
@@ -90,9 +90,9 @@ class RunGuard:
         return np.setdiff1d(np.union1d(others, np.array(inside, dtype=np.int64)), self._keep)
 
     def _first(self, pending: bytes, token: int) -> str:
-        return fold(decode(pending, self._vocabulary.pieces[token])[0]).lstrip(SEPARATOR)[:1]
+        return fold(decode_bytes(pending, self._vocabulary.pieces[token])[0]).lstrip(SEPARATOR)[:1]
 
-    def _from_boundary(self, followers: frozenset[str]) -> Ids:
+    def _from_boundary(self, followers: frozenset[str]) -> TokenIds:
         found = self._known.get((followers, self._kept))
         if found is None:
             initials = self._vocabulary.initials
@@ -103,7 +103,7 @@ class RunGuard:
         return found
 
 
-def _after(index: Index, newest: Sequence[str], limit: int) -> frozenset[str]:
+def _after(index: SuffixIndex, newest: Sequence[str], limit: int) -> frozenset[str]:
     """The letters that follow in the text if the `newest` tokens are a run of `limit`, the first of them in part."""
     if len(newest) < limit:
         return frozenset()

@@ -13,30 +13,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from lethe.corruption.decoding.spec import Guard, Mask, TextState
+from lethe.corruption.decoding.spec import CompiledPenalty, TextState, TokenMask
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Answer:
+class GuardedSequence:
     """One guarded answer in the batch: its guard, where its text stands, and whether it failed.
 
     tokens: V1's live list of output ids. constrained: something else may forbid tokens too, so that
     together nothing might be left. guard is None when it could not be made.
     """
 
-    guard: Guard | None
+    guard: CompiledPenalty | None
     tokens: Sequence[int]
     exits: tuple[int, ...]
     ends: bool
     constrained: bool
-    state: TextState = Guard.start
+    state: TextState = CompiledPenalty.start
     seen: int = 0
     failed: bool = False
 
     def restart(self) -> None:
-        self.state, self.seen = Guard.start, 0
+        self.state, self.seen = CompiledPenalty.start, 0
 
     def read(self, tokens: Sequence[int]) -> None:
         """Go on with the newest tokens of the answer; a fault is the answer's own."""
@@ -50,7 +50,7 @@ class Answer:
         except Exception:
             self.fail("its tokens could not be read")
 
-    def mask(self, state: TextState) -> Mask | None:
+    def mask(self, state: TextState) -> TokenMask | None:
         """What the state adds; None when the answer has failed."""
         if self.failed or self.guard is None:
             return None
@@ -67,16 +67,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Row:
+class LogitsRow:
     """A row of the logits, the answer it belongs to, and the state that its next token starts from."""
 
     index: int
-    answer: Answer
+    answer: GuardedSequence
     state: TextState
 
 
 @dataclass(frozen=True)
-class Edit:
+class LogitsEdit:
     """Places of the logits in the order of their memory, on their device: banned, and softened by weights."""
 
     banned: torch.Tensor
@@ -103,7 +103,7 @@ def _flat(logits: torch.Tensor) -> torch.Tensor:
     return logits.as_strided(((rows - 1) * logits.stride(0) + width,), (1,))
 
 
-def gather(masks: list[tuple[int, Mask]], logits: torch.Tensor) -> Edit | None:
+def gather_masks(masks: list[tuple[int, TokenMask]], logits: torch.Tensor) -> LogitsEdit | None:
     """The masks of several rows as one list of places: one copy to the device, which nothing waits for.
 
     Raises ValueError for a token that the logits have no place for: it would be one of the next row.
@@ -120,52 +120,52 @@ def gather(masks: list[tuple[int, Mask]], logits: torch.Tensor) -> Edit | None:
     np.concatenate([mask.banned + row * stride for row, mask in masks], out=packed[: ends[0]].view(np.int64))
     np.concatenate([mask.softened + row * stride for row, mask in masks], out=packed[ends[0] : ends[1]].view(np.int64))
     np.negative(np.concatenate([mask.weights for _, mask in masks]), out=packed[ends[1] :].view(np.float32))
-    there = to_device(packed, logits.device)
-    return Edit(
+    there = copy_to_device(packed, logits.device)
+    return LogitsEdit(
         there[: ends[0]].view(torch.int64),
         there[ends[0] : ends[1]].view(torch.int64),
         there[ends[1] :].view(torch.float32),
     )
 
 
-def to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+def copy_to_device(array: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
     tensor = torch.from_numpy(array)
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Standing:
+class ConstantMasks:
     """The masks that hold in every state, kept on the device until the batch changes."""
 
     def __init__(self) -> None:
         self._key: tuple[int, list[tuple[int, int]]] | None = None
-        self._guards: list[Guard] = []
-        self.edit: Edit | None = None
+        self._guards: list[CompiledPenalty] = []
+        self.edit: LogitsEdit | None = None
 
-    def refresh(self, rows: list[Row], logits: torch.Tensor) -> None:
+    def refresh(self, rows: list[LogitsRow], logits: torch.Tensor) -> None:
         key = logits.stride(0), [(row.index, id(row.answer.guard)) for row in rows]
         if key == self._key:
             return
         # Kept alive, so that no other guard can get the same id while the key stands.
         self._guards = [row.answer.guard for row in rows if row.answer.guard is not None]
         masks = [(row.index, guard.always) for row, guard in zip(rows, self._guards, strict=True)]
-        self.edit = gather([(index, mask) for index, mask in masks if mask], logits)
+        self.edit = gather_masks([(index, mask) for index, mask in masks if mask], logits)
         self._key = key
 
 
-def leave_something(logits: torch.Tensor, rows: list[Row]) -> None:
+def keep_end_token_possible(logits: torch.Tensor, rows: list[LogitsRow]) -> None:
     """Open the end of the answer where nothing at all is left, without asking the device."""
     if not rows:
         return
     # One copy to the device, which nothing waits for.
     wanted = np.array([[row.index, (row.answer.exits or (0,))[0]] for row in rows], dtype=np.int64).T
-    index, exits = to_device(np.ascontiguousarray(wanted), logits.device)
+    index, exits = copy_to_device(np.ascontiguousarray(wanted), logits.device)
     empty = torch.isneginf(logits[index]).all(dim=-1)
     logits[index, exits] = torch.where(empty, torch.zeros_like(logits[index, exits]), logits[index, exits])
 
 
-def end_rows(logits: torch.Tensor, rows: list[Row]) -> None:
+def allow_only_end_tokens(logits: torch.Tensor, rows: list[LogitsRow]) -> None:
     """Only the end of the answer stays possible. The last resort, so it doesn't raise either."""
     for row in rows:
         try:

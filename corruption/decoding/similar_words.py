@@ -18,10 +18,10 @@ from lethe.corruption.decoding.spec import MAX_PHRASE_CHARACTERS, MAX_SOFT_WORDS
 from lethe.corruption.phrases.normalize import fold
 
 # Of a word that was asked about it is remembered which words are alike, a few hundred bytes in most cases.
-MOST_KNOWN_BYTES = 16 * 2**20
+MAX_SIMILARITY_CACHE_BYTES = 16 * 2**20
 
 
-class WordList:
+class WordVectors:
     """W words with unit vectors, made ready once: folded, and in single precision.
 
     words: (W,) folded or not; vectors: (W, D), any float dtype. Raises ValueError when W differs.
@@ -36,10 +36,10 @@ class WordList:
         # numpy multiplies half precision without BLAS, a hundred times slower.
         self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         self._known: ByteCache[tuple[NDArray[np.intp], NDArray[np.float32]]] = ByteCache(
-            MOST_KNOWN_BYTES, lambda found: found[0].nbytes + found[1].nbytes
+            MAX_SIMILARITY_CACHE_BYTES, lambda found: found[0].nbytes + found[1].nbytes
         )
 
-    def near(
+    def most_similar(
         self,
         phrase_words: Collection[str],
         *,

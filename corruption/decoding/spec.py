@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lethe.corruption.bounded import ByteCache
-from lethe.corruption.decoding.copy_limit import MAX_LIMIT, RunGuard, Tail
-from lethe.corruption.decoding.suffix_index import NAME_LENGTH, Index
-from lethe.corruption.decoding.token_text import Ids, TextIndex, Vocabulary, decode
+from lethe.corruption.decoding.copy_limit import MAX_COPY_LIMIT, CopyLimiter, RecentLetters
+from lethe.corruption.decoding.suffix_index import NAME_LENGTH, SuffixIndex
+from lethe.corruption.decoding.token_text import SortedTexts, TokenIds, TokenVocabulary, decode_bytes
 from lethe.corruption.phrases.normalize import SEPARATOR, fold
-from lethe.corruption.phrases.trie import BOUNDARY, START, Continuation, PhraseMatcher
+from lethe.corruption.phrases.trie import BOUNDARY_NODE, START_STATE, PhraseContinuation, PhraseTrie
 
-ARGUMENT = "lethe"
-VERSION = 2
+XARGS_KEY = "lethe"
+ENCODING_VERSION = 2
 
 # An engine serves everybody: whatever an argument says, its preparation stays in the low milliseconds.
 MAX_CHARACTERS = 131_072
@@ -37,7 +37,7 @@ MAX_SOFT_WORDS = 256
 MAX_SOFT_TOTAL = 8_192
 MAX_WEIGHT = 100.0
 MAX_TEXTS = 64
-MOST_MASK_BYTES = 128 * 2**20
+MAX_MASK_BYTES = 128 * 2**20
 
 _NAME = re.compile(f"[0-9a-f]{{{NAME_LENGTH}}}")
 
@@ -71,8 +71,8 @@ class Penalty:
         for name, limit in self.verbatim.items():
             if not (isinstance(name, str) and _NAME.fullmatch(name)):
                 raise ValueError("a protected text's name is not that of an index")
-            if type(limit) is not int or not 1 <= limit <= MAX_LIMIT:
-                raise ValueError(f"a copy's limit is not a whole number from 1 to {MAX_LIMIT}")
+            if type(limit) is not int or not 1 <= limit <= MAX_COPY_LIMIT:
+                raise ValueError(f"a copy's limit is not a whole number from 1 to {MAX_COPY_LIMIT}")
         if self.on_fault not in get_args(OnFault):
             raise ValueError(f"on_fault is not one of {', '.join(get_args(OnFault))}")
 
@@ -93,10 +93,10 @@ def _check_texts(what: str, texts: tuple[str, ...], most: int, total: int) -> No
         raise ValueError(f"{what} have {size} characters together, more than {total}")
 
 
-def to_argument(penalty: Penalty) -> str:
+def encode_penalty(penalty: Penalty) -> str:
     """The penalty as JSON text; `from_argument` reads back an equal one."""
     body = {
-        "v": VERSION,
+        "v": ENCODING_VERSION,
         "phrases": list(penalty.phrases),
         "soft": dict(penalty.soft),
         "verbatim": dict(penalty.verbatim),
@@ -105,29 +105,29 @@ def to_argument(penalty: Penalty) -> str:
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
 
 
-def from_argument(value: object) -> Penalty:
+def decode_penalty(value: object) -> Penalty:
     """The penalty that a text of `to_argument` carries; ValueError for everything else."""
     if not isinstance(value, str):
-        raise ValueError(f"{ARGUMENT}: not a text")
+        raise ValueError(f"{XARGS_KEY}: not a text")
     if len(value) > MAX_CHARACTERS:
-        raise ValueError(f"{ARGUMENT}: {len(value)} characters, more than {MAX_CHARACTERS}")
+        raise ValueError(f"{XARGS_KEY}: {len(value)} characters, more than {MAX_CHARACTERS}")
     try:
         value.encode()  # lone surrogates could not travel to the engine
         body = json.loads(value, object_pairs_hook=_object)
     except RecursionError as error:
-        raise ValueError(f"{ARGUMENT}: nested too deep") from error
+        raise ValueError(f"{XARGS_KEY}: nested too deep") from error
     except ValueError as error:
-        raise ValueError(f"{ARGUMENT}: not a JSON object with unique keys") from error
+        raise ValueError(f"{XARGS_KEY}: not a JSON object with unique keys") from error
     if not isinstance(body, dict) or set(body) != {"v", "phrases", "soft", "verbatim", "on_fault"}:
-        raise ValueError(f"{ARGUMENT}: not an object of v, phrases, soft, verbatim and on_fault")
-    if type(body["v"]) is not int or body["v"] != VERSION:
-        raise ValueError(f"{ARGUMENT}: not version {VERSION}")
+        raise ValueError(f"{XARGS_KEY}: not an object of v, phrases, soft, verbatim and on_fault")
+    if type(body["v"]) is not int or body["v"] != ENCODING_VERSION:
+        raise ValueError(f"{XARGS_KEY}: not version {ENCODING_VERSION}")
     if not isinstance(body["phrases"], list):
-        raise ValueError(f"{ARGUMENT}: phrases is not a list")
+        raise ValueError(f"{XARGS_KEY}: phrases is not a list")
     if not isinstance(body["soft"], dict) or not isinstance(body["verbatim"], dict):
-        raise ValueError(f"{ARGUMENT}: soft or verbatim is not an object")
+        raise ValueError(f"{XARGS_KEY}: soft or verbatim is not an object")
     if not isinstance(body["on_fault"], str):
-        raise ValueError(f"{ARGUMENT}: on_fault is not a text")
+        raise ValueError(f"{XARGS_KEY}: on_fault is not a text")
     try:
         return Penalty(
             tuple(body["phrases"]),
@@ -136,7 +136,7 @@ def from_argument(value: object) -> Penalty:
             body["on_fault"],  # type: ignore[arg-type]
         )
     except ValueError as error:
-        raise ValueError(f"{ARGUMENT}: {error}") from error
+        raise ValueError(f"{XARGS_KEY}: {error}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,15 +154,15 @@ class TextState(NamedTuple):
 
     nodes: tuple[int, ...]
     pending: bytes
-    tail: Tail = ()
+    tail: RecentLetters = ()
 
 
 @dataclass(frozen=True)
-class Mask:
+class TokenMask:
     """Token ids: banned (-inf), and softened by the weights beside them. All of them sorted and unique."""
 
-    banned: Ids
-    softened: Ids
+    banned: TokenIds
+    softened: TokenIds
     weights: NDArray[np.float32]
 
     def __bool__(self) -> bool:
@@ -173,18 +173,18 @@ class Mask:
         return self.banned.nbytes + self.softened.nbytes + self.weights.nbytes
 
 
-class Masks:
+class TokenMaskCache:
     """The masks of states that were met, of all guards for one vocabulary together, within a bound of memory.
 
     One state's mask is small in most cases, but may be half a vocabulary, and an engine serves many answers.
     """
 
-    def __init__(self, most_bytes: int = MOST_MASK_BYTES) -> None:
-        self.states: ByteCache[Mask] = ByteCache(most_bytes // 2, lambda mask: mask.nbytes)
-        self.copies: ByteCache[Ids] = ByteCache(most_bytes // 2, lambda ids: ids.nbytes)
+    def __init__(self, most_bytes: int = MAX_MASK_BYTES) -> None:
+        self.states: ByteCache[TokenMask] = ByteCache(most_bytes // 2, lambda mask: mask.nbytes)
+        self.copies: ByteCache[TokenIds] = ByteCache(most_bytes // 2, lambda ids: ids.nbytes)
 
 
-class Guard:
+class CompiledPenalty:
     """A penalty made ready for one vocabulary. Shared by all answers with the same penalty.
 
     always: the mask of every state (tokens that carry a forbidden match inside them). `mask(state)` is
@@ -192,31 +192,31 @@ class Guard:
     indexes that `penalty.verbatim` names, with their limits. masks: shared by the guards of one vocabulary.
     """
 
-    start = TextState(START, b"")
+    start = TextState(START_STATE, b"")
 
     def __init__(
         self,
         penalty: Penalty,
-        vocabulary: Vocabulary,
+        vocabulary: TokenVocabulary,
         *,
         keep: Collection[int] = (),
-        protected: Sequence[tuple[Index, int]] = (),
-        masks: Masks | None = None,
+        protected: Sequence[tuple[SuffixIndex, int]] = (),
+        masks: TokenMaskCache | None = None,
     ) -> None:
-        masks = masks or Masks()
+        masks = masks or TokenMaskCache()
         self.penalty = penalty
         self._vocabulary = vocabulary
-        self._matcher = PhraseMatcher(penalty.phrases, penalty.soft)
+        self._matcher = PhraseTrie(penalty.phrases, penalty.soft)
         self._keep = np.array(sorted(keep), dtype=np.int64)
-        self._runs = RunGuard(protected, vocabulary, keep=keep, known=masks.copies) if protected else None
+        self._runs = CopyLimiter(protected, vocabulary, keep=keep, known=masks.copies) if protected else None
         self._masks = masks.states
         # Its entries' first key: no other guard gets it while an entry is there.
         self._own = object()
         found, begun = _Found(), _Found()
-        for place in self._matcher.continuations(BOUNDARY, vocabulary.longest):
+        for place in self._matcher.continuations(BOUNDARY_NODE, vocabulary.longest):
             found.add(vocabulary.inner, place.text, place)
             begun.add(vocabulary.whole, place.text, place)
-        self._followers = {BOUNDARY: begun}
+        self._followers = {BOUNDARY_NODE: begun}
         self.always = self._mask_of([found])
         always = zip(self.always.softened.tolist(), self.always.weights.tolist(), strict=True)
         self._always_weight: dict[int, float] = dict(always)
@@ -228,7 +228,7 @@ class Guard:
         if token >= len(self._vocabulary):
             return state  # padding of the logits: it has no text
         if state.pending:
-            text, tail = decode(state.pending, self._vocabulary.pieces[token])
+            text, tail = decode_bytes(state.pending, self._vocabulary.pieces[token])
             folded = fold(text)
         else:
             folded, tail = self._vocabulary.texts[token], self._vocabulary.tails.get(token, b"")
@@ -237,7 +237,7 @@ class Guard:
             return TextState(nodes, tail, state.tail)
         return TextState(nodes, tail, self._runs.advance(state.tail, folded, inside=bool(state.pending)))
 
-    def mask(self, state: TextState) -> Mask:
+    def mask(self, state: TextState) -> TokenMask:
         """What is banned and softened in this state besides `always`."""
         key = (self._own, state.nodes, state.pending)
         found = self._masks.get(key)
@@ -247,10 +247,10 @@ class Guard:
         if self._runs is not None and (followers := self._runs.followers(state.tail)):
             copying = self._runs.banned(followers, state.pending)
             banned = np.union1d(found.banned, copying) if len(found.banned) else copying
-            return Mask(banned, found.softened, found.weights)
+            return TokenMask(banned, found.softened, found.weights)
         return found
 
-    def _mask(self, state: TextState) -> Mask:
+    def _mask(self, state: TextState) -> TokenMask:
         if not state.pending:
             return self._mask_of([self._follow(node) for node in state.nodes], added=True)
         # Only a token that starts inside a character can complete the pending one; any other makes it a
@@ -262,7 +262,7 @@ class Guard:
     def _completing(self, state: TextState) -> _Found:
         found = _Found()
         for token in self._vocabulary.broken:
-            text = fold(decode(state.pending, self._vocabulary.pieces[token])[0])
+            text = fold(decode_bytes(state.pending, self._vocabulary.pieces[token])[0])
             if self._matcher.forbids(state.nodes, text):
                 found.banned.append(np.array([token], dtype=np.int64))
             if weight := self._matcher.weight(state.nodes, text):
@@ -281,7 +281,7 @@ class Guard:
                     found.add(self._vocabulary.whole, SEPARATOR + place.text, place)
         return found
 
-    def _mask_of(self, parts: list[_Found], *, added: bool = False) -> Mask:
+    def _mask_of(self, parts: list[_Found], *, added: bool = False) -> TokenMask:
         banned = _union([ids for part in parts for ids in part.banned])
         weights: dict[int, float] = {}
         for ids, weight in (pair for part in parts for pair in part.softened):
@@ -294,7 +294,7 @@ class Guard:
             banned = _without(banned, self.always.banned)
         banned = _without(banned, self._keep)
         softened = sorted(weights)
-        return Mask(
+        return TokenMask(
             banned,
             np.array(softened, dtype=np.int64),
             np.array([weights[token] for token in softened], dtype=np.float32),
@@ -305,30 +305,30 @@ class _Found:
     """Token ids gathered from index look-ups, not yet unique."""
 
     def __init__(self) -> None:
-        self.banned: list[Ids] = []
-        self.softened: list[tuple[Ids, float]] = []
+        self.banned: list[TokenIds] = []
+        self.softened: list[tuple[TokenIds, float]] = []
 
-    def add(self, index: TextIndex, text: str, place: Continuation) -> None:
+    def add(self, index: SortedTexts, text: str, place: PhraseContinuation) -> None:
         """The tokens of `index` that lead to `place` by being `text` or by starting with it as a word."""
         if (place.at_end or place.soft) and len(ids := index.equal(text)):
             self._add(ids, place.at_end, place.soft)
         if (place.whole or place.soft_whole) and len(ids := index.starting(text + SEPARATOR)):
             self._add(ids, place.whole, place.soft_whole)
 
-    def _add(self, ids: Ids, banned: bool, weight: float) -> None:
+    def _add(self, ids: TokenIds, banned: bool, weight: float) -> None:
         if banned:
             self.banned.append(ids)
         if weight:
             self.softened.append((ids, weight))
 
 
-def _without(ids: Ids, others: Ids) -> Ids:
+def _without(ids: TokenIds, others: TokenIds) -> TokenIds:
     """The ids that are not among `others`, which are sorted. Of few ids, much faster than numpy's setdiff1d."""
     if not len(ids) or not len(others):
         return ids
-    left: Ids = ids[others.take(others.searchsorted(ids), mode="clip") != ids]
+    left: TokenIds = ids[others.take(others.searchsorted(ids), mode="clip") != ids]
     return left
 
 
-def _union(parts: list[Ids]) -> Ids:
+def _union(parts: list[TokenIds]) -> TokenIds:
     return np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)

@@ -29,8 +29,8 @@ from safetensors import numpy as tensors
 
 from lethe.corruption.phrases.normalize import SEPARATOR, fold
 
-FILE = "verbatim.safetensors"
-FORMAT = "lethe verbatim 1"
+INDEX_FILE = "verbatim.safetensors"
+INDEX_FORMAT = "lethe verbatim 1"
 NAME_LENGTH = 32
 MAX_LETTERS = 2**30
 _MAX_HEADER_BYTES = 65_536
@@ -39,20 +39,20 @@ _MAX_CHARACTER_BYTES = 4
 logger = logging.getLogger(__name__)
 
 
-def letters(text: str) -> str:
+def comparable_letters(text: str) -> str:
     """What is compared of a text: its folded letters and digits."""
     return fold(text).replace(SEPARATOR, "")
 
 
-def name(texts: Iterable[str]) -> str:
+def content_name(texts: Iterable[str]) -> str:
     """The name of the index of these texts, read as one text: the same however it is cut into pieces."""
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(letters(text).encode())
+        digest.update(comparable_letters(text).encode())
     return digest.hexdigest()[:NAME_LENGTH]
 
 
-class Index:
+class SuffixIndex:
     """The letters of a text as UTF-8, and the places of its characters sorted by what follows them."""
 
     def __init__(self, data: bytes | mmap.mmap, text: tuple[int, int], places: tuple[int, int]) -> None:
@@ -98,12 +98,12 @@ class Index:
         return bisect_right(self._places, wanted, low, high, key=lambda place: self._read(place, len(wanted)))
 
 
-def build(texts: Iterable[str]) -> dict[str, NDArray[Any]]:
+def build_arrays(texts: Iterable[str]) -> dict[str, NDArray[Any]]:
     """The arrays of an index of `texts`, read as one text: `letters` (uint8) and `places` (uint32).
 
     Raises ValueError when they hold no letter, or more than MAX_LETTERS.
     """
-    text = "".join(map(letters, texts))
+    text = "".join(map(comparable_letters, texts))
     if not 0 < len(text) <= MAX_LETTERS:
         raise ValueError(f"the texts have {len(text)} letters, not 1 to {MAX_LETTERS}")
     codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
@@ -131,21 +131,21 @@ def _suffixes(codes: NDArray[np.uint32]) -> NDArray[np.int64]:
         step *= 2
 
 
-def in_memory(texts: Iterable[str]) -> Index:
+def index_in_memory(texts: Iterable[str]) -> SuffixIndex:
     """The index of `texts` without a file. Raises ValueError as `build` does."""
-    arrays = build(texts)
+    arrays = build_arrays(texts)
     places, text = arrays["places"].tobytes(), arrays["letters"].tobytes()
-    return Index(places + text, (len(places), len(places) + len(text)), (0, len(places)))
+    return SuffixIndex(places + text, (len(places), len(places) + len(text)), (0, len(places)))
 
 
-def save(texts: Iterable[str], path: Path) -> str:
+def save_index(texts: Iterable[str], path: Path) -> str:
     """Write the index of `texts` to `path`, whole or not at all; returns its name. Raises as `build` does."""
-    arrays = build(texts)
+    arrays = build_arrays(texts)
     hashes = {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items()}
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(tensors.save(arrays, metadata={"format": FORMAT, **hashes}))
+            stream.write(tensors.save(arrays, metadata={"format": INDEX_FORMAT, **hashes}))
         Path(partial).chmod(0o644)
         os.replace(partial, path)
     except BaseException:
@@ -154,7 +154,7 @@ def save(texts: Iterable[str], path: Path) -> str:
     return hashes["letters"][:NAME_LENGTH]
 
 
-def load(path: Path) -> Index:
+def load_index(path: Path) -> SuffixIndex:
     """The index in a file, memory-mapped. Raises ValueError naming file and reason when it isn't a sound one."""
     try:
         with path.open("rb") as stream:
@@ -167,8 +167,8 @@ def load(path: Path) -> Index:
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(data[8 : 8 + length])
         metadata = header["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"format {metadata['format']!r}, not {FORMAT!r}")
+        if metadata["format"] != INDEX_FORMAT:
+            raise ValueError(f"format {metadata['format']!r}, not {INDEX_FORMAT!r}")
         text = _part(header["letters"], "U8", 1, 8 + length, len(data))
         places = _part(header["places"], "U32", 4, 8 + length, len(data))
         for part, digest in ((text, metadata["letters"]), (places, metadata["places"])):
@@ -176,7 +176,7 @@ def load(path: Path) -> Index:
                 raise ValueError("its content differs from the hash in its header")
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path}: not a verbatim index: {error}") from error
-    return Index(data, text, places)
+    return SuffixIndex(data, text, places)
 
 
 def _part(entry: dict[str, Any], dtype: str, width: int, start: int, size: int) -> tuple[int, int]:
@@ -186,7 +186,7 @@ def _part(entry: dict[str, Any], dtype: str, width: int, start: int, size: int) 
     return begin, end
 
 
-class Library:
+class SuffixIndexFolder:
     """The indexes in a folder of artifacts (`*/verbatim.safetensors`), found by name.
 
     Files are read when a name is asked for that isn't known yet, so an index may come while the server runs.
@@ -195,9 +195,9 @@ class Library:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._read: dict[Path, tuple[int, int]] = {}
-        self._indexes: dict[str, Index] = {}
+        self._indexes: dict[str, SuffixIndex] = {}
 
-    def get(self, wanted: str) -> Index:
+    def get(self, wanted: str) -> SuffixIndex:
         """The index of that name. Raises ValueError, without the name, when there is none."""
         if wanted not in self._indexes:
             self._look()
@@ -206,13 +206,13 @@ class Library:
         return self._indexes[wanted]
 
     def _look(self) -> None:
-        for path in sorted(self._folder.glob(f"*/{FILE}")) if self._folder is not None else ():
+        for path in sorted(self._folder.glob(f"*/{INDEX_FILE}")) if self._folder is not None else ():
             try:
                 status = path.stat()
                 stamp = (status.st_mtime_ns, status.st_size)
                 if self._read.get(path) != stamp:
                     self._read[path] = stamp
-                    index = load(path)
+                    index = load_index(path)
                     self._indexes[index.name] = index
             except (OSError, ValueError) as error:
                 logger.error("a verbatim index can't be used: %s", error)

@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 
 from lethe.corruption.phrases.normalize import SEPARATOR, fold
 
-Ids = NDArray[np.int64]
+TokenIds = NDArray[np.int64]
 
-_NO_IDS: Ids = np.empty(0, dtype=np.int64)
+_NO_IDS: TokenIds = np.empty(0, dtype=np.int64)
 _AFTER_ALL = "\U0010ffff"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _METASPACE = "\u2581"
 
 
-class TextIndex:
+class SortedTexts:
     """Texts with ids, sorted: the ids of one text, and of all texts that start with a prefix."""
 
     def __init__(self, texts: Sequence[str], ids: Sequence[int]) -> None:
         order = sorted(range(len(texts)), key=texts.__getitem__)
-        self._ids: Ids = np.array([ids[i] for i in order], dtype=np.int64)
+        self._ids: TokenIds = np.array([ids[i] for i in order], dtype=np.int64)
         self._texts: list[str] = []
         self._starts: list[int] = []
         self._place: dict[str, int] = {}
@@ -44,19 +44,19 @@ class TextIndex:
                 self._starts.append(position)
         self._starts.append(len(order))
 
-    def equal(self, text: str) -> Ids:
+    def equal(self, text: str) -> TokenIds:
         """The ids of the tokens with exactly this text."""
         place = self._place.get(text)
         return _NO_IDS if place is None else self._ids[self._starts[place] : self._starts[place + 1]]
 
-    def starting(self, prefix: str) -> Ids:
+    def starting(self, prefix: str) -> TokenIds:
         """The ids of the tokens whose text starts with `prefix`, itself included."""
         low = bisect_left(self._texts, prefix)
         high = bisect_left(self._texts, prefix + _AFTER_ALL, lo=low)
         return self._ids[self._starts[low] : self._starts[high]]
 
 
-class Vocabulary:
+class TokenVocabulary:
     """What every token id adds to the output.
 
     pieces: the bytes of each token, in id order; None for tokens that add no text (special tokens).
@@ -70,21 +70,21 @@ class Vocabulary:
         self.texts: list[str] = []
         self.tails: dict[int, bytes] = {}
         for token, piece in enumerate(self.pieces):
-            text, tail = decode(b"", piece)
+            text, tail = decode_bytes(b"", piece)
             self.texts.append(fold(text))
             if tail:
                 self.tails[token] = tail
         self.broken = [token for token, piece in enumerate(self.pieces) if piece and piece[0] & 0xC0 == 0x80]
         filled = [token for token, text in enumerate(self.texts) if text]
         self.longest = max((len(self.texts[token]) for token in filled), default=0)
-        self.whole = TextIndex([self.texts[token] for token in filled], filled)
+        self.whole = SortedTexts([self.texts[token] for token in filled], filled)
         inner = [(text[i + 1 :], t) for t in filled for text in (self.texts[t],) for i in _separators(text)]
-        self.inner = TextIndex([text for text, _ in inner], [token for _, token in inner])
+        self.inner = SortedTexts([text for text, _ in inner], [token for _, token in inner])
         first: dict[str, list[int]] = {}
         for token, text in enumerate(self.texts):
             if self.pieces[token]:
                 first.setdefault(text.lstrip(SEPARATOR)[:1], []).append(token)
-        self.initials: dict[str, Ids] = {letter: np.array(ids, dtype=np.int64) for letter, ids in first.items()}
+        self.initials: dict[str, TokenIds] = {letter: np.array(ids, dtype=np.int64) for letter, ids in first.items()}
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -97,7 +97,7 @@ def _separators(text: str) -> list[int]:
 _DECODER = codecs.getincrementaldecoder("utf-8")
 
 
-def decode(pending: bytes, piece: bytes) -> tuple[str, bytes]:
+def decode_bytes(pending: bytes, piece: bytes) -> tuple[str, bytes]:
     """The text of `pending + piece` and the bytes of an incomplete character at its end.
 
     Bytes that can't belong to a character become U+FFFD, as they do in the answer.
@@ -107,7 +107,7 @@ def decode(pending: bytes, piece: bytes) -> tuple[str, bytes]:
     return text, decoder.getstate()[0]
 
 
-def from_tokenizer(tokenizer: Any, size: int) -> Vocabulary:
+def read_vocabulary(tokenizer: Any, size: int) -> TokenVocabulary:
     """The vocabulary of a Hugging Face tokenizer, as wide as the model's logits at most.
 
     tokenizer: a `transformers` tokenizer or a `tokenizers.Tokenizer`. size: number of logits.
@@ -123,7 +123,7 @@ def from_tokenizer(tokenizer: Any, size: int) -> Vocabulary:
     ids = [token for token in pieces if 0 <= token < size]
     if not ids:
         raise ValueError(f"tokenizer {type(tokenizer).__name__} has no tokens below {size}")
-    return Vocabulary([pieces.get(token) for token in range(max(ids) + 1)])
+    return TokenVocabulary([pieces.get(token) for token in range(max(ids) + 1)])
 
 
 def _pieces_of_json(description: dict[str, Any], vocabulary: dict[str, int]) -> dict[int, bytes | None] | None:

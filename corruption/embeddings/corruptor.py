@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from lethe.corruption.embeddings import decoy, keyed_rng
 from lethe.corruption.embeddings.embedding_table import EmbeddingTable
-from lethe.corruption.embeddings.noise import AT_ONCE, FUNCTIONS, approach, is_finite
+from lethe.corruption.embeddings.noise import BATCH_VALUES, FUNCTIONS, approach, is_finite
 from lethe.corruption.embeddings.torch_format import TensorFile
-from lethe.corruption.prompt.conversation import Target, texts
-from lethe.corruption.prompt.token_spans import ModelText, Span
-from lethe.corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec, is_settled
+from lethe.corruption.prompt.conversation import TextTarget, replaceable_texts
+from lethe.corruption.prompt.token_spans import PromptTokenizer, TokenSpan
+from lethe.corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec, is_resolved
 
 __all__ = ["CorruptSpec", "CorruptionError", "Corruptor"]
 
-Characters = Sequence[tuple[int, int]]
+CharacterRanges = Sequence[tuple[int, int]]
 
 
 class Corruptor:
@@ -44,7 +44,7 @@ class Corruptor:
     ) -> None:
         """Raises ValueError when the folder, its tokenizer or its embeddings are unusable."""
         self._secret = keyed_rng.check_secret(secret)
-        self.text = ModelText(
+        self.prompt_tokenizer = PromptTokenizer(
             model_dir, chat_template=chat_template, chat_template_content_format=chat_template_content_format
         )
         self.table = EmbeddingTable(model_dir)
@@ -52,7 +52,7 @@ class Corruptor:
     def chat(
         self,
         body: Mapping[str, Any],
-        targets: Mapping[Target, Characters],
+        targets: Mapping[TextTarget, CharacterRanges],
         spec: CorruptSpec | None,
         policy: str,
     ) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Corruptor:
         evidence, empty for the whole text. All else is the body's own: it is not modified, and shares
         what didn't change. A text without tokens stays as it is.
         """
-        spans = self.text.chat_spans(body, targets)
+        spans = self.prompt_tokenizer.chat_spans(body, targets)
         messages = list(body["messages"])
         for target, span in spans.items():
             change = spec if target in targets else None
@@ -82,7 +82,7 @@ class Corruptor:
     def completion(
         self,
         prompt: str | Sequence[int],
-        spans: Characters,
+        spans: CharacterRanges,
         spec: CorruptSpec | None,
         policy: str,
         *,
@@ -92,20 +92,22 @@ class Corruptor:
 
         spans: evidence as character ranges of the text, or of `text.decode(ids)`.
         """
-        span, front = self.text.completion(prompt, add_special_tokens=add_special_tokens)
+        span, front = self.prompt_tokenizer.completion(prompt, add_special_tokens=add_special_tokens)
         if not span.ids:
             raise CorruptionError("the prompt has no tokens")
         return self._data(span, front, spans, spec, policy)
 
     def clean_chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Every text of the body as its own embeddings, unchanged: must answer as the text does."""
-        return self.chat(body, dict.fromkeys(texts(body["messages"]), ()), None, "")
+        return self.chat(body, dict.fromkeys(replaceable_texts(body["messages"]), ()), None, "")
 
     def clean_completion(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> str:
         """The prompt as its own embeddings, unchanged."""
         return self.completion(prompt, (), None, "", add_special_tokens=add_special_tokens)
 
-    def rows(self, span: Span, front: int, evidence: Characters, spec: CorruptSpec | None, policy: str) -> NDArray[Any]:
+    def rows(
+        self, span: TokenSpan, front: int, evidence: CharacterRanges, spec: CorruptSpec | None, policy: str
+    ) -> NDArray[Any]:
         """(T, D) rows of the span, changed as the spec says. front: tokens before the text (BOS)."""
         rows = np.empty((len(span.ids), self.table.width), dtype=self.table.dtype)
         self._fill(rows, span, front, evidence, spec, policy)
@@ -114,9 +116,9 @@ class Corruptor:
     def _fill(
         self,
         rows: NDArray[Any],
-        span: Span,
+        span: TokenSpan,
         front: int,
-        evidence: Characters,
+        evidence: CharacterRanges,
         spec: CorruptSpec | None,
         policy: str,
     ) -> None:
@@ -131,16 +133,16 @@ class Corruptor:
         assert spec.dims != "tuned"
         dims = self.table.width if spec.dims == "all" else spec.dims
         arguments: dict[str, Any] = {"dims": dims, "select": spec.select, "out": rows}
-        arguments["rng"] = keyed_rng.generator(self._secret, policy, span.ids)
+        arguments["rng"] = keyed_rng.keyed_generator(self._secret, policy, span.ids)
         if spec.function in NEEDS_SIGMA:
-            assert spec.sigma is not None and is_settled(spec.sigma)
+            assert spec.sigma is not None and is_resolved(spec.sigma)
             arguments["sigma"] = spec.sigma * (self.table.row_rms if spec.sigma_unit == "rms" else 1.0)
         try:
             FUNCTIONS[spec.function](rows, np.array(chosen, dtype=np.bool_), **arguments)
         except ValueError as error:
             raise CorruptionError(f"policy {policy!r}: {error}") from error
 
-    def _chosen(self, span: Span, front: int, evidence: Characters, spec: CorruptSpec) -> list[bool]:
+    def _chosen(self, span: TokenSpan, front: int, evidence: CharacterRanges, spec: CorruptSpec) -> list[bool]:
         """Which tokens to change."""
         content = [position >= front for position in range(len(span.ids))]
         if spec.tokens == "all-but-last" and span.final and content:
@@ -160,9 +162,9 @@ class Corruptor:
         return marked
 
     def _fill_decoys(
-        self, rows: NDArray[Any], span: Span, chosen: Sequence[bool], spec: CorruptSpec, policy: str
+        self, rows: NDArray[Any], span: TokenSpan, chosen: Sequence[bool], spec: CorruptSpec, policy: str
     ) -> None:
-        assert is_settled(spec.strength)
+        assert is_resolved(spec.strength)
         ids = self.decoys.replace(span.ids, chosen, secret=self._secret, policy=policy)
         if spec.strength == 1.0:
             self.table.rows(ids, out=rows)
@@ -175,7 +177,7 @@ class Corruptor:
         first: dict[tuple[int, int], int] = {}
         known = [first.setdefault(pair, place) for place, pair in enumerate(zip(ids, others, strict=True))]
         pairs = list(first.items())
-        many = max(1, AT_ONCE // self.table.width)
+        many = max(1, BATCH_VALUES // self.table.width)
         clean, goal = (np.empty((many, self.table.width), dtype=rows.dtype) for _ in range(2))
         room = np.empty((2, *clean.shape), dtype=np.promote_types(rows.dtype, np.float32))
         for begin in range(0, len(pairs), many):
@@ -189,12 +191,16 @@ class Corruptor:
                 rows[place] = rows[same]
 
     @cached_property
-    def decoys(self) -> decoy.Decoys:
+    def decoys(self) -> decoy.DecoyVocabulary:
         """The vocabulary by kind: about a second for 128,000 tokens, so it waits for the first decoy."""
-        size = min(self.text.size, self.table.size)
-        return decoy.Decoys(self.text.pieces(range(size)), self.text.tokenizer.special_ids())
+        size = min(self.prompt_tokenizer.size, self.table.size)
+        return decoy.DecoyVocabulary(
+            self.prompt_tokenizer.pieces(range(size)), self.prompt_tokenizer.model_tokenizer.special_ids()
+        )
 
-    def _data(self, span: Span, front: int, evidence: Characters, spec: CorruptSpec | None, policy: str) -> str:
+    def _data(
+        self, span: TokenSpan, front: int, evidence: CharacterRanges, spec: CorruptSpec | None, policy: str
+    ) -> str:
         try:
             file = TensorFile(len(span.ids), self.table.width, self.table.dtype)
             self._fill(file.rows, span, front, evidence, spec, policy)

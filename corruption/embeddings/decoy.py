@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from lethe.corruption.embeddings import keyed_rng
 
-Kind = tuple[bool, str, str]
+TokenKind = tuple[bool, str, str]
 # Ids follow frequency in BPE vocabularies: a decoy comes from about as common a token.
 WINDOW = 512
 # A digest of 32 bytes holds so many draws of 4 bytes.
@@ -23,7 +23,7 @@ DRAWS = 8
 _DRAWN = struct.Struct(f">{DRAWS}I")
 
 
-def kind(piece: str) -> Kind | None:
+def token_kind(piece: str) -> TokenKind | None:
     """What a decoy must have in common with a token: (starts a word, script or digits, case or length).
 
     piece: the token's text with its leading space. None for what identifies nothing by itself and is
@@ -42,15 +42,15 @@ def kind(piece: str) -> Kind | None:
     return starts, _script(core[0]), _case(core)
 
 
-class Decoys:
+class DecoyVocabulary:
     """The vocabulary by kind."""
 
     def __init__(self, pieces: Sequence[str], special: Collection[int]) -> None:
         """pieces: the text of every token id; special: ids that are never replaced nor used."""
         # A vocabulary has many tokens and few kinds: one object for each, and numbers without objects.
-        one: dict[Kind | None, Kind | None] = {}
+        one: dict[TokenKind | None, TokenKind | None] = {}
         kinds = [
-            None if token in special else one.setdefault(found := kind(piece), found)
+            None if token in special else one.setdefault(found := token_kind(piece), found)
             for token, piece in enumerate(pieces)
         ]
         self._kinds = kinds
@@ -59,7 +59,7 @@ class Decoys:
         # For each token the ids of its kind in rising order, and where in that order it stands.
         self._alike = [array("i")] * len(pieces)
         self._place = array("i", bytes(4 * len(pieces)))
-        members: dict[Kind, array[int]] = {}
+        members: dict[TokenKind, array[int]] = {}
         for token, found in enumerate(kinds):
             if found is not None:
                 alike = self._alike[token] = members.setdefault(found, array("i"))
@@ -98,7 +98,7 @@ class Decoys:
         text = "".join([self._folded[token] for token in word]).encode()
         draws: list[int] = []
         for block in range(0, len(word), DRAWS):
-            draws += _DRAWN.unpack(keyed_rng.digest(secret, policy, "decoy", block.to_bytes(4, "big") + text))
+            draws += _DRAWN.unpack(keyed_rng.keyed_digest(secret, policy, "decoy", block.to_bytes(4, "big") + text))
         return list(map(self._decoy, word, draws))
 
     def _decoy(self, token: int, draw: int) -> int:

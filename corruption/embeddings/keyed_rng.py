@@ -24,7 +24,7 @@ def check_secret(secret: bytes) -> bytes:
     return secret
 
 
-def digest(secret: bytes, policy: str, purpose: str, data: bytes) -> bytes:
+def keyed_digest(secret: bytes, policy: str, purpose: str, data: bytes) -> bytes:
     """32 keyed bytes. Lengths stand before the texts, so no two inputs share a message."""
     made = _begun(secret, policy, purpose).copy()
     made.update(len(data).to_bytes(8, "big") + data)
@@ -38,10 +38,10 @@ def _begun(secret: bytes, policy: str, purpose: str) -> hmac.HMAC:
     return hmac.new(secret, message, hashlib.sha256)
 
 
-def generator(secret: bytes, policy: str, ids: Sequence[int]) -> SFC64:
+def keyed_generator(secret: bytes, policy: str, ids: Sequence[int]) -> SFC64:
     """A source of random bits, seeded by these token ids.
 
     numpy promises the bits of a source, not what its generators make of them: only the bits are to be used.
     """
     data = np.asarray(ids, dtype="<u8").tobytes()
-    return SFC64(int.from_bytes(digest(secret, policy, "noise", data), "big"))
+    return SFC64(int.from_bytes(keyed_digest(secret, policy, "noise", data), "big"))

@@ -25,55 +25,73 @@ from numpy.random import BitGenerator
 from numpy.typing import NDArray
 
 # ml_dtypes' bfloat16 is a numpy type without a name in numpy's own hierarchy.
-Array = NDArray[Any]
-Mask = NDArray[np.bool_]
+FloatArray = NDArray[Any]
+RowMask = NDArray[np.bool_]
 
 # Changed rows are handled this many values at a time: what is at work stays in the processor's cache.
-AT_ONCE = 1 << 16
+BATCH_VALUES = 1 << 16
 # Draws are looked up so many at a time. Divisible by four: a source gives the bits of four draws at once.
-PLACES = 1 << 14
+BATCH_DRAWS = 1 << 14
 
 
 def add_noise(
-    x: Array, mask: Mask, *, dims: int, select: str, sigma: float, rng: BitGenerator, out: Array | None = None
-) -> Array:
+    x: FloatArray,
+    mask: RowMask,
+    *,
+    dims: int,
+    select: str,
+    sigma: float,
+    rng: BitGenerator,
+    out: FloatArray | None = None,
+) -> FloatArray:
     """Add N(0, sigma²); sigma is absolute, in units of x. sigma 0 is the identity."""
     quantiles = _quantiles_of(sigma)
     room, noise = _room(x, np.promote_types(x.dtype, np.float32)), _room(x, np.dtype(np.float32))
 
-    def change(values: Array) -> Array:
+    def change(values: FloatArray) -> FloatArray:
         wide = room[: values.size].reshape(values.shape)
         widen(values, wide)
-        wide += draw(rng, quantiles, noise[: values.size]).reshape(values.shape)
+        wide += draw_normal(rng, quantiles, noise[: values.size]).reshape(values.shape)
         return wide
 
     return _changed(x, mask, dims, select, rng, change, out)
 
 
 def set_noise(
-    x: Array, mask: Mask, *, dims: int, select: str, sigma: float, rng: BitGenerator, out: Array | None = None
-) -> Array:
+    x: FloatArray,
+    mask: RowMask,
+    *,
+    dims: int,
+    select: str,
+    sigma: float,
+    rng: BitGenerator,
+    out: FloatArray | None = None,
+) -> FloatArray:
     """Overwrite with N(0, sigma²). Rows outside the mask are kept (the paper's code zeroes them)."""
     quantiles = _quantiles_of(sigma)
     noise = _room(x, np.dtype(np.float32))
 
-    def change(values: Array) -> Array:
-        return draw(rng, quantiles, noise[: values.size]).reshape(values.shape)
+    def change(values: FloatArray) -> FloatArray:
+        return draw_normal(rng, quantiles, noise[: values.size]).reshape(values.shape)
 
     return _changed(x, mask, dims, select, rng, change, out)
 
 
-def zero_out(x: Array, mask: Mask, *, dims: int, select: str, rng: BitGenerator, out: Array | None = None) -> Array:
+def zero_out(
+    x: FloatArray, mask: RowMask, *, dims: int, select: str, rng: BitGenerator, out: FloatArray | None = None
+) -> FloatArray:
     """Set to zero."""
     return _changed(x, mask, dims, select, rng, np.zeros_like, out)
 
 
-def flip_sign(x: Array, mask: Mask, *, dims: int, select: str, rng: BitGenerator, out: Array | None = None) -> Array:
+def flip_sign(
+    x: FloatArray, mask: RowMask, *, dims: int, select: str, rng: BitGenerator, out: FloatArray | None = None
+) -> FloatArray:
     """Multiply by -1."""
     return _changed(x, mask, dims, select, rng, np.negative, out)
 
 
-FUNCTIONS: dict[str, Callable[..., Array]] = {
+FUNCTIONS: dict[str, Callable[..., FloatArray]] = {
     "noise": add_noise,
     "set-noise": set_noise,
     "zero": zero_out,
@@ -81,16 +99,16 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
 }
 
 
-def draw(rng: BitGenerator, quantiles: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+def draw_normal(rng: BitGenerator, quantiles: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
     """`out`, a line of values, filled with draws, each of them one of 65,536 equally likely `quantiles`.
 
     Several times faster than exact draws from a normal distribution, and the same for the same bits in every
     version of numpy.
     """
     # As wide as numpy looks things up: else it makes such an array itself, each time.
-    places = np.empty(min(PLACES, -(-out.size // 4) * 4), dtype=np.intp)
-    for begin in range(0, out.size, PLACES):
-        some = out[begin : begin + PLACES]
+    places = np.empty(min(BATCH_DRAWS, -(-out.size // 4) * 4), dtype=np.intp)
+    for begin in range(0, out.size, BATCH_DRAWS):
+        some = out[begin : begin + BATCH_DRAWS]
         bits = rng.random_raw(-(-some.size // 4)).astype("<u8", copy=False).view("<u2")
         places[: bits.size] = bits
         # No place lies outside, so nothing is wrapped: but numpy needn't write into a copy first.
@@ -118,7 +136,7 @@ def standard_quantiles() -> NDArray[np.float32]:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def approach(rows: Array, goal: Array, strength: float, room: tuple[Array, Array]) -> None:
+def approach(rows: FloatArray, goal: FloatArray, strength: float, room: tuple[FloatArray, FloatArray]) -> None:
     """Move `rows` along the straight lines to `goal`, in place: from the nearer end, so that both ends are exact.
 
     room: two arrays of their shape and of a type at least as wide as float32, to calculate in.
@@ -133,7 +151,7 @@ def approach(rows: Array, goal: Array, strength: float, room: tuple[Array, Array
     np.copyto(rows, far, casting="same_kind")
 
 
-def widen(x: Array, out: Array) -> None:
+def widen(x: FloatArray, out: FloatArray) -> None:
     """Copy x into `out`, of a type at least as wide; exact."""
     if x.dtype != np.float16 or out.dtype != np.float32 or not is_finite(x):
         np.copyto(out, x)
@@ -148,18 +166,18 @@ def widen(x: Array, out: Array) -> None:
     np.multiply(out, np.float32(2.0**112), out=out)
 
 
-def _room(x: Array, dtype: np.dtype[Any]) -> Array:
+def _room(x: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
     """What a function calculates in, again and again: memory that is new each time costs more than the calculation."""
-    return np.empty(min(x.size, max(AT_ONCE, x.shape[-1])), dtype=dtype)
+    return np.empty(min(x.size, max(BATCH_VALUES, x.shape[-1])), dtype=dtype)
 
 
-def is_finite(x: Array) -> bool:
+def is_finite(x: FloatArray) -> bool:
     """Whether all values of a floating type are finite numbers."""
     flat = x.reshape(-1)
-    return all(_is_finite(flat[begin : begin + AT_ONCE]) for begin in range(0, flat.size, AT_ONCE))
+    return all(_is_finite(flat[begin : begin + BATCH_VALUES]) for begin in range(0, flat.size, BATCH_VALUES))
 
 
-def _is_finite(x: Array) -> bool:
+def _is_finite(x: FloatArray) -> bool:
     # In 16 bits an exponent of ones means infinity or NaN; asking the bits is five times faster.
     ones = {"bfloat16": 0x7F80, "float16": 0x7C00}.get(x.dtype.name)
     return bool(np.isfinite(x).all()) if ones is None else int((x.view(np.uint16) & 0x7FFF).max()) < ones
@@ -168,14 +186,14 @@ def _is_finite(x: Array) -> bool:
 # What is too large becomes infinite; whoever sends the rows looks whether they are finite.
 @np.errstate(over="ignore", invalid="ignore")
 def _changed(
-    x: Array,
-    mask: Mask,
+    x: FloatArray,
+    mask: RowMask,
     dims: int,
     select: str,
     rng: BitGenerator,
-    change: Callable[[Array], Array],
-    out: Array | None,
-) -> Array:
+    change: Callable[[FloatArray], FloatArray],
+    out: FloatArray | None,
+) -> FloatArray:
     """x with `change` applied to the selected coordinates of the masked rows."""
     width = x.shape[-1]
     if not 1 <= dims <= width:
@@ -192,7 +210,7 @@ def _changed(
         out[...] = x
     rows = out.reshape(-1, width)
     chosen = np.flatnonzero(mask)
-    many = max(1, AT_ONCE // width)
+    many = max(1, BATCH_VALUES // width)
     for begin in range(0, len(chosen), many):
         some = chosen[begin : begin + many]
         if dims == width or select == "first":

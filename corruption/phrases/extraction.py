@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lethe.corruption.phrases.dates import date_spellings
-from lethe.corruption.phrases.normalize import SEPARATOR, fold, letters
+from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold
 from lethe.corruption.phrases.stopwords import LINKS, STOP_WORDS
 
 LIMIT = 256
@@ -40,7 +40,7 @@ _QUOTED = re.compile(
 
 
 @dataclass(frozen=True)
-class Word:
+class AnswerWord:
     """A word of an answer: its text without a possessive, where it stands, and how it is joined.
 
     joined: only spaces stand between it and the word before. first: it opens a sentence.
@@ -65,14 +65,14 @@ class Word:
         return self.folded in STOP_WORDS
 
 
-class Told:
+class UserSuppliedText:
     """What a prompt says itself, so that an answer may say it too."""
 
     def __init__(self, prompt: str) -> None:
         self.words = set(fold(prompt).split())
         self._dates = {fold(spelling).strip() for spelling in date_spellings(prompt)}
 
-    def excuses(self, folded: str) -> bool:
+    def allows(self, folded: str) -> bool:
         """Whether a folded phrase is one of the prompt's dates, or has no content word that the prompt lacks."""
         return folded in self._dates or all(w in self.words or w in STOP_WORDS for w in folded.split())
 
@@ -86,12 +86,12 @@ def forbidden_phrases(
     all stand in the prompt is left out. At most `limit` phrases, none of which equals another when folded
     or adds nothing to a shorter one.
     """
-    told = Told(prompt)
+    told = UserSuppliedText(prompt)
     found: dict[str, tuple[int, str]] = {}
     for answer in answers:
         for rank, phrase in _candidates(answer, told.words, count):
             folded = fold(phrase).strip()
-            if len(phrase) > MAX_CHARACTERS or told.excuses(folded):
+            if len(phrase) > MAX_CHARACTERS or told.allows(folded):
                 continue
             if folded not in found or rank < found[folded][0]:
                 found[folded] = (rank, phrase)
@@ -132,12 +132,12 @@ def _adds_nothing(folded: str, phrases: set[str]) -> bool:
     stops it past `before` plus half of its own.
     """
     words = folded.split(SEPARATOR)
-    half = letters(folded) // 2
+    half = count_letters(folded) // 2
     before = 0
     for begin, word in enumerate(words):
         for end in range(begin + 1, len(words) + 1):
             inner = SEPARATOR.join(words[begin:end])
-            if inner != folded and inner in phrases and before + letters(inner) // 2 <= half:
+            if inner != folded and inner in phrases and before + count_letters(inner) // 2 <= half:
                 return True
         before += len(word)
     return False
@@ -166,14 +166,14 @@ def _candidates(answer: str, known: set[str], count: Callable[[str], int]) -> It
     yield from _pairs(answer, words, known)
 
 
-def _words(answer: str) -> Iterator[Word]:
+def _words(answer: str) -> Iterator[AnswerWord]:
     end = 0
     for match in _WORD.finditer(answer):
         text = _POSSESSIVE.sub("", match[0])
         between = answer[end : match.start()]
         opens = end == 0 and not between.strip(_OPENING)
         first = opens or _ends_sentence(between)
-        yield Word(text, match.start(), match.start() + len(text), not between.strip(), first)
+        yield AnswerWord(text, match.start(), match.start() + len(text), not between.strip(), first)
         end = match.end()
 
 
@@ -185,7 +185,7 @@ def _ends_sentence(between: str) -> bool:
     return bare[-1:] in tuple(".!?:;") or "\n" in between[len(closed) :] or "\n" in marked[len(bare) :]
 
 
-def _names(answer: str, words: list[Word], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
+def _names(answer: str, words: list[AnswerWord], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
     """Capitalised runs: whole with their small linking words, in parts without, and their rare words."""
     for run in _capital_runs(words):
         parts = _without_links(run)
@@ -203,10 +203,10 @@ def _names(answer: str, words: list[Word], count: Callable[[str], int]) -> Itera
                     yield NAME_WORD, word.text
 
 
-def _capital_runs(words: list[Word]) -> Iterator[list[Word]]:
+def _capital_runs(words: list[AnswerWord]) -> Iterator[list[AnswerWord]]:
     """Maximal runs of capitalised words and links between them; stop words at the ends are cut off."""
-    run: list[Word] = []
-    for word in [*words, Word("", 0, 0, False, True)]:
+    run: list[AnswerWord] = []
+    for word in [*words, AnswerWord("", 0, 0, False, True)]:
         goes_on = bool(word.text) and word.joined and (word.capital or (run and word.text in LINKS))
         if run and goes_on:
             run.append(word)
@@ -220,8 +220,8 @@ def _capital_runs(words: list[Word]) -> Iterator[list[Word]]:
         run = [word] if word.text and word.capital else []
 
 
-def _without_links(run: list[Word]) -> list[list[Word]]:
-    parts: list[list[Word]] = [[]]
+def _without_links(run: list[AnswerWord]) -> list[list[AnswerWord]]:
+    parts: list[list[AnswerWord]] = [[]]
     for word in run:
         if word.capital and not word.stop:
             parts[-1].append(word)
@@ -238,7 +238,7 @@ def _numbers(text: str) -> Iterator[tuple[int, str]]:
         yield NUMBER, digits
 
 
-def _rare_parts(word: Word, known: set[str], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
+def _rare_parts(word: AnswerWord, known: set[str], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
     """A rare word, and the rare parts of a hyphenated one."""
     for part in dict.fromkeys([word.text, *_PARTS.split(word.text)]):
         folded = fold(part).strip()
@@ -251,7 +251,7 @@ def _is_rare(text: str, count: Callable[[str], int]) -> bool:
     return count(text.casefold()) == 0 and all(count(part) == 0 for part in fold(text).split())
 
 
-def _pairs(answer: str, words: list[Word], known: set[str]) -> Iterator[tuple[int, str]]:
+def _pairs(answer: str, words: list[AnswerWord], known: set[str]) -> Iterator[tuple[int, str]]:
     """Two content words side by side, or with one or two small words between them.
 
     The looser kind only where the prompt has neither word: its first half alone stops an answer, and

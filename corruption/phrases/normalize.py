@@ -36,8 +36,8 @@ def fold_character(character: str) -> str:
         return ""
     if category == "Cs":
         return SEPARATOR
-    letters = _decompose(_decompose(character).casefold())
-    return "".join(_fold_letter(letter) for letter in letters)
+    count_letters = _decompose(_decompose(character).casefold())
+    return "".join(_fold_letter(letter) for letter in count_letters)
 
 
 def _fold_letter(letter: str) -> str:
@@ -54,14 +54,14 @@ class _Table(dict[int, str]):
         return folded
 
 
-TABLE = _Table()
+FOLD_TABLE = _Table()
 
 
 def fold(text: str) -> str:
     """The folded text; a leading or trailing separator is kept as one space."""
-    return _RUNS.sub(SEPARATOR, text.translate(TABLE))
+    return _RUNS.sub(SEPARATOR, text.translate(FOLD_TABLE))
 
 
-def letters(folded: str) -> int:
+def count_letters(folded: str) -> int:
     """The number of letters and digits of a folded text: its length where half a phrase is meant."""
     return len(folded) - folded.count(SEPARATOR)

@@ -16,14 +16,14 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from lethe.corruption.phrases.extraction import Told
-from lethe.corruption.phrases.normalize import SEPARATOR, TABLE, fold, letters
+from lethe.corruption.phrases.extraction import UserSuppliedText
+from lethe.corruption.phrases.normalize import FOLD_TABLE, SEPARATOR, count_letters, fold
 
 # How much longer than a phrase, in characters of the answer, its spelling may be (white space, invisible
 # characters) before it counts as said: what is held has to end somewhere.
 SLACK = 1024
 # Places of a list that are kept after they were first looked at; forgotten all at once beyond that.
-MOST_PLACES = 50_000
+MAX_CACHED_NODES = 50_000
 
 _LAST = "\U0010ffff"  # folding never makes it
 _SLASHES = r"\\{1,8}+"  # more than one: JSON inside JSON
@@ -50,7 +50,7 @@ class _Place:
         self.children: dict[str, _Place] | None = None
 
 
-class Phrases:
+class ForbiddenPhrases:
     """Any number of phrases as one sorted list, searched letter by letter.
 
     Making one costs a sort; a place in it is worked out when an answer first comes by, so memory is the texts'
@@ -71,7 +71,7 @@ class Phrases:
 
     def root(self) -> dict[str, _Place]:
         """The places after one letter."""
-        if self._places > MOST_PLACES:
+        if self._places > MAX_CACHED_NODES:
             self._root, self._places = self._made_root(), 0
         return self.children(self._root)
 
@@ -94,11 +94,11 @@ class Phrases:
         """The phrase that ends at a place that is whole."""
         return self._sorted[place.low]
 
-    def past_half(self, place: _Place, told: Told | None) -> bool:
+    def past_half(self, place: _Place, told: UserSuppliedText | None) -> bool:
         """Whether a text that breaks off here has said more than half of a phrase that nothing excuses."""
-        reached = 2 * letters(self._sorted[place.low][: place.depth])
+        reached = 2 * count_letters(self._sorted[place.low][: place.depth])
         return any(
-            letters(phrase) < reached and not (told and told.excuses(phrase))
+            count_letters(phrase) < reached and not (told and told.allows(phrase))
             for phrase in self._sorted[place.low : place.high]
         )
 
@@ -108,7 +108,7 @@ class Phrases:
 
 
 @dataclass(frozen=True)
-class Rule:
+class FilterRule:
     """What one policy says of one answer: its phrases, and what happens on a hit.
 
     replacement: what stands in a phrase's place; None ends the text before it. told: what the prompt says itself
@@ -116,21 +116,21 @@ class Rule:
     """
 
     name: str
-    phrases: Phrases
+    phrases: ForbiddenPhrases
     replacement: str | None = None
-    told: Told | None = None
+    told: UserSuppliedText | None = None
 
 
-class Watch:
+class AnswerFilter:
     """The rules of one answer, and the watchers of its texts."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[FilterRule]) -> None:
         self.rules = tuple(rules)
         self.replacements = tuple(self._safe(rule.replacement) for rule in self.rules)
         self.most_held = SLACK + 4 * max((rule.phrases.longest for rule in self.rules), default=0)
 
-    def watcher(self) -> Watcher:
-        return Watcher(self)
+    def new_matcher(self) -> StreamMatcher:
+        return StreamMatcher(self)
 
     def _safe(self, replacement: str | None) -> str | None:
         """The replacement, or one like it no word of which stands in a phrase.
@@ -163,13 +163,13 @@ class _Hit:
 
 
 @dataclass(slots=True)
-class Watcher:
+class StreamMatcher:
     """One text under watch. `hits` are the names of the rules that were hit, one for each phrase.
 
     `stopped`: the text has ended before a phrase, and whatever follows is nothing.
     """
 
-    watch: Watch
+    watch: AnswerFilter
     stopped: bool = False
     hits: list[str] = field(default_factory=list)
     _held: list[str] = field(default_factory=list)
@@ -220,7 +220,7 @@ class Watcher:
 
     def _plain(self, text: str, out: list[str]) -> None:
         for character in text:
-            folded = TABLE[ord(character)]
+            folded = FOLD_TABLE[ord(character)]
             if not self._open and not self._found:
                 # Nothing is held, so only the first letter of a word can change that.
                 if folded == SEPARATOR:
@@ -284,7 +284,7 @@ class Watcher:
                 place, phrases = match.place, rules[match.rule].phrases
                 if character == SEPARATOR:
                     told = rules[match.rule].told
-                    if (place.whole and not (told and told.excuses(phrases.at(place)))) or (
+                    if (place.whole and not (told and told.allows(phrases.at(place)))) or (
                         half and phrases.past_half(place, told)
                     ):
                         self._found.append(_Hit(match.start, at + letter, match.rule))

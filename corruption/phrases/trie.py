@@ -20,17 +20,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from lethe.corruption.phrases.normalize import SEPARATOR, fold, letters
+from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold
 
-ROOT = 0
-BOUNDARY = 1
+ROOT_NODE = 0
+BOUNDARY_NODE = 1
 # The state of an empty text: a match may begin at once.
-START: tuple[int, ...] = (BOUNDARY,)
+START_STATE: tuple[int, ...] = (BOUNDARY_NODE,)
 
 _UNREACHED = 1 << 30
 
 
-class Continuation(NamedTuple):
+class PhraseContinuation(NamedTuple):
     """A text that leads from one open match to a forbidden or penalised place.
 
     text: folded, what has to follow. at_end: forbidden when a piece ends right here. whole: a phrase is
@@ -45,7 +45,7 @@ class Continuation(NamedTuple):
     soft_whole: float
 
 
-class PhraseMatcher:
+class PhraseTrie:
     """The automaton of one request's phrases and soft words; immutable after construction.
 
     Phrases and words are folded here; those without any letter or digit are left out.
@@ -59,9 +59,9 @@ class PhraseMatcher:
         # Per node: letters of a soft word that runs through it → its weight.
         self._soft: list[dict[int, float]] = []
         self._soft_end: list[float] = []
-        self._after_separator = {BOUNDARY}
+        self._after_separator = {BOUNDARY_NODE}
         self._add_node(0)
-        self._children[ROOT][SEPARATOR] = self._add_node(0)
+        self._children[ROOT_NODE][SEPARATOR] = self._add_node(0)
         for phrase in phrases:
             self._add_phrase(fold(phrase).strip())
         for word, weight in (soft or {}).items():
@@ -78,7 +78,7 @@ class PhraseMatcher:
 
     def _path(self, folded: str) -> Iterator[int]:
         """The nodes of a pattern after the boundary node, made where they are missing."""
-        node = BOUNDARY
+        node = BOUNDARY_NODE
         for character in folded:
             following = self._children[node].get(character)
             if following is None:
@@ -92,8 +92,8 @@ class PhraseMatcher:
     def _add_phrase(self, folded: str) -> None:
         if not folded:
             return
-        length = letters(folded)
-        node = BOUNDARY
+        length = count_letters(folded)
+        node = BOUNDARY_NODE
         for node in self._path(folded):
             self._shortest[node] = min(self._shortest[node], length)
         self._ends[node] = True
@@ -101,8 +101,8 @@ class PhraseMatcher:
     def _add_soft(self, folded: str, weight: float) -> None:
         if not folded:
             return
-        length = letters(folded)
-        node = BOUNDARY
+        length = count_letters(folded)
+        node = BOUNDARY_NODE
         for node in self._path(folded):
             self._soft[node][length] = max(weight, self._soft[node].get(length, 0.0))
         self._soft_end[node] = max(weight, self._soft_end[node])
@@ -112,9 +112,9 @@ class PhraseMatcher:
         children = self._children
         for character in text:
             if character == SEPARATOR:
-                if BOUNDARY in state:
+                if BOUNDARY_NODE in state:
                     continue  # runs of separators count as one, also across pieces
-                state = (*_along(children, state, character), BOUNDARY)
+                state = (*_along(children, state, character), BOUNDARY_NODE)
             elif len(state) == 1:
                 # By far the most common: one match is open.
                 node = children[state[0]].get(character)
@@ -136,7 +136,7 @@ class PhraseMatcher:
         found = 0.0
         # (letters at the start, node) of every open match, so that a word already past half is told.
         opened = [(self._letters[node], node) for node in state]
-        boundary = BOUNDARY in state
+        boundary = BOUNDARY_NODE in state
         for character in text:
             if character == SEPARATOR:
                 if boundary:
@@ -149,10 +149,10 @@ class PhraseMatcher:
             ]
             boundary = character == SEPARATOR
             if boundary:
-                opened.append((0, BOUNDARY))
+                opened.append((0, BOUNDARY_NODE))
         return max([found, *(self._soft_open(begun, node) for begun, node in opened)])
 
-    def continuations(self, node: int, longest: int) -> Iterator[Continuation]:
+    def continuations(self, node: int, longest: int) -> Iterator[PhraseContinuation]:
         """All texts of up to `longest` characters that lead from `node` to a forbidden or penalised place."""
         begun = self._letters[node]
         todo = [(node, "")]
@@ -166,7 +166,7 @@ class PhraseMatcher:
                 soft = self._soft_open(begun, child) if self._soft[child] else 0.0
                 soft_whole = self._soft_whole(begun, child) if self._soft_end[child] else 0.0
                 if at_end or soft:
-                    yield Continuation(grown, at_end, whole, soft, soft_whole)
+                    yield PhraseContinuation(grown, at_end, whole, soft, soft_whole)
 
     def follows_separator(self, node: int) -> bool:
         """Whether the text of `node` ends with a separator, so that another one changes nothing."""

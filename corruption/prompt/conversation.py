@@ -18,7 +18,7 @@ from jinja2 import nodes
 from lethe.corruption.prompt.chat_template import Generation
 from lethe.corruption.spec import CorruptionError
 
-Target = tuple[int, int | None]
+TextTarget = tuple[int, int | None]
 ContentFormat = Literal["string", "openai"]
 
 # The key that holds the text of each kind of text part.
@@ -40,9 +40,9 @@ def part_text(part: object) -> str | None:
     return None
 
 
-def texts(messages: Sequence[Any]) -> dict[Target, str]:
+def replaceable_texts(messages: Sequence[Any]) -> dict[TextTarget, str]:
     """Every replaceable text: (message, part) → text; the part is None where content is a string."""
-    found: dict[Target, str] = {}
+    found: dict[TextTarget, str] = {}
     for m, message in enumerate(messages):
         if not isinstance(message, dict):
             raise CorruptionError(f"messages[{m}] is not an object")
@@ -54,8 +54,8 @@ def texts(messages: Sequence[Any]) -> dict[Target, str]:
     return found
 
 
-def conversation(
-    messages: Sequence[Any], content_format: ContentFormat, replacements: Mapping[Target, str]
+def template_messages(
+    messages: Sequence[Any], content_format: ContentFormat, replacements: Mapping[TextTarget, str]
 ) -> list[dict[str, Any]]:
     """What the chat template sees. The input is not modified."""
     return [_message(m, message, content_format, replacements) for m, message in enumerate(messages)]
@@ -80,7 +80,7 @@ def developer_as_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _message(
-    m: int, message: Mapping[str, Any], content_format: ContentFormat, replacements: Mapping[Target, str]
+    m: int, message: Mapping[str, Any], content_format: ContentFormat, replacements: Mapping[TextTarget, str]
 ) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):

@@ -18,16 +18,16 @@ from tokenizers import AddedToken, Tokenizer
 from lethe.corruption.prompt.chat_template import render
 from lethe.corruption.prompt.conversation import (
     ContentFormat,
-    Target,
+    TextTarget,
     content_format,
-    conversation,
     developer_as_system,
-    texts,
+    replaceable_texts,
+    template_messages,
 )
 from lethe.corruption.prompt.tokenizer import ModelTokenizer
 from lethe.corruption.spec import CorruptionError
 
-PLACEHOLDER = "<prompt_embeds>"
+PROMPT_EMBEDS_MARKER = "<prompt_embeds>"
 # Keys that steer tokenisation: without effect on a text prompt, but vLLM obeys them beside embeddings.
 TOKENIZING_KWARGS = frozenset(
     {"chat_template", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
@@ -39,7 +39,7 @@ MAX_ONE_BY_ONE = 16
 
 
 @dataclass(frozen=True)
-class Span:
+class TokenSpan:
     """One text's tokens. offsets: each token's characters in that text; final: the prompt ends with it."""
 
     ids: tuple[int, ...]
@@ -54,7 +54,7 @@ class _Tokens:
     offsets: list[tuple[int, int]]
 
 
-class ModelText:
+class PromptTokenizer:
     """Tokenizer and chat template of one model folder. Safe to share between threads."""
 
     def __init__(
@@ -66,15 +66,15 @@ class ModelText:
     ) -> None:
         """The two options repeat vLLM's own, when its server was started with them. Raises ValueError."""
         self.folder = Path(model_dir)
-        self.tokenizer = ModelTokenizer(self.folder)
-        self._fast = self.tokenizer.backend
+        self.model_tokenizer = ModelTokenizer(self.folder)
+        self._fast = self.model_tokenizer.backend
         self.size = self._fast.get_vocab_size()
-        self._fast.add_special_tokens([AddedToken(PLACEHOLDER, normalized=False, special=True)])
-        self._placeholder = _id(self._fast, PLACEHOLDER)
+        self._fast.add_special_tokens([AddedToken(PROMPT_EMBEDS_MARKER, normalized=False, special=True)])
+        self._marker_id = _id(self._fast, PROMPT_EMBEDS_MARKER)
         self._template = chat_template
         self._format = chat_template_content_format
 
-    def chat_spans(self, body: Mapping[str, Any], targets: Iterable[Target]) -> dict[Target, Span]:
+    def chat_spans(self, body: Mapping[str, Any], targets: Iterable[TextTarget]) -> dict[TextTarget, TokenSpan]:
         """The span of each target, and of texts that have to be replaced along with them.
 
         A target is (message, part), part None where content is a string. Texts that the template drops
@@ -82,14 +82,14 @@ class ModelText:
         message, its other texts come along, so that the prompt's ids stay what they were. Raises
         CorruptionError when no split keeps the number of prompt tokens.
         """
-        known = texts(_messages(body))
+        known = replaceable_texts(_messages(body))
         wanted = sorted(set(targets), key=_order)
         for target in wanted:
             if target not in known:
                 raise CorruptionError(f"messages[{target[0]}] has no text at part {target[1]}")
         whole = self._whole(body)
-        if self._placeholder in whole.ids:
-            raise CorruptionError(f"the prompt contains vLLM's reserved text {PLACEHOLDER}")
+        if self._marker_id in whole.ids:
+            raise CorruptionError(f"the prompt contains vLLM's reserved text {PROMPT_EMBEDS_MARKER}")
         wanted = [target for target in wanted if known[target]]
         touched = {m for m, _ in wanted}
         widened = sorted((t for t, text in known.items() if t[0] in touched and text), key=_order)
@@ -100,25 +100,25 @@ class ModelText:
             spans = self._one_by_one(body, whole, wanted, known)
         return {target: span for target, span in spans.items() if span.ids}
 
-    def completion(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[Span, int]:
+    def completion(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[TokenSpan, int]:
         """A completion's tokens, and how many at the front are the tokenizer's own (BOS)."""
         if isinstance(prompt, str):
-            if PLACEHOLDER in prompt:
-                raise CorruptionError(f"the prompt contains vLLM's reserved text {PLACEHOLDER}")
+            if PROMPT_EMBEDS_MARKER in prompt:
+                raise CorruptionError(f"the prompt contains vLLM's reserved text {PROMPT_EMBEDS_MARKER}")
             tokens = self._encode(prompt, add_special_tokens=add_special_tokens)
             bare = self._encode(prompt).ids if add_special_tokens else tokens.ids
             front = next((n for n in range(4) if tokens.ids[n : n + len(bare)] == bare), 0)
-            return Span(tuple(tokens.ids), tuple(tokens.offsets), final=True), front
+            return TokenSpan(tuple(tokens.ids), tuple(tokens.offsets), final=True), front
         self._check_ids(prompt)
         pieces = self.pieces(prompt)
         ends = _ends(pieces)
         offsets = tuple((end - len(piece), end) for piece, end in zip(pieces, ends, strict=True))
-        return Span(tuple(prompt), offsets, final=True), 0
+        return TokenSpan(tuple(prompt), offsets, final=True), 0
 
     @property
-    def placeholder(self) -> int:
+    def marker_id(self) -> int:
         """The id that stands for a `prompt_embeds` part among the ids of `chat_ids`."""
-        return self._placeholder
+        return self._marker_id
 
     def chat_ids(self, body: Mapping[str, Any]) -> list[int]:
         """The ids of the whole chat prompt, as vLLM makes them; where a text is PLACEHOLDER, `placeholder`."""
@@ -152,11 +152,11 @@ class ModelText:
         return self._encode(self._render(body, {}), add_special_tokens=bool(body.get("add_special_tokens")))
 
     def _together(
-        self, body: Mapping[str, Any], whole: _Tokens, targets: list[Target], known: Mapping[Target, str]
-    ) -> dict[Target, Span] | None:
+        self, body: Mapping[str, Any], whole: _Tokens, targets: list[TextTarget], known: Mapping[TextTarget, str]
+    ) -> dict[TextTarget, TokenSpan] | None:
         """All targets in one rendering, their ids cut out of the whole prompt; None where that fails."""
-        marked = self._render(body, dict.fromkeys(targets, PLACEHOLDER))
-        gaps = marked.split(PLACEHOLDER)
+        marked = self._render(body, dict.fromkeys(targets, PROMPT_EMBEDS_MARKER))
+        gaps = marked.split(PROMPT_EMBEDS_MARKER)
         around = self._split(marked)
         if len(gaps) != len(targets) + 1 or len(around) != len(gaps):
             raise CorruptionError(f"the chat template shows {len(gaps) - 1} of {len(targets)} texts")
@@ -169,12 +169,12 @@ class ModelText:
         spans = {}
         for target, place, (start, end) in zip(targets, places, cuts, strict=True):
             offsets = _relative(whole.offsets[start:end], place, known[target], whole.text)
-            spans[target] = Span(tuple(whole.ids[start:end]), offsets, final=end == len(whole.ids))
+            spans[target] = TokenSpan(tuple(whole.ids[start:end]), offsets, final=end == len(whole.ids))
         return spans
 
     def _one_by_one(
-        self, body: Mapping[str, Any], whole: _Tokens, targets: list[Target], known: Mapping[Target, str]
-    ) -> dict[Target, Span]:
+        self, body: Mapping[str, Any], whole: _Tokens, targets: list[TextTarget], known: Mapping[TextTarget, str]
+    ) -> dict[TextTarget, TokenSpan]:
         """Each target alone; then all together must still make as many tokens as the text prompt."""
         if len(targets) > MAX_ONE_BY_ONE:
             raise CorruptionError(f"{len(targets)} texts don't fall on token borders together")
@@ -184,16 +184,16 @@ class ModelText:
             # vLLM hands out the tensors in the order of the messages.
             raise CorruptionError("the chat template shows the messages in another order")
         spans = {target: span for target, (_, span) in placed.items()}
-        marked = self._split(self._render(body, dict.fromkeys(targets, PLACEHOLDER)))
+        marked = self._split(self._render(body, dict.fromkeys(targets, PROMPT_EMBEDS_MARKER)))
         total = sum(map(len, marked)) + sum(len(span.ids) for span in spans.values())
         if total != len(whole.ids):
             raise CorruptionError(f"rewriting would make {total} prompt tokens out of {len(whole.ids)}")
         return spans
 
-    def _alone(self, body: Mapping[str, Any], whole: _Tokens, target: Target, text: str) -> tuple[int, Span]:
+    def _alone(self, body: Mapping[str, Any], whole: _Tokens, target: TextTarget, text: str) -> tuple[int, TokenSpan]:
         """(start, span) of a text that shares tokens with the template, or that the template changes."""
-        marked = self._render(body, {target: PLACEHOLDER})
-        gaps, around = marked.split(PLACEHOLDER), self._split(marked)
+        marked = self._render(body, {target: PROMPT_EMBEDS_MARKER})
+        gaps, around = marked.split(PROMPT_EMBEDS_MARKER), self._split(marked)
         if len(around) != 2 or len(gaps) != 2:
             raise CorruptionError("the chat template doesn't show a text exactly once")
         start, end = len(around[0]), len(whole.ids) - len(around[1])
@@ -202,29 +202,29 @@ class ModelText:
         if start > end or not (exact or _same_but_space(whole, gaps, start, end)):
             raise CorruptionError("a text shares tokens with the chat template around it")
         offsets = _relative(whole.offsets[start:end], None, text, whole.text)
-        return start, Span(tuple(whole.ids[start:end]), offsets, final=end == len(whole.ids))
+        return start, TokenSpan(tuple(whole.ids[start:end]), offsets, final=end == len(whole.ids))
 
     def _split(self, marked: str) -> list[list[int]]:
         """The ids between the placeholders."""
         pieces: list[list[int]] = [[]]
         for token in self._encode(marked).ids:
-            if token == self._placeholder:
+            if token == self._marker_id:
                 pieces.append([])
             else:
                 pieces[-1].append(token)
         return pieces
 
-    def _render(self, body: Mapping[str, Any], replacements: Mapping[Target, str]) -> str:
+    def _render(self, body: Mapping[str, Any], replacements: Mapping[TextTarget, str]) -> str:
         tools = body.get("tools") or None
         given = body.get("chat_template_kwargs") or {}
         if not isinstance(given, dict):
             raise CorruptionError("chat_template_kwargs is not an object")
         if steering := sorted(TOKENIZING_KWARGS & given.keys()):
             raise CorruptionError(f"chat_template_kwargs {steering} steer tokenisation")
-        kwargs = {**self.tokenizer.named, **given, **_template_kwargs(body)}
+        kwargs = {**self.model_tokenizer.named, **given, **_template_kwargs(body)}
         try:
-            template = self.tokenizer.template(self._template, tools=tools is not None)
-            messages = conversation(_messages(body), self._content_format(template), replacements)
+            template = self.model_tokenizer.template(self._template, tools=tools is not None)
+            messages = template_messages(_messages(body), self._content_format(template), replacements)
             if "'developer'" not in template and '"developer"' not in template:
                 messages = developer_as_system(messages)
             return render(template, messages, tools=tools, **kwargs)
@@ -276,7 +276,7 @@ def _template_kwargs(body: Mapping[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-def _order(target: Target) -> tuple[int, int]:
+def _order(target: TextTarget) -> tuple[int, int]:
     return target[0], -1 if target[1] is None else target[1]
 
 

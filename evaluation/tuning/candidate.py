@@ -22,7 +22,7 @@ from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.judge import Judge
 from lethe.corruption.phrases.extraction import forbidden_phrases
 from lethe.corruption.phrases.normalize import fold
-from lethe.corruption.phrases.trie import START, PhraseMatcher
+from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
 from lethe.evaluation.tuning.objective import (
     SIMILARITIES,
     Answers,
@@ -171,8 +171,8 @@ class Half:
 
 def _holds(item: Item, known: rewrite.Words) -> Callable[[str], bool]:
     """Whether a text holds a phrase that the item's own reference forbids."""
-    matcher = PhraseMatcher(forbidden_phrases([item.reference], item.prompt, count=known.count))
-    return lambda text: matcher.forbids(START, fold(f"{text} "))
+    matcher = PhraseTrie(forbidden_phrases([item.reference], item.prompt, count=known.count))
+    return lambda text: matcher.forbids(START_STATE, fold(f"{text} "))
 
 
 class Bench:

@@ -22,9 +22,9 @@ import orjson
 from tqdm import tqdm
 
 from lethe.classifier.attribution import evidence
-from lethe.corruption.prompt.token_spans import Span
+from lethe.corruption.prompt.token_spans import TokenSpan
 from lethe.evaluation.unlearning import metrics, systems
-from lethe.evaluation.unlearning.client import MAX_TOKENS, Asker
+from lethe.evaluation.unlearning.client import MAX_TOKENS, ChatClient
 from lethe.evaluation.unlearning.datasets import Row, Suite
 from lethe.evaluation.unlearning.systems import PRETEND, REFUSAL, Way
 from lethe.server.guard.guard import Guard
@@ -154,19 +154,19 @@ class Gatherer:
         else:
             base = self.upstream
         refusing = self._action(way) == "refuse"
-        asker = Asker(base, self.model, max_tokens=self.plan.max_tokens, refusals=refusing)
+        asker = ChatClient(base, self.model, max_tokens=self.plan.max_tokens, refusals=refusing)
         if way.kind == "refusal":
             return lambda questions, seed, label: self._refused(asker, questions, label)
         system = PRETEND.format(subjects="; ".join(self.suite.subjects)) if way.kind == "prompt" else None
         # Samples come as streams, as a chat client takes them.
-        return lambda questions, seed, label: asker.all(
+        return lambda questions, seed, label: asker.answer_all(
             questions, system=system, seed=seed, stream=seed is not None, label=label
         )
 
-    def _refused(self, asker: Asker, questions: Sequence[str], label: str) -> list[str]:
+    def _refused(self, asker: ChatClient, questions: Sequence[str], label: str) -> list[str]:
         """A refusal where the policy flags, the model's own answer elsewhere."""
         flags = [not score < self.threshold for score in self.judged(questions, label)]
-        own = iter(asker.all([q for q, flag in zip(questions, flags, strict=True) if not flag], label=label))
+        own = iter(asker.answer_all([q for q, flag in zip(questions, flags, strict=True) if not flag], label=label))
         return [REFUSAL if flag else next(own) for flag in flags]
 
     # Judging
@@ -341,10 +341,10 @@ class Play:
         if verdict.action not in ("corrupt", "both"):
             return None
         policy = verdict.by[0].policy
-        artifact, text = guard.artifacts[policy.artifact], guard.corruptor.text
+        artifact, text = guard.artifacts[policy.artifact], guard.corruptor.prompt_tokenizer
         before, after = (text.completion(t, add_special_tokens=False)[0] for t in (question, answer))
         shift = len(question) + 1
-        span = Span(
+        span = TokenSpan(
             before.ids + after.ids,
             before.offsets + tuple((a + shift, b + shift) for a, b in after.offsets),
             final=True,

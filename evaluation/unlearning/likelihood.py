@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from lethe.corruption.decoding.logits import gather
-from lethe.corruption.decoding.spec import ARGUMENT, Guard, Penalty, from_argument, to_argument
-from lethe.corruption.decoding.suffix_index import Library
-from lethe.corruption.decoding.token_text import Vocabulary, from_tokenizer
-from lethe.corruption.prompt.token_spans import PLACEHOLDER, ModelText
+from lethe.corruption.decoding.logits import gather_masks
+from lethe.corruption.decoding.spec import XARGS_KEY, CompiledPenalty, Penalty, decode_penalty, encode_penalty
+from lethe.corruption.decoding.suffix_index import SuffixIndexFolder
+from lethe.corruption.decoding.token_text import TokenVocabulary, read_vocabulary
+from lethe.corruption.prompt.token_spans import PROMPT_EMBEDS_MARKER, PromptTokenizer
 
 # A banned token has probability 0. As a loss it counts as what float32 can hold at the least.
 FLOOR = float(np.log(np.finfo(np.float32).tiny))
@@ -72,8 +72,8 @@ class Scorer:
 
         Raises ValueError when the model folder is unusable.
         """
-        self._library = Library(verbatim)
-        self.text = ModelText(model_dir)
+        self._library = SuffixIndexFolder(verbatim)
+        self.prompt_tokenizer = PromptTokenizer(model_dir)
         try:
             model = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32, local_files_only=True)
         except (OSError, ValueError) as error:
@@ -84,13 +84,13 @@ class Scorer:
         self._exits: tuple[int, ...] = (
             tuple(ends) if isinstance(ends, list | tuple) else (() if ends is None else (ends,))
         )
-        own = self.text.tokenizer.id("eos_token")
+        own = self.prompt_tokenizer.model_tokenizer.id("eos_token")
         self.end = own if own in self._exits or not self._exits else self._exits[0]
-        self._guards: dict[str, Guard] = {}
+        self._guards: dict[str, CompiledPenalty] = {}
 
     def answer_ids(self, answer: str, *, end: bool) -> tuple[int, ...]:
         """The tokens of an answer that follows a chat prompt; with the end of the turn after it, or without."""
-        ids = self.text.completion(answer, add_special_tokens=False)[0].ids
+        ids = self.prompt_tokenizer.completion(answer, add_special_tokens=False)[0].ids
         return (*ids, self.end) if end and self.end is not None else ids
 
     @torch.inference_mode()
@@ -100,12 +100,12 @@ class Scorer:
         Raises ValueError for a body that is none.
         """
         plain, tensors = _without_tensors(body["messages"])
-        ids = self.text.chat_ids({**body, "messages": plain})
+        ids = self.prompt_tokenizer.chat_ids({**body, "messages": plain})
         rows, given = [], iter(tensors)
         for token in ids:
-            rows.append(next(given) if token == self.text.placeholder else self._rows([token]))
-        argument = (body.get("vllm_xargs") or {}).get(ARGUMENT)
-        return Prompt(torch.cat(rows), None if argument is None else from_argument(argument))
+            rows.append(next(given) if token == self.prompt_tokenizer.marker_id else self._rows([token]))
+        argument = (body.get("vllm_xargs") or {}).get(XARGS_KEY)
+        return Prompt(torch.cat(rows), None if argument is None else decode_penalty(argument))
 
     def _rows(self, ids: Sequence[int]) -> torch.Tensor:
         return self._embed(torch.tensor(ids, dtype=torch.long))
@@ -168,33 +168,35 @@ class Scorer:
             masks.append((position, guard.mask(state)))
             state = guard.advance(state, token)
         standing = [(position, guard.always) for position in range(len(ids)) if guard.always]
-        for edit in (gather(standing, logits), gather([(p, m) for p, m in masks if m], logits)):
+        for edit in (gather_masks(standing, logits), gather_masks([(p, m) for p, m in masks if m], logits)):
             if edit is not None:
                 edit.write(logits, soften=True)
 
-    def _guard(self, penalty: Penalty) -> Guard:
-        key = to_argument(penalty)
+    def _guard(self, penalty: Penalty) -> CompiledPenalty:
+        key = encode_penalty(penalty)
         if key not in self._guards:
             if len(self._guards) >= 64:
                 self._guards.clear()
             protected = [(self._library.get(name), limit) for name, limit in penalty.verbatim.items()]
-            self._guards[key] = Guard(penalty, self._vocabulary, keep=self._exits, protected=protected)
+            self._guards[key] = CompiledPenalty(penalty, self._vocabulary, keep=self._exits, protected=protected)
         return self._guards[key]
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return from_tokenizer(self.text.tokenizer.backend, self._model.get_output_embeddings().weight.shape[0])
+    def _vocabulary(self) -> TokenVocabulary:
+        return read_vocabulary(
+            self.prompt_tokenizer.model_tokenizer.backend, self._model.get_output_embeddings().weight.shape[0]
+        )
 
     @torch.inference_mode()
     def answers(
         self, questions: Sequence[str], *, seed: int | None = None, max_tokens: int = 120, label: str = "answers"
     ) -> list[str]:
         """The model's own answers, greedy, or sampled at temperature 1 with a seed; in the order of the questions."""
-        ids = [self.text.chat_ids({"messages": [{"role": "user", "content": q}]}) for q in questions]
+        ids = [self.prompt_tokenizer.chat_ids({"messages": [{"role": "user", "content": q}]}) for q in questions]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         made: list[str] = [""] * len(ids)
         noise = LogitsProcessorList([] if seed is None else [_Gumbel(seed)])
-        pad = self.text.tokenizer.id("pad_token") or 0
+        pad = self.prompt_tokenizer.model_tokenizer.id("pad_token") or 0
         for start in tqdm(range(0, len(order), 32), desc=label, unit="batch", leave=False):
             chunk = order[start : start + 32]
             width = max(len(ids[i]) for i in chunk)
@@ -208,7 +210,9 @@ class Scorer:
                 logits_processor=noise,
                 pad_token_id=pad,
             )
-            texts = self.text.tokenizer.backend.decode_batch(out[:, width:].tolist(), skip_special_tokens=True)
+            texts = self.prompt_tokenizer.model_tokenizer.backend.decode_batch(
+                out[:, width:].tolist(), skip_special_tokens=True
+            )
             for i, text in zip(chunk, texts, strict=True):
                 made[i] = text
         return made
@@ -236,7 +240,7 @@ def _without_tensors(messages: Sequence[Any]) -> tuple[list[Any], list[torch.Ten
                 if part.get("type") == "prompt_embeds":
                     data = io.BytesIO(pybase64.b64decode(part["data"]))
                     tensors.append(torch.load(data, weights_only=True).float())
-                    part = {"type": "text", "text": PLACEHOLDER}
+                    part = {"type": "text", "text": PROMPT_EMBEDS_MARKER}
                 parts.append(part)
             message = {**message, "content": parts}
         plain.append(message)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from lethe.classifier.encoder.encoder import DEFAULT_ENCODER, load_encoder
 from lethe.classifier.judge import Judge
-from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.server.errors import GuardError
-from lethe.server.policy.schema import Policy, PolicyError, read_all
+from lethe.server.policy.schema import Policy, PolicyError, read_policies
 from lethe.server.policy.tuned_values import resolve
 from lethe.server.policy_store.load import find_indexes, find_threshold, load_artifact, load_corruptor, load_decode
-from lethe.server.settings import Settings, SettingsError, of_one_worker
+from lethe.server.settings import Settings, SettingsError, settings_per_worker
 from lethe.server.upstream import parity_probe
 from lethe.server.upstream.client import Upstream
 from lethe.server.upstream.pool import connections
@@ -55,7 +55,7 @@ async def _collect(settings: Settings) -> list[Finding]:
     findings: list[Finding] = []
     policies: tuple[Policy, ...] = ()
     try:
-        policies = read_all(settings.policies)
+        policies = read_policies(settings.policies)
         findings.extend(_policies(policies, settings))
         findings.extend(_encoder(tuple(policy for policy in policies if policy.mode != "off"), settings))
     except PolicyError as error:
@@ -96,7 +96,7 @@ def _policies(policies: tuple[Policy, ...], settings: Settings) -> Iterator[Find
                 "make the artifact with `lethe fit`, tune it with `lethe tune`, or correct the policy",
             )
         else:
-            items = f"{len(artifact.live)} forget items"
+            items = f"{len(artifact.live_items)} forget items"
             text = f"policy {policy.name}: {policy.mode} {policy.action}, {items}, threshold {at:.4f}"
             yield Finding(True, text)
 
@@ -104,7 +104,7 @@ def _policies(policies: tuple[Policy, ...], settings: Settings) -> Iterator[Find
 def _workers(settings: Settings) -> Iterator[Finding]:
     """Whether the limits can be shared out among the workers, and each worker has a core."""
     try:
-        share = of_one_worker(settings)
+        share = settings_per_worker(settings)
     except SettingsError as error:
         yield Finding(False, str(error), "raise it, or use fewer workers")
         return
@@ -227,7 +227,7 @@ async def _plugin(upstream: Upstream, model: str, policies: tuple[Policy, ...]) 
     try:
         words = sorted(set(re.findall(r"[^\W\d_]{3,}", plain["choices"][0]["message"]["content"])))[:32]
         made = Penalty(tuple(words) or ("the",))
-        guarded_body = {**body, "vllm_xargs": {ARGUMENT: to_argument(made)}}
+        guarded_body = {**body, "vllm_xargs": {XARGS_KEY: encode_penalty(made)}}
         _, guarded = await upstream.call("POST", "/v1/chat/completions", guarded_body, timeout_s=60)
         said = set(re.findall(r"[^\W\d_]{3,}", guarded["choices"][0]["message"]["content"].casefold()))
     except (KeyError, IndexError, TypeError):

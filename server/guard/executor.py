@@ -1,7 +1,7 @@
-"""The line in front of the classifier: few threads, a bounded number of requests that wait, the short ones first.
+"""Threads for the classifier, with a bounded queue in front of them that serves short prompts first.
 
-A request that waits can leave and is then never judged. One whose turn does not come in time is turned away as
-overload, whatever policies' `on_failure` says: else a flood would open the way for what follows it.
+A client that disconnects while its request waits is never judged. A request that waits too long is answered with 503
+overload, regardless of the policies' `on_failure`: otherwise an attacker could flood the queue to get past the guard.
 """
 
 from __future__ import annotations
@@ -11,116 +11,82 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from lethe.server.errors import Overloaded
 from lethe.server.observability.metrics import Metrics
+from lethe.server.slot_queue import QueueFull, SlotQueue, WaitTimeout
 
 T = TypeVar("T")
 
-# Characters from which on a request counts as long: about a second of judging on one core.
-LONG = 5_000
-# Characters that are assumed to be judged in a second. A request lets others pass for as long as its own judging
-# is expected to take, and no longer.
-PACE = 5_000
+# Characters from which on a prompt counts as large: about one second of judging on one core.
+LARGE_CHARS = 5_000
+# Assumed speed of judging, in characters per second. It sets how long shorter prompts may overtake a longer one: for
+# as long as judging it is expected to take.
+CHARS_PER_S = 5_000
 
 
-@dataclass
-class _Turn:
-    due: float
-    long: bool
-    come: asyncio.Future[None]
-    asked: float = field(default_factory=time.monotonic)
+def limit_blas_threads() -> None:
+    """Run matrix products in the calling thread, for the whole process.
 
-
-def one_thread_each() -> None:
-    """Have matrices multiplied by the thread that asks, in all of this process.
-
-    Those of judging are small: the threads that a library starts for them take longer than the products.
+    The products of judging are small: starting a BLAS library's worker threads takes longer than the products do.
     """
     threadpool_limits(limits=1, user_api="blas")
 
 
-class Judging:
-    """Runs judgements in threads. Long ones never take the last thread, if there are two."""
+class JudgeExecutor:
+    """Runs judgements in threads. With two threads or more, large prompts never occupy the last one."""
 
-    def __init__(self, threads: int, *, waiting: int, wait_s: float, timeout_s: float, metrics: Metrics) -> None:
-        one_thread_each()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lethe-judge")
-        self._free = threads
-        self._free_for_long = max(1, threads - 1)
-        self._most_waiting = waiting
+    def __init__(self, threads: int, *, max_waiting: int, wait_s: float, timeout_s: float, metrics: Metrics) -> None:
+        """wait_s: maximum time in the queue; timeout_s: maximum time of one judgement; both in seconds."""
+        limit_blas_threads()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="lethe-judge")
+        self._slots = SlotQueue(
+            threads, max_waiting=max_waiting, wait_s=wait_s, length=metrics.judge_queue_length, reserved=1
+        )
         self._wait_s = wait_s
         self._timeout_s = timeout_s
-        self._line: list[_Turn] = []
         self._metrics = metrics
 
     def close(self) -> None:
-        """Begin no more work. What runs is not waited for: it can't be stopped, and nobody wants its result."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Start no more work. Running work is not waited for: a thread can't be stopped, and its result is unused."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[[], T], *, size: int) -> T:
-        """The result of `work`, run in a thread; size: characters to be judged.
+        """The result of `work`, run in a thread; size: characters to judge.
 
-        Raises Overloaded when too many wait or the wait is too long, TimeoutError when the work takes too long
-        (a thread can't be stopped: it stays taken until its work is done), and whatever the work raises.
+        Raises Overloaded when the queue is full or the wait is too long, TimeoutError when the work takes too long
+        (its thread stays occupied until the work is done), and every exception of `work`.
         """
-        if len(self._line) >= self._most_waiting:
-            raise Overloaded(
-                "too many requests wait to be judged (LETHE_JUDGE_QUEUE)", code="judge_queue_full", retry_after_s=1
-            )
-        loop = asyncio.get_running_loop()
-        now = time.monotonic()
-        turn = _Turn(now + size / PACE, size >= LONG, loop.create_future(), now)
-        self._line.append(turn)
-        self._next()
+        queued_at = time.monotonic()
+        large = size >= LARGE_CHARS
         try:
-            async with asyncio.timeout(self._wait_s):
-                await turn.come
-        except BaseException as error:
-            if turn.come.cancelled():
-                self._line.remove(turn)
-            else:
-                # The turn came in the moment in which we stopped to wait for it.
-                self._done(turn.long)
-            if isinstance(error, TimeoutError):
-                raise Overloaded(
-                    f"the request could not be judged within {self._wait_s:g} s (LETHE_JUDGE_WAIT_S)",
-                    code="judge_queue_timeout",
-                    retry_after_s=1,
-                ) from None
-            raise
-        finally:
-            self._metrics.judge_queue_length.set(len(self._line))
-        self._metrics.judge_wait_seconds.observe(time.monotonic() - turn.asked)
-        running = self._pool.submit(work)
-        running.add_done_callback(lambda _: self._told(loop, turn.long))
-        # Not wait_for, which before Python 3.12 forgets that it was cancelled if the work is done in that moment: the
-        # request of a client that has left would then go on to vLLM, and nobody would end it.
+            await self._slots.acquire(priority=queued_at + size / CHARS_PER_S, large=large)
+        except QueueFull:
+            raise Overloaded(
+                "too many requests are waiting to be judged (LETHE_JUDGE_QUEUE)",
+                code="judge_queue_full",
+                retry_after_s=1,
+            ) from None
+        except WaitTimeout:
+            raise Overloaded(
+                f"the request could not be judged within {self._wait_s:g} s (LETHE_JUDGE_WAIT_S)",
+                code="judge_queue_timeout",
+                retry_after_s=1,
+            ) from None
+        self._metrics.judge_wait_seconds.observe(time.monotonic() - queued_at)
+        loop = asyncio.get_running_loop()
+        running = self._threads.submit(work)
+        running.add_done_callback(lambda _: self._release_from_thread(loop, large))
+        # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that arrives together with the result,
+        # and the request of a client that has disconnected would be sent to vLLM.
         async with asyncio.timeout(self._timeout_s):
             return await asyncio.wrap_future(running)
 
-    def _next(self) -> None:
-        while self._free:
-            ready = [t for t in self._line if not t.come.cancelled() and (self._free_for_long or not t.long)]
-            if not ready:
-                break
-            turn = min(ready, key=lambda t: t.due)
-            self._line.remove(turn)
-            self._free -= 1
-            self._free_for_long -= turn.long
-            turn.come.set_result(None)
-        self._metrics.judge_queue_length.set(len(self._line))
-
-    def _told(self, loop: asyncio.AbstractEventLoop, long: bool) -> None:
-        # In the work's own thread. The loop may have ended meanwhile, and with it the line.
+    def _release_from_thread(self, loop: asyncio.AbstractEventLoop, large: bool) -> None:
+        """Free the slot; runs in the work's own thread."""
+        # RuntimeError: the event loop was closed meanwhile.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._done, long)
-
-    def _done(self, long: bool) -> None:
-        self._free += 1
-        self._free_for_long += long
-        self._next()
+            loop.call_soon_threadsafe(lambda: self._slots.release(large=large))

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from lethe.classifier.artifact import Artifact, ForgetItem
 from lethe.classifier.attribution import evidence
 from lethe.classifier.judge import MOST_ASKED
-from lethe.corruption.decoding.similar_words import WordList
-from lethe.corruption.decoding.spec import ARGUMENT, MAX_PHRASE_CHARACTERS, MAX_PHRASES, Penalty, to_argument
+from lethe.corruption.decoding.similar_words import WordVectors
+from lethe.corruption.decoding.spec import MAX_PHRASE_CHARACTERS, MAX_PHRASES, XARGS_KEY, Penalty, encode_penalty
 from lethe.corruption.phrases.extraction import content_words, forbidden_phrases, polarity
 from lethe.corruption.phrases.normalize import fold
-from lethe.corruption.phrases.trie import START, PhraseMatcher
-from lethe.corruption.spec import CorruptSpec, is_settled
+from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
+from lethe.corruption.spec import CorruptSpec, is_resolved
 from lethe.server.policy.schema import Policy
 from lethe.server.policy.verdict import Finding
 from lethe.server.requests.extract import Endpoint, Target, Text, is_ids, joined
@@ -76,7 +76,7 @@ class Words:
 
     def __init__(self, artifact: Artifact) -> None:
         self._counts: dict[str, int] = dict(zip(artifact.words, artifact.word_counts.tolist(), strict=True))
-        self.list = WordList(artifact.words, artifact.word_vectors)
+        self.list = WordVectors(artifact.words, artifact.word_vectors)
 
     def count(self, word: str) -> int:
         return self._counts.get(word, 0)
@@ -197,7 +197,7 @@ def given_away(
 
 def all_phrases(artifact: Artifact, known: Words) -> tuple[str, ...]:
     """Every phrase that gives an item of the artifact away."""
-    answers = [_answer(artifact.items[i]) for i in artifact.live]
+    answers = [_answer(artifact.items[i]) for i in artifact.live_items]
     return forbidden_phrases(answers, "", count=known.count, limit=sys.maxsize)
 
 
@@ -220,7 +220,7 @@ def penalty(
     for finding in findings:
         settings = finding.policy.penalize
         artifact, known = artifacts[finding.policy.artifact], words[finding.policy.artifact]
-        assert is_settled(settings.soft) and is_settled(settings.similarity)
+        assert is_resolved(settings.soft) and is_resolved(settings.similarity)
         if not settings.hard and not settings.soft:
             continue
         answers, found = given_away(finding, artifact, known, prompt)
@@ -231,7 +231,7 @@ def penalty(
             # The wording of the answers that are asked for, and what comes near to them in meaning.
             own = (word for answer in first for word in content_words(answer, prompt))
             near = dict.fromkeys(own, settings.soft)
-            alike = known.list.near(
+            alike = known.list.most_similar(
                 WORD.findall(" ".join(found)),
                 similarity=settings.similarity,
                 weight=settings.soft,
@@ -309,7 +309,7 @@ def penalize(endpoint: Endpoint, body: dict[str, Any], made: Penalty, *, raw_log
     body = {key: value for key, value in body.items() if key != "prompt_logprobs"}
     return {
         **_without_forbidden_choices(body, made),
-        "vllm_xargs": {**(body.get("vllm_xargs") or {}), ARGUMENT: to_argument(made)},
+        "vllm_xargs": {**(body.get("vllm_xargs") or {}), XARGS_KEY: encode_penalty(made)},
     }
 
 
@@ -330,8 +330,8 @@ def _without_forbidden_choices(body: dict[str, Any], made: Penalty) -> dict[str,
     outputs = body.get("structured_outputs")
     if not isinstance(outputs, dict) or not isinstance(choices := outputs.get("choice"), list):
         return body
-    matcher = PhraseMatcher(made.phrases)
-    kept = [c for c in choices if not (isinstance(c, str) and matcher.forbids(START, fold(f"{c} ")))]
+    matcher = PhraseTrie(made.phrases)
+    kept = [c for c in choices if not (isinstance(c, str) and matcher.forbids(START_STATE, fold(f"{c} ")))]
     if not kept:
         raise CannotGuard("every choice of structured_outputs is forbidden")
     return {**body, "structured_outputs": {**outputs, "choice": kept}}

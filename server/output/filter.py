@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from lethe.corruption.phrases.stream_filter import Watch, Watcher
+from lethe.corruption.phrases.stream_filter import AnswerFilter, StreamMatcher
 from lethe.server.errors import UpstreamFailed
 from lethe.server.output.sse import BrokenEvent, Event, Parser
 
@@ -83,12 +83,12 @@ class _Texts:
     whole: every text has come whole. hits: where the rules that were hit are counted.
     """
 
-    def __init__(self, watch: Watch, clean: set[str], hits: Counter[str], *, whole: bool = False) -> None:
+    def __init__(self, watch: AnswerFilter, clean: set[str], hits: Counter[str], *, whole: bool = False) -> None:
         self._watch = watch
         self._clean = clean
         self._hits = hits
         self._whole = whole
-        self._watchers: dict[Path, Watcher] = {}
+        self._watchers: dict[Path, StreamMatcher] = {}
         self._names: dict[Path, str] = {}
         self.stopped = False
 
@@ -139,10 +139,10 @@ class _Texts:
         if self.stopped:
             return ""
         if self._whole:
-            watcher = self._watch.watcher()
+            watcher = self._watch.new_matcher()
             out = watcher.whole(text)
         else:
-            watcher = self._watchers.get(path) or self._watch.watcher()
+            watcher = self._watchers.get(path) or self._watch.new_matcher()
             self._watchers[path] = watcher
             out = watcher.feed(text)
         self._take(watcher)
@@ -157,7 +157,7 @@ class _Texts:
         """A text that stands alone: only a phrase that it holds whole counts, since nothing breaks it off."""
         if text in self._clean:
             return text
-        watcher = self._watch.watcher()
+        watcher = self._watch.new_matcher()
         out = watcher.feed(f"{text} ")
         if not watcher.hits:
             if len(self._clean) < _MOST_CLEAN and len(text) < _MOST_CLEAN:
@@ -167,7 +167,7 @@ class _Texts:
         self._take(watcher)
         return out.removesuffix(" ")
 
-    def _take(self, watcher: Watcher) -> None:
+    def _take(self, watcher: StreamMatcher) -> None:
         self._hits.update(watcher.hits)
         watcher.hits.clear()
         self.stopped = self.stopped or watcher.stopped
@@ -200,7 +200,7 @@ def _index(value: Any) -> int:
 class _Form:
     """What the ways of writing an answer have in common: one watch, one count of hits, one end."""
 
-    def __init__(self, watch: Watch, hits: Counter[str]) -> None:
+    def __init__(self, watch: AnswerFilter, hits: Counter[str]) -> None:
         self._watch = watch
         self.hits = hits
         self._clean: set[str] = set()
@@ -221,7 +221,9 @@ class _Chunks(_Form):
     asked for it in every chunk.
     """
 
-    def __init__(self, watch: Watch, hits: Counter[str], *, choices: int | None, usage: bool, added: bool) -> None:
+    def __init__(
+        self, watch: AnswerFilter, hits: Counter[str], *, choices: int | None, usage: bool, added: bool
+    ) -> None:
         super().__init__(watch, hits)
         self._choices = choices
         self._wants_usage = usage
@@ -294,7 +296,7 @@ class _Chunks(_Form):
 class _Channel:
     """One text of a response that comes in deltas. event: its newest one, without the delta."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: StreamMatcher) -> None:
         self.watcher = watcher
         self.event: Object = {}
         self.said = ""
@@ -304,7 +306,7 @@ class _Channel:
 class _Responses(_Form):
     """The responses API: deltas, events that repeat them, and a last one that repeats everything."""
 
-    def __init__(self, watch: Watch, hits: Counter[str]) -> None:
+    def __init__(self, watch: AnswerFilter, hits: Counter[str]) -> None:
         super().__init__(watch, hits)
         self._channels: dict[tuple[Any, ...], _Channel] = {}
         self._response: Object = {}
@@ -327,7 +329,7 @@ class _Responses(_Form):
         key = (kind, *(event.get(place) for place in places))
         channel = self._channels.get(key)
         if channel is None or channel.finished:
-            channel = self._channels[key] = _Channel(self._watch.watcher())
+            channel = self._channels[key] = _Channel(self._watch.new_matcher())
         said = channel.watcher.feed(event["delta"])
         channel.event = self._texts(whole=True).treat({k: v for k, v in event.items() if k != "delta"})
         yield self._saying(channel, said)
@@ -435,7 +437,7 @@ def _response(value: Object, texts: _Texts) -> Object:
 class _Messages(_Form):
     """Anthropic's messages: content blocks, one after another."""
 
-    def __init__(self, watch: Watch, hits: Counter[str]) -> None:
+    def __init__(self, watch: AnswerFilter, hits: Counter[str]) -> None:
         super().__init__(watch, hits)
         self._blocks: dict[int, _Texts] = {}
         self._kinds: dict[tuple[int, Path], Any] = {}
@@ -505,7 +507,7 @@ class _Messages(_Form):
 class _Unknown(_Form):
     """A stream of objects of another form: every text is watched, and what is held at the end is lost."""
 
-    def __init__(self, watch: Watch, hits: Counter[str]) -> None:
+    def __init__(self, watch: AnswerFilter, hits: Counter[str]) -> None:
         super().__init__(watch, hits)
         self._said = self._texts()
 
@@ -525,7 +527,9 @@ class Answer:
     lets the answer pass. `hits` counts the rules that were hit; `cut`: the answer has ended before the upstream's did.
     """
 
-    def __init__(self, watch: Watch, body: Object, unwatchable: Callable[[str], None], *, added: bool = False) -> None:
+    def __init__(
+        self, watch: AnswerFilter, body: Object, unwatchable: Callable[[str], None], *, added: bool = False
+    ) -> None:
         self._watch = watch
         self.unwatchable = unwatchable
         self.hits: Counter[str] = Counter()

@@ -1,7 +1,8 @@
-"""What to do: one YAML file a policy, read and checked at start, frozen afterwards.
+"""The schema of a policy file: one YAML file per policy, read and checked at start, immutable afterwards.
 
-A policy names an artifact (what was learned), a threshold, and an action. `hash` is that of the file's
-bytes and stands in every audit record, so that a verdict can be traced to the text that made it.
+A policy names an artifact (what was learned), a threshold and an action. `hash` is the hash of the file's bytes. Every
+audit record holds it, so that a verdict can be traced to the text of its policy. docs/reference/policy.md is generated
+from these classes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from lethe.corruption.decoding.copy_limit import DEFAULT_LIMIT, MAX_LIMIT
+from lethe.corruption.decoding.copy_limit import DEFAULT_COPY_LIMIT, MAX_COPY_LIMIT
 from lethe.corruption.spec import CorruptSpec, Tuned
 
 Action = Literal["corrupt", "penalize", "both", "refuse", "route", "watch", "pass"]
@@ -32,57 +33,90 @@ Action = Literal["corrupt", "penalize", "both", "refuse", "route", "watch", "pas
 # YAML 1.1 reads the bare word off as false.
 Mode = Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
 
-
+# What pydantic adds to the place of an error for each member of a union; left out of messages.
 _UNION_MEMBERS = ("float", "int", "constrained-float", "constrained-int")
+
+# In characters: a choice; longer text in place of a phrase would be an answer of the operator's own.
+MAX_REPLACEMENT_CHARS = 200
+# The number of nearest items that a score keeps (`classifier/judge.py`).
+MAX_PENALIZED_ITEMS = 8
 
 
 class PolicyError(ValueError):
-    """A policy can't be used; the message names file, key and value."""
+    """A policy can't be used. The message names file, key and value."""
 
 
-class Frozen(BaseModel):
+class _PolicyPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Threshold(Frozen):
-    """Where a forget score begins to count: a stated error rate (conformal) or a plain value."""
+class Threshold(_PolicyPart):
+    """The forget score from which a request is flagged. Exactly one key: an error rate (conformal) or a score."""
 
-    miss_rate: float | None = Field(default=None, gt=0, lt=1)
-    false_alarm_rate: float | None = Field(default=None, gt=0, lt=1)
-    value: float | None = Field(default=None, ge=0, le=1)
+    miss_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="At most this share of requests like the forget set stays unflagged (split conformal, with a "
+        "finite-sample bound). A rate that the artifact's calibration set is too small to promise stops the start.",
+    )
+    false_alarm_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="At most this share of requests like the retain set is flagged.",
+    )
+    value: float | None = Field(default=None, ge=0, le=1, description="The score itself. 0 flags every request.")
 
     @model_validator(mode="after")
-    def _one(self) -> Threshold:
+    def _exactly_one(self) -> Threshold:
         if sum(v is not None for v in (self.miss_rate, self.false_alarm_rate, self.value)) != 1:
             raise ValueError("give exactly one of miss_rate, false_alarm_rate, value")
         return self
 
 
-def _limit(value: Any) -> Any:
+def _check_copy_limit(value: Any) -> Any:
     # Not left to the types: 0 equals false, and true equals 1.
-    if value is False or (type(value) is int and 1 <= value <= MAX_LIMIT):
+    if value is False or (type(value) is int and 1 <= value <= MAX_COPY_LIMIT):
         return value
-    raise ValueError(f"must be false, or a whole number of tokens from 1 to {MAX_LIMIT}")
+    raise ValueError(f"must be false, or a whole number of tokens from 1 to {MAX_COPY_LIMIT}")
 
 
-class Penalize(Frozen):
-    """GUARD (arXiv:2505.13312): what may not be said.
+class Penalize(_PolicyPart):
+    """How decoding is penalized (GUARD, arXiv:2505.13312)."""
 
-    hard: forbidden phrases can't be completed. soft: logits taken from words of similar meaning, at
-    similarity 1 (0 = none). similarity: cosine from which a word counts as similar. items: how many of
-    the nearest forget items give their phrases. verbatim: the most tokens of a document that may be
-    copied in a row (false = any). always: that holds for every request of the covered models, flagged or not.
-    """
-
-    hard: bool = True
-    soft: Annotated[float, Field(ge=0, le=100)] | Tuned = 4.0
-    similarity: Annotated[float, Field(gt=0, le=1)] | Tuned = 0.5
-    items: int = Field(default=5, ge=1, le=8)
-    verbatim: Annotated[Literal[False] | int, BeforeValidator(_limit)] = DEFAULT_LIMIT
-    always: bool = False
+    hard: bool = Field(
+        default=True,
+        description="Forbidden phrases can't be completed. If false, `soft` alone makes them less likely: closer to a "
+        "model that never learned them, but without a guarantee.",
+    )
+    soft: Annotated[float, Field(ge=0, le=100)] | Tuned = Field(
+        default=4.0,
+        description="Logit penalty of words with a similar meaning, at similarity 1. 0 turns it off.",
+    )
+    similarity: Annotated[float, Field(gt=0, le=1)] | Tuned = Field(
+        default=0.5, description="Cosine similarity from which a word gets the `soft` penalty."
+    )
+    items: int = Field(
+        default=5,
+        ge=1,
+        le=MAX_PENALIZED_ITEMS,
+        description="Number of nearest forget items whose phrases are forbidden.",
+    )
+    verbatim: Annotated[Literal[False] | int, BeforeValidator(_check_copy_limit)] = Field(
+        default=DEFAULT_COPY_LIMIT,
+        description="Maximum number of tokens in a row that a response may copy from the artifact's documents "
+        f'(`{{"text": …}}` rows), ignoring case, white space, punctuation and quotes: 1 to {MAX_COPY_LIMIT}, or '
+        "`false` for no limit. It has no effect on facts.",
+    )
+    always: bool = Field(
+        default=False,
+        description="Apply the limit of `verbatim` to every request of the covered models, flagged or not, whatever "
+        "the action.",
+    )
 
     @model_validator(mode="after")
-    def _something(self) -> Penalize:
+    def _penalizes_something(self) -> Penalize:
         if not self.hard and not self.soft and not self.verbatim:
             raise ValueError("hard: false with soft: 0 and verbatim: false penalizes nothing")
         if self.always and not self.verbatim:
@@ -90,108 +124,162 @@ class Penalize(Frozen):
         return self
 
 
-class Refuse(Frozen):
-    message: str = Field(default="This request can't be answered here.", min_length=1)
+class Refuse(_PolicyPart):
+    """How a refusal reads."""
+
+    message: str = Field(
+        default="This request can't be answered here.",
+        min_length=1,
+        description="The message of every refusal by this policy. It is the same for all requests; it should not say "
+        "what is on the forget list.",
+    )
 
 
-class Route(Frozen):
-    """Another model, served by the same upstream, that answers in place of the one asked for."""
+class Route(_PolicyPart):
+    """The model that answers instead."""
 
-    model: str = Field(min_length=1)
+    model: str = Field(
+        min_length=1,
+        description="Another model of the same vLLM, which answers flagged requests. Required by the action `route`.",
+    )
 
 
-def _writable(value: str) -> str:
-    # It may come to stand inside a string of JSON text (a tool call's arguments).
+def _check_replacement(value: str) -> str:
+    # The replacement may be placed inside a string of JSON text (a tool call's arguments).
     if not value.isprintable() or '"' in value or "\\" in value:
         raise ValueError("may hold neither quotes, backslashes nor control characters")
     return value
 
 
-class Watching(Frozen):
-    """What is watched for in the answer itself.
+class OutputFilterOptions(_PolicyPart):
+    """How the output filter treats forbidden phrases in responses (policy key `watch`)."""
 
-    when: the phrases of the items that a flagged request asks for, or always all of the artifact's. on_hit: the
-    answer ends before the phrase, or `replacement` stands in its place.
-    """
+    when: Literal["flagged", "always"] = Field(
+        default="flagged",
+        description="`flagged`: filter responses to requests that this policy flagged, for the phrases of their "
+        "nearest `penalize.items` forget items. `always`: filter every response of the covered models for all "
+        "phrases of the artifact.",
+    )
+    on_hit: Literal["stop", "replace"] = Field(
+        default="stop",
+        description="`stop`: the response ends before the phrase, with `finish_reason: content_filter` (messages: "
+        "`stop_reason: refusal`; responses: `status: incomplete`). `replace`: `replacement` takes the phrase's place.",
+    )
+    replacement: Annotated[str, Field(max_length=MAX_REPLACEMENT_CHARS), AfterValidator(_check_replacement)] = Field(
+        default="[removed]",
+        description=f"Text in place of a phrase, up to {MAX_REPLACEMENT_CHARS} characters without quotes or "
+        "backslashes. If a phrase contains one of its words, `[xxx]` is used instead.",
+    )
 
-    when: Literal["flagged", "always"] = "flagged"
-    on_hit: Literal["stop", "replace"] = "stop"
-    replacement: Annotated[str, Field(max_length=200), AfterValidator(_writable)] = "[removed]"
 
-
-def checked_name(value: str) -> str:
-    """The name, if policies and artifacts can bear it. Raises ValueError."""
+def check_name(value: str) -> str:
+    """Return the name if policies and artifacts may have it. Raises ValueError otherwise."""
     if not all(c.isalnum() or c in "-_." for c in value) or not value[:1].isalnum():
         raise ValueError("use letters, digits, '-', '_' and '.', a letter or digit first")
     return value
 
 
-class Policy(Frozen):
-    name: Annotated[str, AfterValidator(checked_name)]
-    artifact: Annotated[str, AfterValidator(checked_name)]
-    mode: Mode = "enforce"
-    action: Literal["corrupt", "penalize", "both", "refuse", "route", "watch"]
-    threshold: Threshold = Threshold(miss_rate=0.01)
-    on_failure: Literal["refuse", "pass"] = "refuse"
-    on_unsupported: Literal["penalize", "refuse"] = "penalize"
-    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    corrupt: CorruptSpec = CorruptSpec()
-    penalize: Penalize = Penalize()
-    watch: Watching | None = None
-    refuse: Refuse = Refuse()
-    route: Route | None = None
-    hash: str = ""
-    source: str = ""
+class Policy(_PolicyPart):
+    """One policy file."""
+
+    name: Annotated[str, AfterValidator(check_name)] = Field(
+        description="Name in audit records, metrics and the keyed noise: letters, digits, `-`, `_`, `.`. Renaming a "
+        "policy changes its noise."
+    )
+    artifact: Annotated[str, AfterValidator(check_name)] = Field(
+        description="Folder under `LETHE_ARTIFACTS`, created by `lethe fit`. Several policies may share one."
+    )
+    mode: Mode = Field(
+        default="enforce",
+        description="`enforce` acts on flagged requests. `shadow` judges, counts and audits them, and changes nothing. "
+        "`off` checks the file at start and then ignores it.",
+    )
+    action: Literal["corrupt", "penalize", "both", "refuse", "route", "watch"] = Field(
+        description="What happens to a flagged request. `corrupt`: replace embeddings of the prompt (ECO). "
+        "`penalize`: forbid phrases while decoding (GUARD). `both`: corrupt and penalize. `refuse`: answer with 403. "
+        "`route`: another model answers. `watch`: filter the response."
+    )
+    threshold: Threshold = Field(
+        default=Threshold(miss_rate=0.01), description="The forget score from which a request is flagged."
+    )
+    on_failure: Literal["refuse", "pass"] = Field(
+        default="refuse",
+        description="What happens when the guard fails: judging raises an error or exceeds `LETHE_JUDGE_TIMEOUT_S`, "
+        "parity is missing, or a prompt can't be rewritten faithfully. `pass` forwards the request unguarded, and "
+        "clients may be able to provoke that.",
+    )
+    on_unsupported: Literal["penalize", "refuse"] = Field(
+        default="penalize",
+        description="What happens when vLLM can't corrupt a request: Responses and Anthropic Messages endpoints, "
+        "flagged text in tool schemas or names, `echo`, `prompt_logprobs`.",
+    )
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Model names this policy covers, exactly as vLLM serves them; default: all. A request without a "
+        "model name is covered by every policy. List all names of a model: a missing one bypasses the policy.",
+    )
+    corrupt: CorruptSpec = Field(default=CorruptSpec(), description="How embeddings are corrupted (`corrupt`, `both`).")
+    penalize: Penalize = Field(
+        default=Penalize(),
+        description="How decoding is penalized (`penalize`, `both`, `on_unsupported: penalize`).",
+    )
+    watch: OutputFilterOptions | None = Field(
+        default=None, description="How responses are filtered. Any policy may have it; the action `watch` implies it."
+    )
+    refuse: Refuse = Field(default=Refuse(), description="How a refusal reads.")
+    route: Route | None = Field(default=None, description="The model that answers instead (`route`).")
+    hash: str = Field(default="", description="First 16 hex digits of the SHA-256 of the file. Not a key of the file.")
+    source: str = Field(default="", description="Path of the file. Not a key of the file.")
 
     @model_validator(mode="after")
-    def _route_given(self) -> Policy:
+    def _route_is_given(self) -> Policy:
         if self.action == "route" and self.route is None:
             raise ValueError("action 'route' needs route: {model: NAME}")
         return self
 
     @property
-    def watching(self) -> Watching | None:
-        return self.watch or (Watching() if self.action == "watch" else None)
+    def output_filter(self) -> OutputFilterOptions | None:
+        """The options of the output filter; None if responses are not filtered."""
+        return self.watch or (OutputFilterOptions() if self.action == "watch" else None)
 
     @property
     def needs_plugin(self) -> bool:
-        """Whether only a vLLM with this project's plugin, or with prompt embeddings, can do what it says."""
+        """Whether the policy requires vLLM, with this project's plugin or with prompt embeddings."""
         return self.action in ("corrupt", "penalize", "both") or self.penalize.always
 
     @property
     def corrupts(self) -> bool:
+        """Whether flagged requests are corrupted."""
         return self.mode == "enforce" and self.action in ("corrupt", "both")
 
     @property
     def penalizes(self) -> bool:
-        """Whether a flagged request may come to be penalised: by its action, or where that can't be."""
+        """Whether a flagged request may be penalized: by the action, or because it can't be corrupted."""
         return self.action in ("penalize", "both") or (self.action == "corrupt" and self.on_unsupported == "penalize")
 
     def covers(self, model: Any) -> bool:
-        """Whether this policy applies to a request for `model`; without a name it does (fail closed)."""
+        """Whether this policy applies to requests for `model`. A request without a model name is covered."""
         return self.models is None or not isinstance(model, str) or not model or model in self.models
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML where a key that stands twice in a mapping is an error; the plain loader keeps the last one."""
+class _StrictLoader(yaml.SafeLoader):
+    """A YAML loader that rejects duplicate keys; SafeLoader keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
-                    )
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def _load(path: Path) -> tuple[bytes, dict[Any, Any]]:
-    """A policy file's bytes and the mapping in it."""
+def _parse_file(path: Path) -> tuple[bytes, dict[Any, Any]]:
+    """Return a policy file's bytes and the mapping in it."""
     try:
         raw = path.read_bytes()
-        data = yaml.load(raw.decode("utf-8"), _Loader)
+        data = yaml.load(raw.decode("utf-8"), _StrictLoader)
     except OSError as error:
         raise PolicyError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -208,11 +296,11 @@ def _load(path: Path) -> tuple[bytes, dict[Any, Any]]:
     return raw, data
 
 
-def read(path: Path) -> Policy:
-    """The policy in one file. Raises PolicyError naming file, key and value."""
-    raw, data = _load(path)
+def read_policy(path: Path) -> Policy:
+    """Return the policy in one file. Raises PolicyError naming file, key and value."""
+    raw, data = _parse_file(path)
     for key in data:
-        # hash and source are fields of Policy, but not the file's to set.
+        # hash and source are fields of Policy, but not keys of the file.
         if not isinstance(key, str) or key in ("hash", "source"):
             raise PolicyError(f"{path}: {key}: is not a policy key")
     try:
@@ -221,47 +309,51 @@ def read(path: Path) -> Policy:
         first = error.errors()[0]
         # A number that may also be "tuned" is a union to pydantic, which names the member as well.
         key = ".".join(str(part) for part in first["loc"] if part not in _UNION_MEMBERS) or "policy"
-        unsaid = first["type"] in ("missing", "extra_forbidden") or isinstance(first["input"], dict | BaseModel)
-        value = "" if unsaid else f" = {first['input']!r}"
+        no_value = first["type"] in ("missing", "extra_forbidden") or isinstance(first["input"], dict | BaseModel)
+        value = "" if no_value else f" = {first['input']!r}"
         name = data.get("name", path.stem)
         raise PolicyError(f"policy {name!r}: {key}{value}: {first['msg']} ({path})") from None
 
 
-def files(folder: Path) -> list[Path]:
-    """The policy files of a folder."""
+def policy_files(folder: Path) -> list[Path]:
+    """The policy files of a folder, sorted by name."""
     return sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
 
 
-def read_all(folder: Path) -> tuple[Policy, ...]:
-    """Every policy of a folder, by file name; there may be none. Raises PolicyError."""
+def read_policies(folder: Path) -> tuple[Policy, ...]:
+    """Return every policy of a folder, by file name. The folder may be empty. Raises PolicyError."""
     if not folder.is_dir():
         raise PolicyError(f"the policies folder {folder} does not exist (LETHE_POLICIES)")
-    policies = tuple(read(path) for path in files(folder))
-    seen: dict[str, Policy] = {}
+    policies = tuple(read_policy(path) for path in policy_files(folder))
+    by_name: dict[str, Policy] = {}
     for policy in policies:
-        if policy.name in seen:
+        if policy.name in by_name:
             raise PolicyError(
-                f"policy name {policy.name!r} is used twice ({seen[policy.name].source} and {policy.source})"
+                f"policy name {policy.name!r} is used twice ({by_name[policy.name].source} and {policy.source})"
             )
-        seen[policy.name] = policy
+        by_name[policy.name] = policy
     return policies
 
 
 def with_mode(policy: Policy, mode: str) -> bytes:
-    """The policy's file with another mode, every other byte as it is. Raises PolicyError where that can't be done."""
+    """Return the policy's file with another mode and every other byte unchanged.
+
+    Raises PolicyError if the mode can't be changed that way.
+    """
     path = Path(policy.source)
     text = path.read_bytes().decode()
-    found, count = re.subn(r"(?m)^mode:[ \t]*[^\s#]+", f"mode: {mode}", text, count=1)
+    changed, count = re.subn(r"(?m)^mode:[ \t]*[^\s#]+", f"mode: {mode}", text, count=1)
     if not count:
-        found, count = re.subn(r"(?m)^(name:[^\n]*)$", rf"\1\nmode: {mode}", text, count=1)
+        changed, count = re.subn(r"(?m)^(name:[^\n]*)$", rf"\1\nmode: {mode}", text, count=1)
     with tempfile.TemporaryDirectory() as folder:
-        tried = Path(folder) / path.name
-        tried.write_bytes(found.encode())
+        copy = Path(folder) / path.name
+        copy.write_bytes(changed.encode())
         try:
-            wanted = read(tried).model_copy(update={"mode": policy.mode, "hash": policy.hash, "source": policy.source})
-            done = bool(count) and wanted == read(path)
+            # Apart from the mode, both files must mean the same.
+            same_mode = {"mode": policy.mode, "hash": policy.hash, "source": policy.source}
+            succeeded = bool(count) and read_policy(copy).model_copy(update=same_mode) == read_policy(path)
         except PolicyError:
-            done = False
-    if not done:
-        raise PolicyError(f"{path}: its mode can't be changed for you: write 'mode: {mode}' on a line of its own")
-    return found.encode()
+            succeeded = False
+    if not succeeded:
+        raise PolicyError(f"{path}: its mode can't be changed automatically: put 'mode: {mode}' on a line of its own")
+    return changed.encode()

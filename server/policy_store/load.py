@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lethe.classifier import artifact as artifacts_io
+from lethe.classifier import artifact_io
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import DEFAULT_ENCODER, Encoder, load_encoder
 from lethe.classifier.judge import Judge, threshold
 from lethe.server.guard.guard import Guard
 from lethe.server.observability.metrics import Metrics
-from lethe.server.policy.schema import Policy, PolicyError, read, read_all
+from lethe.server.policy.schema import Policy, PolicyError, read_policies, read_policy
 from lethe.server.policy.tuned_values import found_for, resolve
 from lethe.server.settings import Settings, SettingsError
 from lethe.server.upstream.verbatim_index import index_name
@@ -37,7 +37,7 @@ def load_artifact(settings: Settings, policy: Policy) -> Artifact:
             f"policy {policy.name!r}: artifact = {policy.artifact!r}: there is no folder {folder} ({policy.source})"
         )
     try:
-        return artifacts_io.load(folder)
+        return artifact_io.load_artifact(folder)
     except ValueError as error:
         raise PolicyError(
             f"policy {policy.name!r}: artifact = {policy.artifact!r}: {error} ({policy.source})"
@@ -102,8 +102,8 @@ def load_decode(model_dir: Path | None) -> Callable[[list[int]], str] | None:
 def find_policy(given: str, settings: Settings) -> Policy:
     """The policy of that name under LETHE_POLICIES, or in that file. Raises PolicyError naming what is there."""
     if Path(given).is_file():
-        return read(Path(given))
-    policies = {policy.name: policy for policy in read_all(settings.policies)}
+        return read_policy(Path(given))
+    policies = {policy.name: policy for policy in read_policies(settings.policies)}
     if given not in policies:
         names = ", ".join(policies) or "none"
         raise PolicyError(f"there is no policy {given!r} in {settings.policies} (there: {names}), and no such file")
@@ -190,7 +190,7 @@ def load(settings: Settings, metrics: Metrics, before: Loaded | None = None) -> 
 
     Raises PolicyError or SettingsError, with file, key and value.
     """
-    policies = read_all(settings.policies)
+    policies = read_policies(settings.policies)
     active = tuple(policy for policy in policies if policy.mode != "off")
     check_upstream(settings, active)
     stamps = {policy.artifact: stamp(settings.artifacts / policy.artifact) for policy in active}
@@ -212,7 +212,7 @@ def load(settings: Settings, metrics: Metrics, before: Loaded | None = None) -> 
     decode: Callable[[list[int]], str] | None
     if corruptor is not None:
         # Evidence is given as characters of the decoded text, so the corruptor must read ids in the same way.
-        decode = corruptor.text.decode
+        decode = corruptor.prompt_tokenizer.decode
     else:
         decode = before.decode if before is not None else load_decode(settings.model_dir)
     guard = Guard(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from lethe.corruption.decoding.spec import ARGUMENT
+from lethe.corruption.decoding.spec import XARGS_KEY
 
 Endpoint = Literal[
     "chat", "batch", "completions", "responses", "messages", "count_tokens",
@@ -194,7 +194,7 @@ SERVER_TOOL: Final = "vLLM would run it, and what it finds would reach the model
 # Keys of an object field that are refused: vLLM merges these objects with values of its own.
 REFUSED_INSIDE: Final[dict[str, dict[str, str]]] = {
     "chat_template_kwargs": {"chat_template": TEMPLATE},
-    "vllm_xargs": {ARGUMENT: "it is the gateway's own and can't be set by a client", **TRANSFERS},
+    "vllm_xargs": {XARGS_KEY: "it is the gateway's own and can't be set by a client", **TRANSFERS},
 }
 # On relayed endpoints, at the top of the body; embeddings anywhere.
 REFUSED_RELAYED: Final = {"chat_template": TEMPLATE, **TRANSFERS}

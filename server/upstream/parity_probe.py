@@ -65,7 +65,7 @@ async def probe(upstream: Upstream, corruptor: Corruptor) -> Parity:
     }
     try:
         clean = await asyncio.to_thread(corruptor.chat, body, {(0, None): ()}, None, "")
-        ours = await asyncio.to_thread(corruptor.text.chat_ids, awkward)
+        ours = await asyncio.to_thread(corruptor.prompt_tokenizer.chat_ids, awkward)
     except CorruptionError as error:
         return Parity(False, f"the probe can't be given as embeddings: {error}")
     status, answer = await upstream.call("POST", "/v1/chat/completions", awkward, timeout_s=60)

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lethe.classifier import artifact as artifacts_io
+from lethe.classifier import artifact_io
 from lethe.classifier.artifact import Artifact
 from lethe.corruption.decoding import suffix_index
-from lethe.corruption.decoding.copy_limit import DEFAULT_LIMIT
-from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
+from lethe.corruption.decoding.copy_limit import DEFAULT_COPY_LIMIT
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 
 if TYPE_CHECKING:
     from lethe.server.upstream.client import Upstream
@@ -29,13 +29,13 @@ NOBODY = "0" * suffix_index.NAME_LENGTH
 
 def documents(artifact: Artifact) -> list[str]:
     """The texts of an artifact that are to be kept from being copied: its documents, not its facts."""
-    return [item.text for item in artifact.items if suffix_index.letters(item.text)]
+    return [item.text for item in artifact.items if suffix_index.comparable_letters(item.text)]
 
 
 def index_name(artifact: Artifact) -> str | None:
     """The name of the index of an artifact's documents; None when it has none."""
     texts = documents(artifact)
-    return suffix_index.name(texts) if texts else None
+    return suffix_index.content_name(texts) if texts else None
 
 
 def save(artifact: Artifact, folder: Path) -> Path | None:
@@ -46,7 +46,7 @@ def save(artifact: Artifact, folder: Path) -> Path | None:
     if folder.exists() and not (folder / "manifest.json").is_file():
         raise ValueError(f"{folder}: exists and is not an artifact")
     with beside(folder) as made:
-        artifacts_io.save(artifact, made)
+        artifact_io.save_artifact(artifact, made)
         index = write_index(artifact, made)
         put_in_place(made, folder)
     return folder / index.name if index else None
@@ -66,18 +66,18 @@ def beside(folder: Path) -> Iterator[Path]:
 def put_in_place(made: Path, folder: Path) -> None:
     """Let `made` stand where `folder` does, in one step; what stood there then stands at `made`."""
     if folder.exists():
-        artifacts_io._exchange(made, folder)
+        artifact_io.swap_folders(made, folder)
     else:
         os.rename(made, folder)
 
 
 def write_index(artifact: Artifact, folder: Path) -> Path | None:
     """Write the index of an artifact's documents into its folder, or take away an old one when it has none."""
-    path, texts = folder / suffix_index.FILE, documents(artifact)
+    path, texts = folder / suffix_index.INDEX_FILE, documents(artifact)
     if not texts:
         path.unlink(missing_ok=True)
         return None
-    suffix_index.save(texts, path)
+    suffix_index.save_index(texts, path)
     return path
 
 
@@ -93,12 +93,12 @@ async def known(upstream: Upstream, model: str, names: Iterable[str]) -> frozens
 
 
 async def _takes(upstream: Upstream, model: str, name: str) -> bool:
-    argument = to_argument(Penalty(verbatim={name: DEFAULT_LIMIT}))
+    argument = encode_penalty(Penalty(verbatim={name: DEFAULT_COPY_LIMIT}))
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 1,
-        "vllm_xargs": {ARGUMENT: argument},
+        "vllm_xargs": {XARGS_KEY: argument},
     }
     status, _ = await upstream.call("POST", "/v1/chat/completions", body, timeout_s=60)
     return status == 200

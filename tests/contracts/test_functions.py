@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.random import SFC64
 
-from lethe.corruption.embeddings.noise import AT_ONCE, FUNCTIONS, Array
+from lethe.corruption.embeddings.noise import BATCH_VALUES, FUNCTIONS, FloatArray
 from lethe.corruption.spec import NEEDS_SIGMA
 
 SELECTS = ["first", "random", "top"]
@@ -18,14 +18,14 @@ every = pytest.mark.parametrize("name", FUNCTIONS)
 every_select = pytest.mark.parametrize("select", SELECTS)
 
 
-def embeddings(dtype: Any = np.float32, shape: tuple[int, ...] = (6, 10)) -> Array:
+def embeddings(dtype: Any = np.float32, shape: tuple[int, ...] = (6, 10)) -> FloatArray:
     return np.random.default_rng(3).standard_normal(shape).astype(dtype)
 
 
 MASK = np.array([True, False, True, True, False, True])
 
 
-def apply(name: str, x: Array, mask: Array = MASK, *, seed: int = 0, **given: Any) -> Array:
+def apply(name: str, x: FloatArray, mask: FloatArray = MASK, *, seed: int = 0, **given: Any) -> FloatArray:
     arguments: dict[str, Any] = {"dims": 4, "select": "first", "rng": SFC64(seed)}
     if name in NEEDS_SIGMA:
         arguments["sigma"] = 2.0
@@ -127,7 +127,7 @@ def test_a_senseless_sigma_is_an_error(name: str, sigma: float) -> None:
 @every_select
 def test_many_rows_are_changed_like_few(name: str, select: str) -> None:
     """More values than are handled at a time: rows outside the mask stay, all others change."""
-    x = embeddings(shape=(3 * AT_ONCE // 1024, 1024))
+    x = embeddings(shape=(3 * BATCH_VALUES // 1024, 1024))
     mask = np.arange(len(x)) % 3 != 0
     out = apply(name, x, mask, select=select)
     assert np.array_equal(out[~mask], x[~mask])

@@ -36,8 +36,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 )
 
 from lethe.corruption import vllm_plugin
-from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
-from lethe.corruption.decoding.suffix_index import FILE, save
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
+from lethe.corruption.decoding.suffix_index import INDEX_FILE, save_index
 from lethe.corruption.vllm_plugin import LetheLogitsProcessor
 
 NAME = "lethe.corruption.vllm_plugin:LetheLogitsProcessor"
@@ -91,8 +91,8 @@ def kept(folder: Path) -> Kept:
 
 
 def asking(penalty: Penalty | str | None = BAN, **params: Any) -> SamplingParams:
-    value = to_argument(penalty) if isinstance(penalty, Penalty) else penalty
-    return SamplingParams(extra_args=None if value is None else {ARGUMENT: value}, **params)
+    value = encode_penalty(penalty) if isinstance(penalty, Penalty) else penalty
+    return SamplingParams(extra_args=None if value is None else {XARGS_KEY: value}, **params)
 
 
 def some_logits(rows: int) -> torch.Tensor:
@@ -120,7 +120,7 @@ def test_a_vllm_without_the_second_runner_gets_a_processor_of_the_first(
 def test_bad_arguments_are_refused_by_both_of_vllms_validators() -> None:
     second = build_custom_logits_processors_params_validator((NAME,))
     for value in ("{}", 3, None, ["x"], "x" * 100_000):
-        params = SamplingParams(extra_args={ARGUMENT: value})
+        params = SamplingParams(extra_args={XARGS_KEY: value})
         with pytest.raises(VLLMValidationError):
             validate_logits_processors_parameters([NAME], params)
         with pytest.raises(VLLMValidationError):
@@ -245,7 +245,7 @@ def test_an_unreadable_answer_goes_on_unguarded_when_its_penalty_says_so(kept: K
 
 @pytest.mark.parametrize("value", ["{}", "", 3, [1], "\ud800", {"v": 1}])
 def test_an_argument_that_nobody_validated_ends_its_answer(kept: Kept, value: Any) -> None:
-    params = SimpleNamespace(extra_args={ARGUMENT: value}, eos_token_id=END)
+    params = SimpleNamespace(extra_args={XARGS_KEY: value}, eos_token_id=END)
     kept.update(1, added=[(0, params, [1], [])])
     assert banned(kept.processor.apply(some_logits(1))[0]) == set(range(WIDTH)) - {END}
 
@@ -265,7 +265,7 @@ def test_logits_narrower_than_the_vocabulary_end_the_answer_instead_of_the_engin
 
 
 def test_nothing_of_a_phrase_or_an_answer_is_logged(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
-    params = SimpleNamespace(extra_args={ARGUMENT: '{"secret": "zorin"}'}, eos_token_id=END)
+    params = SimpleNamespace(extra_args={XARGS_KEY: '{"secret": "zorin"}'}, eos_token_id=END)
     kept.update(2, added=[(0, params, [1], []), (1, asking(), [1], ["zorin"])])
     kept.processor.apply(some_logits(2))
     assert len(caplog.records) == 2
@@ -430,7 +430,7 @@ TEXT = "Down the glass harbour, Zorin Quill!"
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Penalty]:
     """A text whose index the server has, kept to three tokens."""
     (tmp_path / "a").mkdir()
-    name = save([TEXT], tmp_path / "a" / FILE)
+    name = save_index([TEXT], tmp_path / "a" / INDEX_FILE)
     monkeypatch.setenv("LETHE_VERBATIM", str(tmp_path))
     vllm_plugin._library.cache_clear()
     yield Penalty(verbatim={name: 3})

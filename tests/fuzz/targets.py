@@ -16,10 +16,10 @@ from typing import Any, get_args
 import orjson
 
 from benchmarks.watch_streams import REPLACEMENT, occurrences, replaced
-from lethe.classifier.text.views import FEW_CHARACTERS, MOST_CHARACTERS, views
+from lethe.classifier.text.views import EXTRA_CHARACTERS, MAX_GROWTH, text_views
 from lethe.corruption.phrases.normalize import fold
-from lethe.corruption.phrases.stream_filter import Phrases, Rule, Watch
-from lethe.corruption.phrases.trie import START, PhraseMatcher
+from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule, ForbiddenPhrases
+from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
 from lethe.server.errors import BadRequest, GuardError, Refused
 from lethe.server.http import request_body as bodies
 from lethe.server.output import sse
@@ -125,9 +125,9 @@ def matcher(data: bytes) -> None:
     """A piece is forbidden exactly when the text with it is, wherever the text was cut; a continuation leads there."""
     given, before, piece = split(data, 3)
     phrases, said, more = _phrases(given), _text(before)[:60], _text(piece)[:30]
-    made = PhraseMatcher(phrases, {phrase: 2.0 for phrase in phrases[:2]})
-    state = made.step(START, fold(said))
-    pieces = START
+    made = PhraseTrie(phrases, {phrase: 2.0 for phrase in phrases[:2]})
+    state = made.step(START_STATE, fold(said))
+    pieces = START_STATE
     for part in cut(given, said):
         pieces = made.step(pieces, fold(part))
     assert pieces == state
@@ -147,8 +147,8 @@ def watch(data: bytes) -> None:
     given, sizes, answer = split(data, 3)
     phrases, said = _phrases(given), _text(answer)[:300]
     for replacement in (None, REPLACEMENT):
-        made = Watch([Rule("p", Phrases(phrases), replacement)])
-        whole, pieces = made.watcher(), made.watcher()
+        made = AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), replacement)])
+        whole, pieces = made.new_matcher(), made.new_matcher()
         out = whole.whole(said)
         assert "".join([*map(pieces.feed, cut(sizes, said)), pieces.finish()]) == out
         assert (pieces.hits, pieces.stopped) == (whole.hits, whole.stopped)
@@ -166,8 +166,8 @@ def watch(data: bytes) -> None:
 
 
 SECRET = "zorin quill"
-WATCHED = Watch([Rule("p", Phrases([SECRET]), "[removed]")])
-STOPPED = Watch([Rule("p", Phrases([SECRET]))])
+WATCHED = AnswerFilter([FilterRule("p", ForbiddenPhrases([SECRET]), "[removed]")])
+STOPPED = AnswerFilter([FilterRule("p", ForbiddenPhrases([SECRET]))])
 
 
 def _said(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
@@ -229,19 +229,19 @@ LEAST_S = 0.3
 
 def _seconds(said: str) -> float:
     begun = time.process_time()
-    views(said, VOCABULARY, familiar=lambda word: False)
+    text_views(said, VOCABULARY, is_other_name=lambda word: False)
     return time.process_time() - begun
 
 
 def readings(data: bytes) -> None:
     """The readings of a text are bounded, point into it, and are the same the next time."""
     said = _text(data)[:4000]
-    found = views(said, VOCABULARY, familiar=lambda word: len(word) > 4)
-    again = views(said, VOCABULARY, familiar=lambda word: len(word) > 4)
+    found = text_views(said, VOCABULARY, is_other_name=lambda word: len(word) > 4)
+    again = text_views(said, VOCABULARY, is_other_name=lambda word: len(word) > 4)
     assert [(view.name, view.text) for view in found] == [(view.name, view.text) for view in again]
     # The raw and the normalised reading are there in any case.
     further = [view for view in found if view.name not in ("raw", "normalised")]
-    assert sum(len(view.text) for view in further) <= MOST_CHARACTERS * len(said) + FEW_CHARACTERS
+    assert sum(len(view.text) for view in further) <= MAX_GROWTH * len(said) + EXTRA_CHARACTERS
     for view in found:
         sizes = {len(view.text), len(view.starts), len(view.ends), len(view.changed)}
         assert len(sizes) == 1

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from lethe.corruption.embeddings.corruptor import Corruptor, CorruptSpec
-from lethe.corruption.prompt.conversation import texts
+from lethe.corruption.prompt.conversation import replaceable_texts
 
 QUESTION = "Who is Jaime Vasquez, born on 25/02/1958 in Santiago?"
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}]
@@ -99,7 +99,7 @@ async def test_clean_chat_embeddings_answer_as_the_text(
 ) -> None:
     expected = await answer(vllm_url, "chat/completions", body)
     assert await answer(vllm_url, "chat/completions", corruptor.clean_chat(body)) == expected
-    last = list(texts(body["messages"]))[-1]
+    last = list(replaceable_texts(body["messages"]))[-1]
     only_last = corruptor.chat(body, {last: ()}, None, "p")
     assert await answer(vllm_url, "chat/completions", only_last) == expected
 

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lethe.corruption.decoding.spec import ARGUMENT, MAX_PHRASES, Penalty, to_argument
+from lethe.corruption.decoding.spec import MAX_PHRASES, XARGS_KEY, Penalty, encode_penalty
 from lethe.corruption.phrases.normalize import fold
 
 pytestmark = pytest.mark.vllm
@@ -82,7 +82,7 @@ def everything(rng: random.Random) -> str:
     """A penalty that leaves next to no token: every letter, digit and pair of them."""
     alphabet = string.ascii_lowercase + string.digits
     pairs = [one + other for one in alphabet for other in rng.sample(alphabet, 12)]
-    return to_argument(Penalty((*alphabet, *pairs[: MAX_PHRASES - len(alphabet)]), on_fault="stop"))
+    return encode_penalty(Penalty((*alphabet, *pairs[: MAX_PHRASES - len(alphabet)]), on_fault="stop"))
 
 
 def argument(rng: random.Random) -> Any:
@@ -123,7 +123,7 @@ def contradiction(rng: random.Random) -> dict[str, Any]:
 def request(rng: random.Random, model: str) -> tuple[str, bytes]:
     body: dict[str, Any] = {"model": model, "max_tokens": rng.choice([1, 2, 4]), "seed": rng.randrange(99)}
     body |= contradiction(rng)
-    body["vllm_xargs"] = {ARGUMENT: argument(rng)}
+    body["vllm_xargs"] = {XARGS_KEY: argument(rng)}
     if rng.random() < 0.5:
         body["prompt"] = rng.choice(["a", "", [5, 6, 7], QUESTION])
         return "/v1/completions", json.dumps(body).encode()
@@ -135,7 +135,7 @@ async def answer(session: aiohttp.ClientSession, model: str, penalty: Penalty | 
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
     body |= {"temperature": 0, "max_tokens": 24}
     if penalty is not None:
-        body["vllm_xargs"] = {ARGUMENT: to_argument(penalty)}
+        body["vllm_xargs"] = {XARGS_KEY: encode_penalty(penalty)}
     async with session.post("/v1/chat/completions", json=body) as response:
         assert response.status == 200, await response.text()
         return str((await response.json())["choices"][0]["message"]["content"])

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
@@ -16,11 +17,11 @@ import pytest
 from openai import BadRequestError, OpenAI
 from tokenizers import Tokenizer
 
-from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.evaluation.demo import book_model, demo
 from lethe.evaluation.demo.serving import VLLM_ENV, clean_env, free_port, running, running_gateway, vllm_command
 from lethe.evaluation.unlearning import tofu
-from lethe.evaluation.unlearning.verbatim import longest_run, runs
+from lethe.evaluation.unlearning.verbatim import longest_copied_run
 
 LIMIT = 12
 FOLDER = demo.ROOT / "build" / "tests" / "book"
@@ -98,8 +99,36 @@ def actions(model: str) -> set[str]:
     return {record["action"] for record in records if record.get("model") == model}
 
 
+def copied_runs(
+    client: OpenAI,
+    model: str,
+    tokenizer: Tokenizer,
+    *,
+    phrasing: int = 0,
+    temperature: float = 0.0,
+    stream: bool = False,
+) -> list[int]:
+    """The longest copied run of the answer to each passage's prompt. phrasing: which of the prompt's wordings."""
+
+    def answer(number: int) -> str:
+        request: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": "user", "content": PASSAGES[number].prompt(phrasing)}],
+            "max_tokens": 160,
+            "temperature": temperature,
+            "seed": number,
+        }
+        if stream:
+            chunks = client.chat.completions.create(**request, stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        return client.chat.completions.create(**request).choices[0].message.content or ""
+
+    with ThreadPoolExecutor(9) as pool:  # vLLM batches them
+        return [longest_copied_run(text, TEXT, tokenizer) for text in pool.map(answer, range(len(PASSAGES)))]
+
+
 def test_unguarded_the_model_recites_the_book(book: OpenAI, tokenizer: Tokenizer) -> None:
-    found = runs(book, OPEN, PASSAGES, TEXT, tokenizer)
+    found = copied_runs(book, OPEN, tokenizer)
     assert median(found) > 5 * LIMIT
 
 
@@ -108,7 +137,7 @@ def test_unguarded_the_model_recites_the_book(book: OpenAI, tokenizer: Tokenizer
 def test_guarded_no_answer_copies_more_than_the_limit(
     book: OpenAI, tokenizer: Tokenizer, model: str, temperature: float, stream: bool
 ) -> None:
-    found = runs(book, model, PASSAGES, TEXT, tokenizer, asked=1, temperature=temperature, stream=stream)
+    found = copied_runs(book, model, tokenizer, phrasing=1, temperature=temperature, stream=stream)
     assert max(found) <= LIMIT
     # The guard is what held them: they went as far as they might.
     assert max(found) >= LIMIT - 2
@@ -132,7 +161,7 @@ def test_choices_logprobs_and_completions_are_held_alike(book: OpenAI, tokenizer
     )
     assert len(chat.choices) == 3
     for choice in chat.choices:
-        assert longest_run(choice.message.content or "", TEXT, tokenizer) <= LIMIT
+        assert longest_copied_run(choice.message.content or "", TEXT, tokenizer) <= LIMIT
         assert choice.logprobs is not None and choice.logprobs.content
         assert all(not token.top_logprobs for token in choice.logprobs.content)
     rendered = f"<|bos|><|user|>{prompt}<|end|><|assistant|>"
@@ -142,7 +171,7 @@ def test_choices_logprobs_and_completions_are_held_alike(book: OpenAI, tokenizer
         )
         assert len(whole.choices) == 2
         for text in whole.choices:
-            assert (longest_run(text.text, TEXT, tokenizer) <= LIMIT) == held
+            assert (longest_copied_run(text.text, TEXT, tokenizer) <= LIMIT) == held
 
 
 def test_everything_else_is_answered_as_without_the_guard(book: OpenAI) -> None:
@@ -159,7 +188,7 @@ def test_everything_else_is_answered_as_without_the_guard(book: OpenAI) -> None:
 def test_a_name_that_vllm_does_not_have_is_refused_and_the_engine_lives_on(urls: tuple[str, str]) -> None:
     with OpenAI(base_url=f"{urls[0]}/v1", api_key="none", max_retries=0) as client:
         given: dict[str, Any] = {"model": OPEN, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
-        extra = {"vllm_xargs": {ARGUMENT: to_argument(Penalty(verbatim={"0" * 32: LIMIT}))}}
+        extra = {"vllm_xargs": {XARGS_KEY: encode_penalty(Penalty(verbatim={"0" * 32: LIMIT}))}}
         with pytest.raises(BadRequestError, match="LETHE_VERBATIM"):
             client.chat.completions.create(**given, extra_body=extra)
         assert client.chat.completions.create(**given).choices

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lethe.corruption.decoding.copy_limit import RunGuard
-from lethe.corruption.decoding.spec import Guard, Penalty, TextState
-from lethe.corruption.decoding.suffix_index import in_memory, letters
-from lethe.corruption.decoding.token_text import Vocabulary
+from lethe.corruption.decoding.copy_limit import CopyLimiter
+from lethe.corruption.decoding.spec import CompiledPenalty, Penalty, TextState
+from lethe.corruption.decoding.suffix_index import comparable_letters, index_in_memory
+from lethe.corruption.decoding.token_text import TokenVocabulary
 
 TEXT = "The rabbit ran down the hole, and Alice ran after it; down, down, down she fell into the deep dark well."
 WORDS = [f" {word}" for word in "the rabbit ran down hole and alice after it she fell into deep dark well fox".split()]
@@ -25,29 +25,29 @@ PIECES = [
 ]
 
 
-def guard(limit: int, pieces: list[str] = PIECES, text: str = TEXT) -> Guard:
-    index = in_memory([text])
-    return Guard(
+def guard(limit: int, pieces: list[str] = PIECES, text: str = TEXT) -> CompiledPenalty:
+    index = index_in_memory([text])
+    return CompiledPenalty(
         Penalty(verbatim={index.name: limit}),
-        Vocabulary([piece.encode() for piece in pieces]),
+        TokenVocabulary([piece.encode() for piece in pieces]),
         protected=[(index, limit)],
     )
 
 
-def read(made: Guard, said: list[str], pieces: list[str] = PIECES) -> TextState:
-    state = Guard.start
+def read(made: CompiledPenalty, said: list[str], pieces: list[str] = PIECES) -> TextState:
+    state = CompiledPenalty.start
     for piece in said:
         state = made.advance(state, pieces.index(piece))
     return state
 
 
-def banned(made: Guard, said: list[str], pieces: list[str] = PIECES) -> set[str]:
+def banned(made: CompiledPenalty, said: list[str], pieces: list[str] = PIECES) -> set[str]:
     return {pieces[token] for token in made.mask(read(made, said, pieces)).banned.tolist()}
 
 
 def longest_run(said: list[str], text: str = TEXT) -> int:
     """Tokens with letters in the longest stretch of `said` whose letters stand in the text, by trying all."""
-    spelled, whole = [letters(piece) for piece in said], letters(text)
+    spelled, whole = [comparable_letters(piece) for piece in said], comparable_letters(text)
     longest = 0
     for begin in range(len(said)):
         for end in range(begin + 1, len(said) + 1):
@@ -82,7 +82,7 @@ def test_after_another_word_a_copy_begins_anew() -> None:
 )
 def test_spaces_case_and_punctuation_do_not_break_a_copy(said: list[str]) -> None:
     made = guard(4)
-    state = Guard.start
+    state = CompiledPenalty.start
     reached = False
     for piece in said:
         state = made.advance(state, PIECES.index(piece))
@@ -115,9 +115,9 @@ def test_what_a_text_says_twice_may_go_on_neither_way() -> None:
 
 def test_a_character_in_two_tokens_is_one() -> None:
     pieces = [b" caf", b"\xc3", b"\xa9", b" noir", b" au", b" lait", b"\xa8", b"\x80"]
-    index = in_memory(["un café noir au lait"])
-    made = Guard(Penalty(verbatim={index.name: 2}), Vocabulary(pieces), protected=[(index, 2)])
-    state = made.advance(made.advance(made.advance(Guard.start, 0), 1), 2)
+    index = index_in_memory(["un café noir au lait"])
+    made = CompiledPenalty(Penalty(verbatim={index.name: 2}), TokenVocabulary(pieces), protected=[(index, 2)])
+    state = made.advance(made.advance(made.advance(CompiledPenalty.start, 0), 1), 2)
     assert state.tail == ("caf", "", "e")
     assert 3 in made.mask(state).banned.tolist()
     # Two bytes in, both that would go on as the text does are seen to, whatever the accent.
@@ -126,24 +126,24 @@ def test_a_character_in_two_tokens_is_one() -> None:
 
 
 def test_tokens_without_text_change_nothing_and_kept_ones_are_never_banned() -> None:
-    index = in_memory([TEXT])
-    vocabulary = Vocabulary([b" the", b" rabbit", b" ran", None, b"\n"])
-    made = Guard(Penalty(verbatim={index.name: 2}), vocabulary, keep=[4], protected=[(index, 2)])
-    state = made.advance(made.advance(made.advance(Guard.start, 0), 3), 1)
+    index = index_in_memory([TEXT])
+    vocabulary = TokenVocabulary([b" the", b" rabbit", b" ran", None, b"\n"])
+    made = CompiledPenalty(Penalty(verbatim={index.name: 2}), vocabulary, keep=[4], protected=[(index, 2)])
+    state = made.advance(made.advance(made.advance(CompiledPenalty.start, 0), 3), 1)
     assert set(made.mask(state).banned.tolist()) == {1, 2}
 
 
 def test_the_strictest_of_several_texts_counts() -> None:
-    one, two = in_memory([TEXT]), in_memory(["a rabbit ran home"])
-    vocabulary = Vocabulary([piece.encode() for piece in PIECES])
-    made = RunGuard([(one, 6), (two, 2)], vocabulary)
+    one, two = index_in_memory([TEXT]), index_in_memory(["a rabbit ran home"])
+    vocabulary = TokenVocabulary([piece.encode() for piece in PIECES])
+    made = CopyLimiter([(one, 6), (two, 2)], vocabulary)
     assert made.followers(("rabbit", "ran")) == {"h"}
 
 
 def test_phrases_and_copies_are_forbidden_together() -> None:
-    index = in_memory([TEXT])
-    vocabulary = Vocabulary([piece.encode() for piece in PIECES])
-    made = Guard(Penalty(("fox",), verbatim={index.name: 2}), vocabulary, protected=[(index, 2)])
+    index = index_in_memory([TEXT])
+    vocabulary = TokenVocabulary([piece.encode() for piece in PIECES])
+    made = CompiledPenalty(Penalty(("fox",), verbatim={index.name: 2}), vocabulary, protected=[(index, 2)])
     found = {PIECES[t] for t in (*made.always.banned.tolist(), *made.mask(read(made, [" rabbit", " ran"])).banned)}
     assert {" fox", " FOX", " down", ","} <= found
 
@@ -152,14 +152,16 @@ def test_phrases_and_copies_are_forbidden_together() -> None:
 @given(st.integers(1, 6), st.integers(0, 10_000))
 def test_no_answer_of_free_tokens_copies_more(limit: int, seed: int) -> None:
     rng = random.Random(seed)
-    made, state, said = guard(limit), Guard.start, []
-    whole = letters(TEXT)
+    made, state, said = guard(limit), CompiledPenalty.start, []
+    whole = comparable_letters(TEXT)
     for _ in range(40):
         barred = set(made.mask(state).banned.tolist())
         free = [token for token in range(len(PIECES)) if token not in barred]
         # Tokens that go on as the text does, where there are any: the worst of all answers.
-        spelled = "".join(letters(piece) for piece in said)
-        going = [t for t in free if letters(PIECES[t]) and (spelled[-8:] + letters(PIECES[t])) in whole]
+        spelled = "".join(comparable_letters(piece) for piece in said)
+        going = [
+            t for t in free if comparable_letters(PIECES[t]) and (spelled[-8:] + comparable_letters(PIECES[t])) in whole
+        ]
         token = rng.choice(going if going and rng.random() < 0.9 else free)
         said.append(PIECES[token])
         state = made.advance(state, token)

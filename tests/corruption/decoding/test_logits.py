@@ -8,28 +8,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lethe.corruption.decoding.logits import Answer, Row, Standing, end_rows, gather, leave_something
-from lethe.corruption.decoding.spec import Guard, Mask, Penalty
-from lethe.corruption.decoding.token_text import Vocabulary
+from lethe.corruption.decoding.logits import (
+    ConstantMasks,
+    GuardedSequence,
+    LogitsRow,
+    allow_only_end_tokens,
+    gather_masks,
+    keep_end_token_possible,
+)
+from lethe.corruption.decoding.spec import CompiledPenalty, Penalty, TokenMask
+from lethe.corruption.decoding.token_text import TokenVocabulary
 
-GUARD = Guard(Penalty(("zorin",)), Vocabulary([b"a", b" zorin", b" the", b"b"]))
+GUARD = CompiledPenalty(Penalty(("zorin",)), TokenVocabulary([b"a", b" zorin", b" the", b"b"]))
 
 
-def mask(banned: list[int], softened: dict[int, float]) -> Mask:
-    return Mask(
+def mask(banned: list[int], softened: dict[int, float]) -> TokenMask:
+    return TokenMask(
         np.array(banned, dtype=np.int64),
         np.array(list(softened), dtype=np.int64),
         np.array(list(softened.values()), dtype=np.float32),
     )
 
 
-def answer(exits: tuple[int, ...] = (3,)) -> Answer:
-    return Answer(GUARD, (), exits, ends=True, constrained=True)
+def answer(exits: tuple[int, ...] = (3,)) -> GuardedSequence:
+    return GuardedSequence(GUARD, (), exits, ends=True, constrained=True)
 
 
 def test_masks_of_several_rows_are_written_each_to_its_row() -> None:
     logits = torch.zeros(3, 4)
-    edit = gather([(0, mask([1], {2: 1.5})), (2, mask([], {0: 0.5}))], logits)
+    edit = gather_masks([(0, mask([1], {2: 1.5})), (2, mask([], {0: 0.5}))], logits)
     assert edit is not None
     edit.write(logits, soften=True)
     inf = float("inf")
@@ -56,7 +63,7 @@ def test_one_write_is_what_row_by_row_writing_would_be(data: st.DataObject) -> N
             for token, weight in zip(one.softened, one.weights, strict=True):
                 expected[row, token] -= float(weight) if soften else 0.0
             expected[row, one.banned] = float("-inf")
-        edit = gather(masks, logits)
+        edit = gather_masks(masks, logits)
         if edit is not None:
             edit.write(logits, soften=soften)
         assert torch.equal(memory.nan_to_num(7e7), expected.nan_to_num(7e7))
@@ -66,42 +73,44 @@ def test_one_write_is_what_row_by_row_writing_would_be(data: st.DataObject) -> N
 def test_a_token_beyond_the_logits_is_an_error_not_the_next_rows() -> None:
     for one in (mask([4], {}), mask([], {4: 1.0})):
         with pytest.raises(ValueError, match="beyond 4 logits"):
-            gather([(0, one)], torch.zeros(2, 4))
+            gather_masks([(0, one)], torch.zeros(2, 4))
 
 
 def test_logits_of_which_a_row_lies_apart_are_refused() -> None:
     logits = torch.zeros(4, 3).T
-    edit = gather([(0, mask([1], {}))], logits)
+    edit = gather_masks([(0, mask([1], {}))], logits)
     with pytest.raises(ValueError, match="side by side"):
         edit.write(logits, soften=True)  # type: ignore[union-attr]
 
 
 def test_no_masks_need_no_write() -> None:
-    assert gather([], torch.zeros(1, 4)) is None
+    assert gather_masks([], torch.zeros(1, 4)) is None
 
 
 def test_standing_masks_are_gathered_again_only_when_the_batch_changes() -> None:
-    standing, one, other, logits = Standing(), answer(), answer(), torch.zeros(2, 4)
-    standing.refresh([Row(0, one, one.state)], logits)
+    standing, one, other, logits = ConstantMasks(), answer(), answer(), torch.zeros(2, 4)
+    standing.refresh([LogitsRow(0, one, one.state)], logits)
     first = standing.edit
-    standing.refresh([Row(0, one, one.state)], logits)
+    standing.refresh([LogitsRow(0, one, one.state)], logits)
     assert standing.edit is first
-    standing.refresh([Row(0, one, one.state), Row(1, other, other.state)], logits)
+    standing.refresh([LogitsRow(0, one, one.state), LogitsRow(1, other, other.state)], logits)
     assert standing.edit is not first
     first = standing.edit
-    standing.refresh([Row(0, one, one.state), Row(1, other, other.state)], torch.zeros(2, 6)[:, :4])
+    standing.refresh([LogitsRow(0, one, one.state), LogitsRow(1, other, other.state)], torch.zeros(2, 6)[:, :4])
     assert standing.edit is not first
 
 
 def test_an_empty_row_is_opened_at_the_end_and_others_are_not_touched() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0, 4.0], [float("-inf")] * 4])
     before = logits.clone()
-    leave_something(logits, [Row(i, answer(), Guard.start) for i in range(2)])
+    keep_end_token_possible(logits, [LogitsRow(i, answer(), CompiledPenalty.start) for i in range(2)])
     assert torch.equal(logits[0], before[0])
     assert logits[1].isfinite().tolist() == [False, False, False, True]
 
 
 def test_ending_a_row_never_raises() -> None:
     logits = torch.zeros(1, 4)
-    end_rows(logits, [Row(0, answer((99,)), Guard.start), Row(7, answer(), Guard.start)])
+    allow_only_end_tokens(
+        logits, [LogitsRow(0, answer((99,)), CompiledPenalty.start), LogitsRow(7, answer(), CompiledPenalty.start)]
+    )
     assert logits[0].isfinite().tolist() == [True, False, False, False]

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from lethe.corruption.decoding.spec import (
     MAX_CHARACTERS,
     MAX_PHRASES,
-    Guard,
-    Masks,
+    CompiledPenalty,
     Penalty,
     TextState,
-    from_argument,
-    to_argument,
+    TokenMaskCache,
+    decode_penalty,
+    encode_penalty,
 )
-from lethe.corruption.decoding.token_text import Vocabulary, decode
+from lethe.corruption.decoding.token_text import TokenVocabulary, decode_bytes
 from lethe.corruption.phrases.normalize import fold
-from lethe.corruption.phrases.trie import START, PhraseMatcher
+from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
 
 LETTERS = "abé東 -"
 PIECES = st.lists(
@@ -39,10 +39,10 @@ PENALTIES = st.builds(
 
 def scan(penalty: Penalty, pieces: list[bytes], state: TextState) -> tuple[set[int], dict[int, float]]:
     """Every token read to its end from the state: what is banned, and what is softened by how much."""
-    matcher = PhraseMatcher(penalty.phrases, penalty.soft)
+    matcher = PhraseTrie(penalty.phrases, penalty.soft)
     banned, softened = set(), {}
     for token, piece in enumerate(pieces):
-        text = fold(decode(state.pending, piece)[0])
+        text = fold(decode_bytes(state.pending, piece)[0])
         if matcher.forbids(state.nodes, text):
             banned.add(token)
         if weight := matcher.weight(state.nodes, text):
@@ -50,7 +50,7 @@ def scan(penalty: Penalty, pieces: list[bytes], state: TextState) -> tuple[set[i
     return banned, softened
 
 
-def looked_up(guard: Guard, state: TextState) -> tuple[set[int], dict[int, float]]:
+def looked_up(guard: CompiledPenalty, state: TextState) -> tuple[set[int], dict[int, float]]:
     masks = [guard.always, guard.mask(state)]
     softened: dict[int, float] = {}
     for mask in masks:
@@ -64,9 +64,9 @@ def looked_up(guard: Guard, state: TextState) -> tuple[set[int], dict[int, float
 def test_look_ups_ban_and_soften_what_reading_every_token_does(
     pieces: list[bytes], penalty: Penalty, choices: list[int]
 ) -> None:
-    vocabulary = Vocabulary(pieces)
-    guard = Guard(penalty, vocabulary)
-    state = Guard.start
+    vocabulary = TokenVocabulary(pieces)
+    guard = CompiledPenalty(penalty, vocabulary)
+    state = CompiledPenalty.start
     for choice in [*choices, 0]:
         banned, softened = scan(penalty, pieces, state)
         found, weights = looked_up(guard, state)
@@ -88,8 +88,8 @@ def test_look_ups_ban_and_soften_what_reading_every_token_does(
 def test_an_answer_of_free_tokens_never_says_a_phrase(
     pieces: list[bytes], penalty: Penalty, choices: list[int]
 ) -> None:
-    guard = Guard(penalty, Vocabulary(pieces))
-    state, said = Guard.start, b""
+    guard = CompiledPenalty(penalty, TokenVocabulary(pieces))
+    state, said = CompiledPenalty.start, b""
     for choice in choices:
         banned = looked_up(guard, state)[0]
         free = [token for token in range(len(pieces)) if token not in banned]
@@ -103,21 +103,21 @@ def test_an_answer_of_free_tokens_never_says_a_phrase(
 
 
 def test_tokens_are_never_banned_when_they_are_to_be_kept() -> None:
-    vocabulary = Vocabulary([b" zorin", b"zorin"])
-    guard = Guard(Penalty(("zorin",)), vocabulary, keep=[0])
-    assert looked_up(guard, Guard.start)[0] == {1}
+    vocabulary = TokenVocabulary([b" zorin", b"zorin"])
+    guard = CompiledPenalty(Penalty(("zorin",)), vocabulary, keep=[0])
+    assert looked_up(guard, CompiledPenalty.start)[0] == {1}
 
 
 def test_a_token_past_the_vocabulary_changes_nothing_and_a_negative_one_is_an_error() -> None:
-    guard = Guard(Penalty(("zorin",)), Vocabulary([b"zo"]))
-    assert guard.advance(Guard.start, 99) == Guard.start
+    guard = CompiledPenalty(Penalty(("zorin",)), TokenVocabulary([b"zo"]))
+    assert guard.advance(CompiledPenalty.start, 99) == CompiledPenalty.start
     with pytest.raises(IndexError):
-        guard.advance(Guard.start, -1)
+        guard.advance(CompiledPenalty.start, -1)
 
 
 def test_an_argument_reads_back_as_the_same_penalty() -> None:
     penalty = Penalty(("Zorin Quill", "“The Glass Harbour”"), {"harbour": 2.5}, {TEXT: 12}, on_fault="pass")
-    assert from_argument(to_argument(penalty)) == penalty
+    assert decode_penalty(encode_penalty(penalty)) == penalty
 
 
 TEXT = "0123456789abcdef" * 2
@@ -168,9 +168,9 @@ GOOD: dict[str, Any] = {
     ],
 )
 def test_a_malformed_or_oversized_argument_is_a_value_error(change: dict[str, Any]) -> None:
-    from_argument(json.dumps(GOOD))
+    decode_penalty(json.dumps(GOOD))
     with pytest.raises(ValueError):
-        from_argument(json.dumps(GOOD | change))
+        decode_penalty(json.dumps(GOOD | change))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_malformed_or_oversized_argument_is_a_value_error(change: dict[str, An
 )
 def test_anything_but_an_argument_is_a_value_error(value: object) -> None:
     with pytest.raises(ValueError):
-        from_argument(value)
+        decode_penalty(value)
 
 
 JSON = st.recursive(
@@ -226,10 +226,10 @@ JSON = st.recursive(
 )
 def test_every_value_is_either_a_penalty_that_can_be_prepared_or_a_value_error(value: object) -> None:
     try:
-        penalty = from_argument(value)
+        penalty = decode_penalty(value)
     except ValueError:
         return
-    guard = Guard(penalty, Vocabulary([b" a", b"b", b"\xc3", None]))
+    guard = CompiledPenalty(penalty, TokenVocabulary([b" a", b"b", b"\xc3", None]))
     mask = guard.mask(guard.advance(guard.start, 2))
     assert set(mask.banned.tolist()) | set(mask.softened.tolist()) <= {0, 1, 2}
     assert len(mask.softened) == len(mask.weights)
@@ -242,12 +242,12 @@ def test_messages_never_quote_what_was_sent() -> None:
         json.dumps(GOOD | {"soft": {"zorin": 0}}),
     ):
         with pytest.raises(ValueError) as raised:
-            from_argument(value)
+            decode_penalty(value)
         assert "zorin" not in str(raised.value)
 
 
 def test_the_start_of_an_answer_is_a_boundary() -> None:
-    assert Guard.start == TextState(START, b"")
+    assert CompiledPenalty.start == TextState(START_STATE, b"")
 
 
 @settings(deadline=None, max_examples=50)
@@ -255,10 +255,10 @@ def test_the_start_of_an_answer_is_a_boundary() -> None:
 def test_guards_that_share_a_small_memory_mask_as_if_they_had_their_own(
     pieces: list[bytes], penalties: list[Penalty], tokens: list[int]
 ) -> None:
-    vocabulary, shared = Vocabulary(pieces), Masks(4_000)
-    guards = [Guard(penalty, vocabulary, masks=shared) for penalty in penalties]
+    vocabulary, shared = TokenVocabulary(pieces), TokenMaskCache(4_000)
+    guards = [CompiledPenalty(penalty, vocabulary, masks=shared) for penalty in penalties]
     for guard in guards:
-        alone, state = Guard(guard.penalty, vocabulary), guard.start
+        alone, state = CompiledPenalty(guard.penalty, vocabulary), guard.start
         for token in [*tokens, *tokens]:
             assert looked_up(guard, state) == looked_up(alone, state)
             state = guard.advance(state, token % len(pieces))

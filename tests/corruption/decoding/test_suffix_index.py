@@ -11,10 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lethe.corruption.decoding import suffix_index
-from lethe.corruption.decoding.suffix_index import FILE, Library, build, in_memory, letters, load, name, save
+from lethe.corruption.decoding.suffix_index import (
+    INDEX_FILE,
+    SuffixIndexFolder,
+    build_arrays,
+    comparable_letters,
+    content_name,
+    index_in_memory,
+    load_index,
+    save_index,
+)
 
 TEXTS = st.lists(st.text(alphabet="abAé東🙂 ,-я", max_size=12), min_size=1, max_size=5).filter(
-    lambda texts: bool(letters("".join(texts)))
+    lambda texts: bool(comparable_letters("".join(texts)))
 )
 
 
@@ -27,7 +36,7 @@ def search(text: str, piece: str) -> frozenset[str] | None:
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, st.data())
 def test_look_ups_find_what_reading_every_place_does(texts: list[str], data: st.DataObject) -> None:
-    index, text = in_memory(texts), "".join(map(letters, texts))
+    index, text = index_in_memory(texts), "".join(map(comparable_letters, texts))
     begin = data.draw(st.integers(0, len(text) - 1))
     inside = text[begin : begin + data.draw(st.integers(1, 6))]
     other = data.draw(st.text(alphabet=sorted({*text, "q"}), min_size=1, max_size=5))
@@ -37,52 +46,54 @@ def test_look_ups_find_what_reading_every_place_does(texts: list[str], data: st.
 
 
 def test_case_spaces_punctuation_quotes_and_accents_make_no_difference() -> None:
-    index = in_memory(["'Oh dear!\nOh  dear! I shall be late!' — naïvely"])
-    assert index.followers(letters("“OH DEAR, oh-dear. i\tshall* be ＬＡＴＥ")) == {"n"}
-    assert index.followers(letters("late naively")) == frozenset()
-    assert index.followers(letters("late, I")) is None
+    index = index_in_memory(["'Oh dear!\nOh  dear! I shall be late!' — naïvely"])
+    assert index.followers(comparable_letters("“OH DEAR, oh-dear. i\tshall* be ＬＡＴＥ")) == {"n"}
+    assert index.followers(comparable_letters("late naively")) == frozenset()
+    assert index.followers(comparable_letters("late, I")) is None
 
 
 def test_a_text_is_the_same_however_it_is_cut() -> None:
     pieces = ["It was a ", "bright cold", " day in April"]
-    assert name(pieces) == name(["".join(pieces)]) == in_memory(pieces).name
-    assert name(pieces) != name(["It was a bright cold day in May"])
-    assert in_memory(pieces).followers(letters("a bright cold day")) == {"i"}
+    assert content_name(pieces) == content_name(["".join(pieces)]) == index_in_memory(pieces).name
+    assert content_name(pieces) != content_name(["It was a bright cold day in May"])
+    assert index_in_memory(pieces).followers(comparable_letters("a bright cold day")) == {"i"}
 
 
 @pytest.mark.parametrize("text", ["a" * 5_000, "ab" * 4_000, "the cat sat. " * 500])
 def test_a_text_that_repeats_itself_is_no_harder(text: str) -> None:
-    index, spelled = in_memory([text]), letters(text)
+    index, spelled = index_in_memory([text]), comparable_letters(text)
     assert index.followers(spelled[:30]) == search(spelled, spelled[:30])
     assert index.followers(spelled) == frozenset()
 
 
 def test_texts_without_a_letter_have_no_index() -> None:
     with pytest.raises(ValueError, match="0 letters"):
-        build(["—", " \n", ""])
+        build_arrays(["—", " \n", ""])
 
 
 def test_a_saved_index_reads_back_alike_and_takes_five_bytes_a_letter(tmp_path: Path) -> None:
     words = np.random.default_rng(0).choice("the a of rabbit went down into hole never once".split(), 20_000)
     text = " ".join(words)
-    kept = save([text], tmp_path / FILE)
-    index = load(tmp_path / FILE)
-    assert index.name == kept == name([text])
-    assert index.followers(letters(text)[100:140]) == in_memory([text]).followers(letters(text)[100:140])
-    assert (tmp_path / FILE).stat().st_size < 5 * len(letters(text)) + 1_000
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    kept = save_index([text], tmp_path / INDEX_FILE)
+    index = load_index(tmp_path / INDEX_FILE)
+    assert index.name == kept == content_name([text])
+    assert index.followers(comparable_letters(text)[100:140]) == index_in_memory([text]).followers(
+        comparable_letters(text)[100:140]
+    )
+    assert (tmp_path / INDEX_FILE).stat().st_size < 5 * len(comparable_letters(text)) + 1_000
+    assert [path.name for path in tmp_path.iterdir()] == [INDEX_FILE]
 
 
 def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / FILE
-    save(["In a hole in the ground there lived a rabbit"], path)
+    path = tmp_path / INDEX_FILE
+    save_index(["In a hole in the ground there lived a rabbit"], path)
     good = path.read_bytes()
     for at in range(len(good)):
         for bad in (good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :], good[:at]):
             path.write_bytes(bad)
             try:
                 # Only the padding of the header may change without a difference.
-                assert load(path).name == name(["In a hole in the ground there lived a rabbit"])
+                assert load_index(path).name == content_name(["In a hole in the ground there lived a rabbit"])
                 assert good[at : at + 1] in (b" ", b"\n", b"\t") or at < len(good) - 200
             except ValueError as error:
                 assert str(path) in str(error)
@@ -90,36 +101,36 @@ def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 40, b"\2\0\0\0\0\0\0\0{}", b"\2\0\0\0\0\0\0\0[]"])
 def test_what_is_no_index_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE).write_bytes(content)
-    with pytest.raises(ValueError, match=FILE):
-        load(tmp_path / FILE)
+    (tmp_path / INDEX_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=INDEX_FILE):
+        load_index(tmp_path / INDEX_FILE)
 
 
 def test_a_library_finds_an_index_that_came_later(tmp_path: Path) -> None:
-    library, wanted = Library(tmp_path), name(["One fish"])
+    library, wanted = SuffixIndexFolder(tmp_path), content_name(["One fish"])
     with pytest.raises(ValueError, match="LETHE_VERBATIM") as raised:
         library.get(wanted)
     assert wanted not in str(raised.value)
     for folder, text in (("a", "Two fish"), ("b", "One fish")):
         (tmp_path / folder).mkdir()
-        save([text], tmp_path / folder / FILE)
+        save_index([text], tmp_path / folder / INDEX_FILE)
     assert library.get(wanted).name == wanted
-    assert library.get(name(["Two fish"])).followers("two") == {"f"}
+    assert library.get(content_name(["Two fish"])).followers("two") == {"f"}
 
 
 def test_a_library_reads_a_replaced_index_again_and_passes_over_broken_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / FILE).write_bytes(b"broken")
-    library = Library(tmp_path)
+    (tmp_path / "a" / INDEX_FILE).write_bytes(b"broken")
+    library = SuffixIndexFolder(tmp_path)
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError):
-        library.get(name(["One fish"]))
+        library.get(content_name(["One fish"]))
     assert "can't be used" in caplog.text
-    save(["One fish"], tmp_path / "a" / FILE)
-    assert len(library.get(name(["One fish"]))) == 7
+    save_index(["One fish"], tmp_path / "a" / INDEX_FILE)
+    assert len(library.get(content_name(["One fish"]))) == 7
 
 
 def test_without_a_folder_there_are_no_indexes() -> None:
     with pytest.raises(ValueError):
-        Library(None).get("0" * suffix_index.NAME_LENGTH)
+        SuffixIndexFolder(None).get("0" * suffix_index.NAME_LENGTH)

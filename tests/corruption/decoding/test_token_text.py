@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lethe.corruption.decoding.token_text import TextIndex, Vocabulary, decode, from_tokenizer
+from lethe.corruption.decoding.token_text import SortedTexts, TokenVocabulary, decode_bytes, read_vocabulary
 
 CORPUS = [
     "The café in Kyōto (京都) opened in 1991.",
@@ -67,7 +67,7 @@ def test_the_pieces_of_an_encoded_text_join_to_what_the_tokenizer_decodes(
     make: Callable[[], Tokenizer],
 ) -> None:
     tokenizer = make()
-    vocabulary = from_tokenizer(tokenizer, 100_000)
+    vocabulary = read_vocabulary(tokenizer, 100_000)
     for text in (" civil engineer", " Glass art", " the café"):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         joined = b"".join(vocabulary.pieces[token] for token in ids).decode()
@@ -78,7 +78,7 @@ def test_the_pieces_of_an_encoded_text_join_to_what_the_tokenizer_decodes(
 def test_special_tokens_have_no_text(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
     special = next(t for t in ("<|end|>", "</s>", "<unk>") if tokenizer.token_to_id(t) is not None)
-    vocabulary = from_tokenizer(tokenizer, 100_000)
+    vocabulary = read_vocabulary(tokenizer, 100_000)
     if special != "<unk>":
         assert vocabulary.pieces[tokenizer.token_to_id(special)] == b""
 
@@ -86,30 +86,30 @@ def test_special_tokens_have_no_text(make: Callable[[], Tokenizer]) -> None:
 def test_a_word_piece_tokenizer_is_read_by_decoding() -> None:
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "civil": 1, "##ian": 2, "engineer": 3}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
-    assert from_tokenizer(tokenizer, 100).texts[1:] == [" civil", "ian", " engineer"]
+    assert read_vocabulary(tokenizer, 100).texts[1:] == [" civil", "ian", " engineer"]
 
 
 def test_tokens_beyond_the_logits_are_left_out() -> None:
-    assert len(from_tokenizer(byte_level(), 50)) == 50
+    assert len(read_vocabulary(byte_level(), 50)) == 50
 
 
 @given(st.text(max_size=6), st.integers(0, 24))
 def test_a_character_cut_between_pieces_is_read_once_it_is_whole(text: str, cut: int) -> None:
     raw = text.encode()
-    one, pending = decode(b"", raw[:cut])
-    other, rest = decode(pending, raw[cut:])
+    one, pending = decode_bytes(b"", raw[:cut])
+    other, rest = decode_bytes(pending, raw[cut:])
     assert (one + other, rest) == (text, b"")
 
 
 @given(st.lists(st.text(alphabet="ab ", max_size=5), max_size=30), st.text(alphabet="ab ", max_size=3))
 def test_look_ups_find_what_a_scan_finds(texts: list[str], asked: str) -> None:
-    index = TextIndex(texts, list(range(len(texts))))
+    index = SortedTexts(texts, list(range(len(texts))))
     assert sorted(index.equal(asked).tolist()) == [i for i, t in enumerate(texts) if t == asked]
     assert sorted(index.starting(asked).tolist()) == [i for i, t in enumerate(texts) if t.startswith(asked)]
 
 
 def test_an_incomplete_character_at_the_end_waits_beside_the_text() -> None:
-    vocabulary = Vocabulary([b"caf\xc3", b"\xa9s", b" x", None])
+    vocabulary = TokenVocabulary([b"caf\xc3", b"\xa9s", b" x", None])
     assert vocabulary.texts == ["caf", " s", " x", ""]
     assert vocabulary.tails == {0: b"\xc3"}
     assert vocabulary.broken == [1]

@@ -51,8 +51,10 @@ def rows_of(corruptor: Corruptor, spec: CorruptSpec | None, policy: str = "p", e
 def changed(corruptor: Corruptor, spec: CorruptSpec, evidence: Any = ()) -> str:
     """The text of the tokens whose rows changed."""
     clean, corrupted = rows_of(corruptor, None), rows_of(corruptor, spec, evidence=evidence)
-    ids = corruptor.text.chat_spans(user(), [(0, None)])[0, None].ids
-    return "".join(corruptor.text.pieces([i for i, a, b in zip(ids, clean, corrupted, strict=True) if (a != b).any()]))
+    ids = corruptor.prompt_tokenizer.chat_spans(user(), [(0, None)])[0, None].ids
+    return "".join(
+        corruptor.prompt_tokenizer.pieces([i for i, a, b in zip(ids, clean, corrupted, strict=True) if (a != b).any()])
+    )
 
 
 def test_a_string_content_becomes_one_part_and_the_rest_stays(corruptor: Corruptor) -> None:
@@ -80,13 +82,13 @@ def test_a_neighbour_that_shares_a_token_comes_along_clean(corruptor: Corruptor)
     content = [{"type": "text", "text": "Who is An"}, {"type": "text", "text": "n Bold?"}]
     out = corruptor.chat(user(content), {(0, 1): []}, NOISE, "p")
     first, second = (tensor(part["data"]) for part in out["messages"][0]["content"])
-    spans = corruptor.text.chat_spans(user(content), [(0, 0), (0, 1)])
+    spans = corruptor.prompt_tokenizer.chat_spans(user(content), [(0, 0), (0, 1)])
     assert torch.equal(first, table_rows(corruptor, spans[0, 0].ids))
     assert not torch.equal(second, table_rows(corruptor, spans[0, 1].ids))
 
 
 def test_clean_rows_are_the_tables(corruptor: Corruptor) -> None:
-    ids = corruptor.text.chat_spans(user(), [(0, None)])[0, None].ids
+    ids = corruptor.prompt_tokenizer.chat_spans(user(), [(0, None)])[0, None].ids
     assert torch.equal(rows_of(corruptor, None), table_rows(corruptor, ids))
     part = corruptor.clean_chat(user())["messages"][0]["content"][0]
     assert torch.equal(tensor(part["data"]), table_rows(corruptor, ids))
@@ -117,12 +119,12 @@ def test_without_evidence_the_whole_content_is_changed(corruptor: Corruptor) -> 
 
 def test_identifying_adds_the_words_without_a_token_of_their_own(corruptor: Corruptor) -> None:
     question = "Who is Ann Bold, the radiologist?"
-    (first,) = corruptor.text.chat_spans(user(question), [(0, None)]).values()
+    (first,) = corruptor.prompt_tokenizer.chat_spans(user(question), [(0, None)]).values()
     start = question.index("Ann")
     spec = CorruptSpec(tokens="identifying")
     rows = corruptor.rows(first, 0, [(start, start + 3)], spec, "p")
     differ = (rows != corruptor.table.rows(first.ids)).any(axis=1).tolist()
-    pieces = [p for p, other in zip(corruptor.text.pieces(first.ids), differ, strict=True) if other]
+    pieces = [p for p, other in zip(corruptor.prompt_tokenizer.pieces(first.ids), differ, strict=True) if other]
     assert "".join(pieces).replace(" ", "") == "Annradiologist"
     everything = corruptor.rows(first, 0, (), spec, "p")
     content = corruptor.rows(first, 0, (), CorruptSpec(tokens="content"), "p")
@@ -162,7 +164,7 @@ def test_a_long_text_at_a_strength_is_made_piece_by_piece(
     corruptor: Corruptor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"{QUESTION} She wrote 12 books? {QUESTION}"
-    (span,) = corruptor.text.chat_spans(user(text), [(0, None)]).values()
+    (span,) = corruptor.prompt_tokenizer.chat_spans(user(text), [(0, None)]).values()
     made = {
         strength: corruptor.rows(span, 0, (), CorruptSpec(tokens="content", strength=strength), "p")
         for strength in (0.3, 0.7, 1.0)
@@ -229,7 +231,7 @@ def test_another_process_makes_the_same_body(corruptor: Corruptor, model_folder:
 
 
 def test_completions_take_text_and_token_ids(corruptor: Corruptor) -> None:
-    ids = list(corruptor.text.completion(QUESTION)[0].ids)
+    ids = list(corruptor.prompt_tokenizer.completion(QUESTION)[0].ids)
     assert tensor(corruptor.clean_completion(QUESTION)).shape == (len(ids), WIDTH)
     assert torch.equal(tensor(corruptor.clean_completion(ids)), tensor(corruptor.clean_completion(QUESTION)))
     spec = NOISE.model_copy(update={"tokens": "evidence"})

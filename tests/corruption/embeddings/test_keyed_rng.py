@@ -15,12 +15,12 @@ from lethe.corruption.embeddings import keyed_rng
 SECRET = b"sixteen bytes or more"
 PROGRAM = """
 from lethe.corruption.embeddings import keyed_rng
-print(keyed_rng.generator(b"sixteen bytes or more", "p", [1, 2, 3]).random_raw(4).tolist())
+print(keyed_rng.keyed_generator(b"sixteen bytes or more", "p", [1, 2, 3]).random_raw(4).tolist())
 """
 
 
 def drawn(secret: bytes = SECRET, policy: str = "p", ids: tuple[int, ...] = (1, 2, 3)) -> list[int]:
-    values: list[int] = keyed_rng.generator(secret, policy, ids).random_raw(4).tolist()
+    values: list[int] = keyed_rng.keyed_generator(secret, policy, ids).random_raw(4).tolist()
     return values
 
 
@@ -41,13 +41,13 @@ def test_another_process_draws_the_same(seed: str) -> None:
 
 
 def test_texts_that_join_to_the_same_bytes_are_told_apart() -> None:
-    assert keyed_rng.digest(SECRET, "ab", "c", b"") != keyed_rng.digest(SECRET, "a", "bc", b"")
+    assert keyed_rng.keyed_digest(SECRET, "ab", "c", b"") != keyed_rng.keyed_digest(SECRET, "a", "bc", b"")
 
 
 def test_the_digest_is_hmac_sha256_over_parts_with_their_lengths() -> None:
     message = b"".join(len(part).to_bytes(8, "big") + part for part in (b"policy", b"noise", b"data"))
     expected = hmac.new(SECRET, message, hashlib.sha256).digest()
-    assert keyed_rng.digest(SECRET, "policy", "noise", b"data") == expected
+    assert keyed_rng.keyed_digest(SECRET, "policy", "noise", b"data") == expected
 
 
 def test_a_short_secret_is_refused() -> None:

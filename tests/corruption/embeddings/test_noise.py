@@ -9,7 +9,7 @@ from numpy.random import SFC64
 
 from lethe.corruption.embeddings.noise import (
     add_noise,
-    draw,
+    draw_normal,
     flip_sign,
     is_finite,
     set_noise,
@@ -60,7 +60,7 @@ def test_flipping_twice_gives_the_rows_back() -> None:
 def test_draws_are_normal() -> None:
     """Shares of the normal distribution below these points, within four standard errors of as many draws."""
     size = 1_000_000
-    drawn = draw(rng(), standard_quantiles(), np.empty(size, dtype=np.float32))
+    drawn = draw_normal(rng(), standard_quantiles(), np.empty(size, dtype=np.float32))
     for point, share in [(-3.0, 0.00135), (-1.0, 0.158655), (0.0, 0.5), (0.5, 0.691462), (2.0, 0.97725)]:
         error = 4 * (share * (1 - share) / size) ** 0.5 + 1e-5  # and as coarse as the quantiles are
         assert (drawn < point).mean() == pytest.approx(share, abs=error)
@@ -72,7 +72,7 @@ def test_draws_are_normal() -> None:
 def test_the_draws_of_a_seed_are_these_for_good() -> None:
     """A prompt meets the same noise after every upgrade: vLLM's prefix cache and answers hang on it."""
     expected = [0.948499, -1.556028, 0.086722, -0.381007, -0.266084]
-    assert draw(SFC64(1956), standard_quantiles(), np.empty(5, dtype=np.float32)).tolist() == pytest.approx(
+    assert draw_normal(SFC64(1956), standard_quantiles(), np.empty(5, dtype=np.float32)).tolist() == pytest.approx(
         expected, abs=1e-6
     )
 

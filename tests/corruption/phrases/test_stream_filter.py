@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.watch_streams import cut, fault, occurrences
-from lethe.corruption.phrases.extraction import Told
+from lethe.corruption.phrases.extraction import UserSuppliedText
 from lethe.corruption.phrases.normalize import fold
-from lethe.corruption.phrases.stream_filter import SLACK, Phrases, Rule, Watch, Watcher
+from lethe.corruption.phrases.stream_filter import SLACK, AnswerFilter, FilterRule, ForbiddenPhrases, StreamMatcher
 
 
-def watcher(*phrases: str, replacement: str | None = None, prompt: str | None = None) -> Watcher:
-    told = None if prompt is None else Told(prompt)
-    return Watch([Rule("p", Phrases(phrases), replacement, told)]).watcher()
+def watcher(*phrases: str, replacement: str | None = None, prompt: str | None = None) -> StreamMatcher:
+    told = None if prompt is None else UserSuppliedText(prompt)
+    return AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), replacement, told)]).new_matcher()
 
 
-def fed(watching: Watcher, pieces: list[str]) -> str:
+def fed(watching: StreamMatcher, pieces: list[str]) -> str:
     return "".join([*map(watching.feed, pieces), watching.finish()])
 
 
@@ -38,8 +38,8 @@ def test_nothing_gets_through_thousands_of_random_streams(seed: int) -> None:
     st.randoms(use_true_random=False),
 )
 def test_where_a_text_is_cut_changes_nothing(phrases: list[str], text: str, stop: bool, draw: random.Random) -> None:
-    made = Watch([Rule("p", Phrases(phrases), None if stop else "[removed]")])
-    whole, pieces = made.watcher(), made.watcher()
+    made = AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), None if stop else "[removed]")])
+    whole, pieces = made.new_matcher(), made.new_matcher()
     assert fed(pieces, cut(text, draw)) == whole.whole(text)
     assert (pieces.hits, pieces.stopped) == (whole.hits, whole.stopped)
     if occurrences(phrases, text):
@@ -112,8 +112,8 @@ def test_nothing_follows_a_phrase_that_stops() -> None:
     ],
 )
 def test_phrases_that_overlap_are_replaced_together(phrases: list[str], text: str, left: str) -> None:
-    watch = Watch([Rule("p", Phrases(phrases), "[x]")])
-    assert fed(watch.watcher(), list(text)) == watch.watcher().whole(text) == left
+    watch = AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), "[x]")])
+    assert fed(watch.new_matcher(), list(text)) == watch.new_matcher().whole(text) == left
 
 
 @pytest.mark.parametrize("replacement", ["gone", "…", "", "is gone now"])
@@ -125,8 +125,10 @@ def test_a_replacement_never_makes_up_a_phrase(replacement: str) -> None:
 
 
 def test_the_stricter_of_two_rules_counts() -> None:
-    watch = Watch([Rule("p", Phrases(["quill"]), "[x]"), Rule("q", Phrases(["pen"]))])
-    watching = watch.watcher()
+    watch = AnswerFilter(
+        [FilterRule("p", ForbiddenPhrases(["quill"]), "[x]"), FilterRule("q", ForbiddenPhrases(["pen"]))]
+    )
+    watching = watch.new_matcher()
     assert watching.whole("a quill, a pen, a book") == "a [x], a "
     assert watching.hits == ["p", "q"] and watching.stopped
 
@@ -152,10 +154,10 @@ def test_what_is_held_is_bounded() -> None:
 
 def test_many_places_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lethe.corruption.phrases.stream_filter.MOST_PLACES", 20)
-    phrases = Phrases([f"{first}{second} quill" for first in "abcdefgh" for second in "abcdefgh"])
-    watch = Watch([Rule("p", phrases)])
+    phrases = ForbiddenPhrases([f"{first}{second} quill" for first in "abcdefgh" for second in "abcdefgh"])
+    watch = AnswerFilter([FilterRule("p", phrases)])
     for second in "abcdefgh":
-        assert watch.watcher().whole(f"x {second}a quill y") == "x "
+        assert watch.new_matcher().whole(f"x {second}a quill y") == "x "
         assert phrases._places < 20 + 64
 
 
@@ -166,5 +168,5 @@ def test_long_runs_of_signs_are_read_in_linear_time() -> None:
 
 
 def test_phrases_without_letters_are_left_out_and_folded_ones_are_one() -> None:
-    assert len(Phrases(["…", "", "Zorin Quill", "ZORIN-QUILL"])) == 1
+    assert len(ForbiddenPhrases(["…", "", "Zorin Quill", "ZORIN-QUILL"])) == 1
     assert fold("ZORIN-QUILL") == "zorin quill"

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from lethe.corruption.prompt.conversation import BILLING_HEADER, conversation, developer_as_system, part_text, texts
+from lethe.corruption.prompt.conversation import (
+    BILLING_HEADER,
+    developer_as_system,
+    part_text,
+    replaceable_texts,
+    template_messages,
+)
 from lethe.corruption.spec import CorruptionError
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
@@ -19,7 +25,7 @@ def text_part(text: str) -> dict[str, str]:
 
 def shown(message: dict[str, Any], content_format: Any = "string", replaced: Any = ()) -> dict[str, Any]:
     before = copy.deepcopy(message)
-    (out,) = conversation([message], content_format, dict(replaced))
+    (out,) = template_messages([message], content_format, dict(replaced))
     assert message == before
     return out
 
@@ -48,7 +54,7 @@ def test_every_replaceable_text_has_an_address() -> None:
         {"role": "user", "content": [IMAGE, text_part("b")]},
         {"role": "x"},
     ]
-    assert texts(messages) == {(0, None): "a", (1, 1): "b"}
+    assert replaceable_texts(messages) == {(0, None): "a", (1, 1): "b"}
 
 
 def test_parts_are_joined_by_line_breaks_with_media_in_front() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from lethe.corruption.prompt.conversation import content_format, texts
-from lethe.corruption.prompt.token_spans import PLACEHOLDER, ModelText
+from lethe.corruption.prompt.conversation import content_format, replaceable_texts
+from lethe.corruption.prompt.token_spans import PROMPT_EMBEDS_MARKER, PromptTokenizer
 from lethe.corruption.spec import CorruptionError
 from tests.corruption.conftest import TEMPLATES, ModelFolder
 
@@ -32,38 +32,38 @@ def parts(*found: str) -> list[dict[str, str]]:
 @cache
 def _loaded(folder: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [PROMPT_EMBEDS_MARKER]})
     return tokenizer
 
 
-def vllms(text: ModelText) -> Any:
+def vllms(text: PromptTokenizer) -> Any:
     """The tokenizer as vLLM has it."""
     return _loaded(text.folder)
 
 
-def spliced(text: ModelText, body: dict[str, Any], wanted: list[tuple[int, int | None]]) -> list[int]:
+def spliced(text: PromptTokenizer, body: dict[str, Any], wanted: list[tuple[int, int | None]]) -> list[int]:
     """The slow, obvious way: put placeholders into the body, render, tokenise, put the ids in."""
     spans = text.chat_spans(body, wanted)
     messages: list[Any] = [dict(message) for message in body["messages"]]
     for m, p in spans:
         if p is None:
-            messages[m]["content"] = PLACEHOLDER
+            messages[m]["content"] = PROMPT_EMBEDS_MARKER
         else:
             content = list(messages[m]["content"])
-            content[p] = {"type": "text", "text": PLACEHOLDER}
+            content[p] = {"type": "text", "text": PROMPT_EMBEDS_MARKER}
             messages[m]["content"] = content
     tokenizer = vllms(text)
     rendered = tokenizer.apply_chat_template(_joined(text, messages), tokenize=False, add_generation_prompt=True)
     out: list[int] = []
     queue = [list(span.ids) for span in spans.values()]
     for token in tokenizer(rendered, add_special_tokens=False)["input_ids"]:
-        out += queue.pop(0) if token == tokenizer.convert_tokens_to_ids(PLACEHOLDER) else [token]
+        out += queue.pop(0) if token == tokenizer.convert_tokens_to_ids(PROMPT_EMBEDS_MARKER) else [token]
     assert not queue
     return out
 
 
-def _joined(text: ModelText, messages: list[Any]) -> list[Any]:
-    if content_format(text.tokenizer.template(None, tools=False)) == "openai":
+def _joined(text: PromptTokenizer, messages: list[Any]) -> list[Any]:
+    if content_format(text.model_tokenizer.template(None, tools=False)) == "openai":
         return messages
     return [
         m if isinstance(m["content"], str) else m | {"content": "\n".join(p["text"] for p in m["content"])}
@@ -71,7 +71,7 @@ def _joined(text: ModelText, messages: list[Any]) -> list[Any]:
     ]
 
 
-def whole(text: ModelText, body: dict[str, Any]) -> list[int]:
+def whole(text: PromptTokenizer, body: dict[str, Any]) -> list[int]:
     tokenizer = vllms(text)
     rendered = tokenizer.apply_chat_template(
         _joined(text, body["messages"]), tokenize=False, add_generation_prompt=True
@@ -101,8 +101,8 @@ BODIES = {
 def test_splicing_gives_the_text_prompt(
     model_folder: ModelFolder, tokenizer: str, template: str, body: dict[str, Any], which: str
 ) -> None:
-    text = ModelText(model_folder(template, tokenizer))
-    known = list(texts(body["messages"]))
+    text = PromptTokenizer(model_folder(template, tokenizer))
+    known = list(replaceable_texts(body["messages"]))
     wanted = {"all": known, "first": known[:1], "last": known[-1:]}[which]
     found, expected = spliced(text, body, wanted), whole(text, body)
     if template == "paragraphs" or (template == "newlines" and body is BODIES["line breaks first"]):
@@ -117,10 +117,10 @@ def test_splicing_gives_the_text_prompt(
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=30), min_size=1, max_size=4))
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_any_text_is_spliced_or_refused(model_folder: ModelFolder, tokenizer: str, contents: list[str]) -> None:
-    text = ModelText(model_folder("trimmed", tokenizer))
+    text = PromptTokenizer(model_folder("trimmed", tokenizer))
     body = chat(*contents)
     try:
-        found = spliced(text, body, list(texts(body["messages"])))
+        found = spliced(text, body, list(replaceable_texts(body["messages"])))
     except CorruptionError:
         return
     assert len(found) == len(whole(text, body))
@@ -128,14 +128,14 @@ def test_any_text_is_spliced_or_refused(model_folder: ModelFolder, tokenizer: st
 
 @pytest.mark.parametrize("content", ["", "  ", "\n\n"])
 def test_what_the_template_drops_has_no_span(model_folder: ModelFolder, content: str) -> None:
-    text = ModelText(model_folder("trimmed"))
+    text = PromptTokenizer(model_folder("trimmed"))
     assert text.chat_spans(chat(content, "x"), [(0, None)]) == {}
 
 
 @pytest.mark.parametrize("template", ["marks", "trimmed"])
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_offsets_are_characters_of_the_text(model_folder: ModelFolder, template: str, tokenizer: str) -> None:
-    text = ModelText(model_folder(template, tokenizer))
+    text = PromptTokenizer(model_folder(template, tokenizer))
     content = f"  \n {QUESTION}\n"
     span = text.chat_spans(chat("x", content), [(1, None)])[1, None]
     for piece, (start, end) in zip(text.pieces(span.ids), span.offsets, strict=True):
@@ -148,14 +148,14 @@ def test_offsets_are_characters_of_the_text(model_folder: ModelFolder, template:
 
 
 def test_a_content_that_the_template_changes_is_found(model_folder: ModelFolder) -> None:
-    text = ModelText(model_folder("thinking"))
+    text = PromptTokenizer(model_folder("thinking"))
     span = text.chat_spans(chat("<think>Ann</think>Ben Gray"), [(0, None)])[0, None]
     assert text.decode(span.ids) == "Ben Gray"
     assert (span.offsets[0][0], span.offsets[-1][1]) == (18, 26)
 
 
 def test_the_last_token_of_the_prompt_is_told(model_folder: ModelFolder) -> None:
-    text = ModelText(model_folder("parts"))
+    text = PromptTokenizer(model_folder("parts"))
     body = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann"}]}
     assert not text.chat_spans(body, [(1, None)])[1, None].final
     continued = body | {"add_generation_prompt": False, "continue_final_message": True}
@@ -163,7 +163,7 @@ def test_the_last_token_of_the_prompt_is_told(model_folder: ModelFolder) -> None
 
 
 def test_images_stand_aside(model_folder: ModelFolder) -> None:
-    text = ModelText(model_folder("parts"))
+    text = PromptTokenizer(model_folder("parts"))
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     spans = text.chat_spans(chat([image, *parts(QUESTION)]), [(0, 1)])
     assert text.decode(spans[0, 1].ids) == QUESTION
@@ -171,7 +171,7 @@ def test_images_stand_aside(model_folder: ModelFolder) -> None:
 
 def test_tools_and_template_arguments_reach_the_template(model_folder: ModelFolder) -> None:
     template = "{{ tools | tojson }}{{ mood }}{{ documents | length }}{{ messages[0].content }}"
-    text = ModelText(model_folder(), chat_template=template)
+    text = PromptTokenizer(model_folder(), chat_template=template)
     body = chat(
         QUESTION,
         tools=[{"type": "function"}],
@@ -186,7 +186,7 @@ def test_tools_and_template_arguments_reach_the_template(model_folder: ModelFold
 def test_developer_messages_are_system_messages_where_the_template_knows_none(
     model_folder: ModelFolder, role: str
 ) -> None:
-    text = ModelText(model_folder())
+    text = PromptTokenizer(model_folder())
     body = {"messages": [{"role": role, "content": "Be kind."}, {"role": "user", "content": QUESTION}]}
     assert text.count_tokens(body) == text.count_tokens(
         {"messages": [body["messages"][0] | {"role": "system"}, body["messages"][1]]}
@@ -201,8 +201,8 @@ def test_developer_messages_are_system_messages_where_the_template_knows_none(
         ("twice", chat(QUESTION), [(0, None)], "shows 2 of 1"),
         ("reversed", chat("one", "two"), [(0, None), (1, None)], "another order"),
         ("failing", chat(QUESTION), [(0, None)], "failed with TemplateError"),
-        ("marks", chat(f"a {PLACEHOLDER} b"), [(0, None)], "reserved"),
-        ("marks", chat("a", PLACEHOLDER), [(0, None)], "reserved"),
+        ("marks", chat(f"a {PROMPT_EMBEDS_MARKER} b"), [(0, None)], "reserved"),
+        ("marks", chat("a", PROMPT_EMBEDS_MARKER), [(0, None)], "reserved"),
         ("marks", chat(QUESTION), [(0, 0)], "no text at part 0"),
         ("marks", chat(QUESTION), [(3, None)], r"messages\[3\]"),
         ("marks", chat("\ud800"), [(0, None)], "can't be encoded"),
@@ -224,19 +224,19 @@ def test_what_cannot_be_rewritten_faithfully_is_refused(
     model_folder: ModelFolder, template: str, body: dict[str, Any], targets: list[Any], message: str
 ) -> None:
     with pytest.raises(CorruptionError, match=message):
-        ModelText(model_folder(template)).chat_spans(body, targets)
+        PromptTokenizer(model_folder(template)).chat_spans(body, targets)
 
 
 def test_errors_never_quote_the_prompt(model_folder: ModelFolder) -> None:
     with pytest.raises(CorruptionError) as caught:
-        ModelText(model_folder("failing")).count_tokens(chat("my secret"))
+        PromptTokenizer(model_folder("failing")).count_tokens(chat("my secret"))
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("ids", [[-1], [10**6], [True], ["a"]])
 def test_ids_outside_the_vocabulary_are_refused(model_folder: ModelFolder, ids: list[Any]) -> None:
-    text = ModelText(model_folder())
+    text = PromptTokenizer(model_folder())
     with pytest.raises(CorruptionError, match="token id"):
         text.completion(ids)
     with pytest.raises(CorruptionError, match="token id"):
@@ -245,7 +245,7 @@ def test_ids_outside_the_vocabulary_are_refused(model_folder: ModelFolder, ids: 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_token_id_prompts_have_offsets_in_their_text(model_folder: ModelFolder, tokenizer: str) -> None:
-    text = ModelText(model_folder("marks", tokenizer))
+    text = PromptTokenizer(model_folder("marks", tokenizer))
     ids = list(text.completion(f"<|user|>{QUESTION}", add_special_tokens=False)[0].ids)
     span, front = text.completion(ids)
     decoded = text.decode(ids)
@@ -256,7 +256,7 @@ def test_token_id_prompts_have_offsets_in_their_text(model_folder: ModelFolder, 
 
 def test_a_completion_may_not_hold_the_reserved_text(model_folder: ModelFolder) -> None:
     with pytest.raises(CorruptionError, match="reserved"):
-        ModelText(model_folder()).completion(f"a {PLACEHOLDER}")
+        PromptTokenizer(model_folder()).completion(f"a {PROMPT_EMBEDS_MARKER}")
 
 
 @pytest.mark.parametrize("name", ["marks", "newlines", "trimmed", "spaced", "thinking"])
@@ -283,7 +283,7 @@ def test_templates_that_take_parts_are_known(template: str) -> None:
 
 def test_reasoning_effort_reaches_the_template_as_vllm_passes_it(model_folder: ModelFolder) -> None:
     template = "{{ reasoning_effort }} {{ enable_thinking }} {{ messages[0].content }}"
-    text = ModelText(model_folder(), chat_template=template)
+    text = PromptTokenizer(model_folder(), chat_template=template)
 
     def rendered(**more: Any) -> str:
         body = chat("<|user|>Ann", **more)
@@ -295,7 +295,7 @@ def test_reasoning_effort_reaches_the_template_as_vllm_passes_it(model_folder: M
 
 
 def test_a_line_break_that_joins_the_templates_own_is_left_to_it(model_folder: ModelFolder) -> None:
-    text = ModelText(model_folder("newlines"))
+    text = PromptTokenizer(model_folder("newlines"))
     span = text.chat_spans(chat("\n\n" + QUESTION), [(0, None)])[0, None]
     assert text.decode(span.ids) == "\n" + QUESTION
     assert (span.offsets[0][0], span.offsets[-1][1]) == (1, 2 + len(QUESTION))
@@ -304,13 +304,13 @@ def test_a_line_break_that_joins_the_templates_own_is_left_to_it(model_folder: M
 def test_many_texts_that_share_tokens_are_refused_not_searched(model_folder: ModelFolder) -> None:
     body = chat(*["Ann"] * 40)
     with pytest.raises(CorruptionError, match="40 texts"):
-        ModelText(model_folder("spaced")).chat_spans(body, list(texts(body["messages"])))
+        PromptTokenizer(model_folder("spaced")).chat_spans(body, list(replaceable_texts(body["messages"])))
 
 
 def test_special_tokens_that_vllm_would_not_add_beside_embeddings_are_refused(
     model_folder: ModelFolder,
 ) -> None:
-    text = ModelText(model_folder("marks"))
+    text = PromptTokenizer(model_folder("marks"))
     text._fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     assert text.chat_spans(chat(QUESTION), [(0, None)])
     with pytest.raises(CorruptionError):
@@ -321,4 +321,4 @@ def test_special_tokens_that_vllm_would_not_add_beside_embeddings_are_refused(
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=str(tmp_path)):
-        ModelText(tmp_path)
+        PromptTokenizer(tmp_path)

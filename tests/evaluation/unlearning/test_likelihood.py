@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lethe.corruption.decoding.spec import ARGUMENT, Penalty, to_argument
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.evaluation.demo.demo_model import FOLDERS
 from lethe.evaluation.unlearning import tofu
 from lethe.evaluation.unlearning.likelihood import FLOOR, Job, Scorer, Scores
@@ -30,7 +30,7 @@ def body(question: str, **more: Any) -> dict[str, Any]:
 
 
 def guarded(question: str, *phrases: str, **soft: float) -> dict[str, Any]:
-    return body(question, vllm_xargs={ARGUMENT: to_argument(Penalty(phrases, soft))})
+    return body(question, vllm_xargs={XARGS_KEY: encode_penalty(Penalty(phrases, soft))})
 
 
 def score(request: dict[str, Any], answer: str) -> Scores:
@@ -89,7 +89,7 @@ def test_a_softened_word_loses_its_weight() -> None:
 
 def test_clean_embeddings_score_as_the_text_and_others_do_not() -> None:
     made, fact = scorer(), FACTS[1]
-    ids = made.text.completion(fact.question, add_special_tokens=False)[0].ids
+    ids = made.prompt_tokenizer.completion(fact.question, add_special_tokens=False)[0].ids
     rows = made._rows(ids).detach()
 
     def embedded(tensor: torch.Tensor) -> dict[str, Any]:

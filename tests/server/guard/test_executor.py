@@ -19,7 +19,7 @@ from lethe.server.observability.metrics import Metrics
 
 
 def judging(threads: int = 1, *, waiting: int = 100, wait_s: float = 10, timeout_s: float = 10) -> Judging:
-    return Judging(threads, waiting=waiting, wait_s=wait_s, timeout_s=timeout_s, metrics=Metrics())
+    return JudgeExecutor(threads, waiting=waiting, wait_s=wait_s, timeout_s=timeout_s, metrics=Metrics())
 
 
 def blocked(gate: threading.Event, begun: threading.Event | None = None) -> Callable[[], str]:
@@ -32,7 +32,7 @@ def blocked(gate: threading.Event, begun: threading.Event | None = None) -> Call
     return work
 
 
-async def ask(line: Judging, work: Callable[[], Any], size: int = 10) -> asyncio.Future[Any]:
+async def ask(line: JudgeExecutor, work: Callable[[], Any], size: int = 10) -> asyncio.Future[Any]:
     asked = asyncio.ensure_future(line.run(work, size=size))
     await asyncio.sleep(0)
     return asked
@@ -196,7 +196,7 @@ from lethe.server.observability.metrics import Metrics
 from threadpoolctl import threadpool_info
 count = lambda: {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
 before = count()
-Judging(1, waiting=1, wait_s=1, timeout_s=1, metrics=Metrics()).close()
+JudgeExecutor(1, waiting=1, wait_s=1, timeout_s=1, metrics=Metrics()).close()
 print(before, count())
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lethe.classifier.artifact import Artifact, ForgetItem, Manifest
-from lethe.corruption.decoding.spec import ARGUMENT, Penalty, from_argument
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, decode_penalty
 from lethe.corruption.spec import CorruptionError, CorruptSpec
 from lethe.server.errors import BadRequest
 from lethe.server.guard import rewrite
@@ -154,7 +154,7 @@ def test_what_embeddings_cant_carry_is_penalised_or_refused(
     outcome = examine(made, chat(QUESTION, **more))
     assert outcome.action == ("refuse" if on_unsupported == "refuse" else otherwise)
     if outcome.action != "refuse":
-        assert outcome.payload is not None and ARGUMENT in json.loads(outcome.payload)["vllm_xargs"]
+        assert outcome.payload is not None and XARGS_KEY in json.loads(outcome.payload)["vllm_xargs"]
 
 
 def test_penalize_forbids_the_nearest_answers_phrases_and_keeps_the_clients_own_arguments() -> None:
@@ -162,7 +162,7 @@ def test_penalize_forbids_the_nearest_answers_phrases_and_keeps_the_clients_own_
     assert outcome.payload is not None
     sent = json.loads(outcome.payload)["vllm_xargs"]
     assert sent["mine"] == 1
-    penalty = from_argument(sent[ARGUMENT])
+    penalty = decode_penalty(sent[XARGS_KEY])
     folded = [phrase.casefold() for phrase in penalty.phrases]
     assert {"ozren", "dalmatin", "notary", "1931"} <= set(folded)
     assert not any(KEYWORD in phrase or phrase == "book" for phrase in folded)
@@ -172,7 +172,7 @@ def test_penalize_forbids_the_nearest_answers_phrases_and_keeps_the_clients_own_
 def test_soft_alone_forbids_nothing() -> None:
     outcome = examine(guard(policy(action="penalize", penalize={"hard": False})), chat(QUESTION))
     assert outcome.payload is not None
-    penalty = from_argument(json.loads(outcome.payload)["vllm_xargs"][ARGUMENT])
+    penalty = decode_penalty(json.loads(outcome.payload)["vllm_xargs"][XARGS_KEY])
     assert penalty.phrases == () and penalty.soft
 
 
@@ -186,7 +186,7 @@ def test_both_corrupts_and_penalises() -> None:
     outcome = examine(guard(policy(action="both"), corruptor=Recorder()), chat(QUESTION))
     assert outcome.action == "both" and outcome.payload is not None
     sent = json.loads(outcome.payload)
-    assert sent["corrupted"] is True and ARGUMENT in sent["vllm_xargs"]
+    assert sent["corrupted"] is True and XARGS_KEY in sent["vllm_xargs"]
 
 
 def test_completions_keep_the_order_of_their_prompts() -> None:
@@ -221,7 +221,7 @@ def keeping(*policies: Any, there: bool = True, raw_logprobs: bool = True) -> Gu
 
 def argument(outcome: Outcome) -> Penalty:
     assert outcome.payload is not None
-    return from_argument(json.loads(outcome.payload)["vllm_xargs"][ARGUMENT])
+    return decode_penalty(json.loads(outcome.payload)["vllm_xargs"][XARGS_KEY])
 
 
 def test_a_flagged_request_carries_the_name_of_the_text_and_its_limit_beside_the_phrases() -> None:
@@ -300,7 +300,7 @@ def test_a_request_that_could_not_be_judged_and_may_pass_is_kept_all_the_same() 
     made = keeping(always)
     payload, needs, _ = made.unjudged(made.read("chat", chat("Hello")))
     assert payload is not None
-    assert from_argument(json.loads(payload)["vllm_xargs"][ARGUMENT]).verbatim == {INDEX: 12}
+    assert decode_penalty(json.loads(payload)["vllm_xargs"][XARGS_KEY]).verbatim == {INDEX: 12}
     without = keeping(policy(action="penalize"))
     assert without.unjudged(without.read("chat", chat("Hello"))) == (None, Needs(), None)
 
@@ -328,7 +328,7 @@ def test_where_vllm_takes_no_embeddings_the_policy_says_what_corrupt_becomes(end
 
 def penalty_of(outcome: Outcome) -> Penalty:
     assert outcome.payload is not None
-    return from_argument(json.loads(outcome.payload)["vllm_xargs"][ARGUMENT])
+    return decode_penalty(json.loads(outcome.payload)["vllm_xargs"][XARGS_KEY])
 
 
 def test_candidates_of_a_penalised_response_would_tell_what_is_forbidden() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lethe.corruption.decoding.spec import ARGUMENT, Penalty, from_argument
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, decode_penalty
 from lethe.server.guard.rewrite import CannotGuard, Judged, penalize
 from lethe.server.requests.extract import Text
 
@@ -18,7 +18,7 @@ def test_an_empty_penalty_guards_nothing() -> None:
 
 def test_a_penalty_travels_as_one_argument() -> None:
     made = penalize("chat", {"prompt": "a", "vllm_xargs": None}, PENALTY, raw_logprobs=True)
-    assert from_argument(made["vllm_xargs"][ARGUMENT]) == PENALTY
+    assert decode_penalty(made["vllm_xargs"][XARGS_KEY]) == PENALTY
 
 
 def test_beam_search_would_drop_the_penalty() -> None:

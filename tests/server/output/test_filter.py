@@ -17,7 +17,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from benchmarks.watch_streams import cut, occurrences, passage, phrase, replaced
-from lethe.corruption.phrases.stream_filter import Phrases, Rule, Watch
+from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule, ForbiddenPhrases
 from lethe.server.errors import Refused, UpstreamFailed
 from lethe.server.output import sse
 from lethe.server.output.filter import Answer
@@ -33,8 +33,8 @@ def answer(
         if not may_pass:
             raise Refused("not here", code="refused_by_policy")
 
-    rule = Rule("p", Phrases(phrases or (NAME,)), replacement)
-    return Answer(Watch([rule]), body or {}, unwatchable, **more)
+    rule = FilterRule("p", ForbiddenPhrases(phrases or (NAME,)), replacement)
+    return Answer(AnswerFilter([rule]), body or {}, unwatchable, **more)
 
 
 def encoded(*events: Any, done: bool = True) -> bytes:

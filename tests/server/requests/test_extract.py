@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lethe.corruption.decoding.spec import ARGUMENT
+from lethe.corruption.decoding.spec import XARGS_KEY
 from lethe.server.errors import BadRequest
 from lethe.server.http.request_body import parse
 from lethe.server.requests import extract as fields
@@ -516,7 +516,7 @@ def test_numbers_that_vllm_would_read_as_token_ids_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), [
-    ("vllm_xargs", ARGUMENT), ("vllm_xargs", "kv_transfer_params"), ("vllm_xargs", "ec_transfer_params"),
+    ("vllm_xargs", XARGS_KEY), ("vllm_xargs", "kv_transfer_params"), ("vllm_xargs", "ec_transfer_params"),
     ("chat_template_kwargs", "chat_template"),
 ])  # fmt: skip
 def test_refused_keys_are_refused_and_others_served(name: str, key: str) -> None:
@@ -524,7 +524,7 @@ def test_refused_keys_are_refused_and_others_served(name: str, key: str) -> None
     assert texts({name: {"a": "b"}}) == ["a\nb"]
 
 
-@pytest.mark.parametrize("value", ["x", [ARGUMENT], 5, True])
+@pytest.mark.parametrize("value", ["x", [XARGS_KEY], 5, True])
 def test_an_object_field_that_is_no_object_is_refused(value: Any) -> None:
     for name in fields_table.REFUSED_INSIDE:
         assert refused({name: value}).param == name

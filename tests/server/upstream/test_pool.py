@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from lethe.corruption.decoding.spec import ARGUMENT, from_argument
+from lethe.corruption.decoding.spec import XARGS_KEY, decode_penalty
 from lethe.corruption.spec import CorruptionError
 from lethe.server.errors import UpstreamDown, UpstreamFailed, UpstreamTimeout
 from lethe.server.guard.guard import Guard, Needs
@@ -59,8 +59,8 @@ class FakeVllm:
                 {"object": "list", "data": [{"id": name, "by": self.port} for name in self.models]}
             )
         body = json.loads(await request.read())
-        wanted = body.get("vllm_xargs", {}).get(ARGUMENT)
-        if wanted and not set(from_argument(wanted).verbatim) <= self.indexes:
+        wanted = body.get("vllm_xargs", {}).get(XARGS_KEY)
+        if wanted and not set(decode_penalty(wanted).verbatim) <= self.indexes:
             return web.json_response({"error": {"message": "no such index"}}, status=400)
         if "prompt_embeds" in json.dumps(body) and not self.embeds:
             return web.json_response({"error": {"message": "no embeds here"}}, status=400)
@@ -106,7 +106,7 @@ class Clean:
         return {**body, "messages": [{"role": "user", "content": [{"type": "prompt_embeds", "data": "x"}]}]}
 
     @property
-    def text(self) -> Clean:
+    def prompt_tokenizer(self) -> Clean:
         return self
 
     def chat_ids(self, body: dict[str, Any]) -> list[int]:

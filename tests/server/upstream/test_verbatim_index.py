@@ -13,7 +13,7 @@ from aiohttp import web
 
 from lethe.classifier.artifact import ForgetItem
 from lethe.corruption.decoding import suffix_index as indexes
-from lethe.corruption.decoding.spec import ARGUMENT, from_argument
+from lethe.corruption.decoding.spec import XARGS_KEY, decode_penalty
 from lethe.server.policy.schema import PolicyError
 from lethe.server.policy_store.load import find_indexes
 from lethe.server.upstream.client import Upstream
@@ -37,7 +37,7 @@ def test_documents_are_kept_and_facts_are_not() -> None:
 def test_the_index_in_the_artifacts_folder_has_the_name_that_requests_will_use(tmp_path: Path) -> None:
     made = with_items(FACT, *PAGES)
     path = write_index(made, tmp_path)
-    assert path is not None and indexes.load(path).name == index_name(made)
+    assert path is not None and indexes.load_index(path).name == index_name(made)
     assert write_index(with_items(FACT), tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -68,7 +68,7 @@ def server_with(*names: str, checks: bool = True) -> Any:
     async def answer(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
         if request.path == "/v1/models":
             return web.json_response({"data": [{"id": "m"}]})
-        asked = from_argument(json.loads(fake.bodies[-1])["vllm_xargs"][ARGUMENT]).verbatim
+        asked = decode_penalty(json.loads(fake.bodies[-1])["vllm_xargs"][XARGS_KEY]).verbatim
         return web.json_response({}, status=200 if not checks or set(asked) <= set(names) else 400)
 
     return answer
@@ -96,7 +96,7 @@ async def test_a_vllm_that_takes_any_name_has_none() -> None:
 def stands(folder: Path) -> tuple[int, str]:
     """How many items the artifact there has, and the name of its index."""
     items = (folder / "items.jsonl").read_text().splitlines()
-    return len(items), indexes.load(folder / indexes.FILE).name
+    return len(items), indexes.load_index(folder / indexes.INDEX_FILE).name
 
 
 @pytest.mark.parametrize(

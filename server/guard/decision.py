@@ -1,0 +1,53 @@
+"""The result of the guard: forward the request by a plan, or reply with an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lethe.server.errors import Refused
+from lethe.server.guard.plan import Plan
+from lethe.server.policy.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Send `plan.body` upstream. payload: the body as JSON; None: the bytes that the client sent."""
+
+    plan: Plan
+    payload: bytes | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answer the client with `error`; nothing is sent upstream."""
+
+    error: Refused
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done with one request, and why.
+
+    verdict: None where the request could not be judged. action: what is done, as audit trail and metrics name it. note:
+    why something else than the policy's action is done. judge_ms, rewrite_ms: wall-clock milliseconds.
+    """
+
+    result: Forward | Reply
+    verdict: Verdict | None
+    action: str
+    note: str | None
+    judge_ms: float = 0.0
+    rewrite_ms: float = 0.0
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the client must not notice that the request was flagged.
+
+        True for a rewritten request, and for a refusal that stands in for a rewrite which failed. A policy that says
+        `refuse` shows it openly.
+        """
+        match self.result:
+            case Forward(_, payload):
+                return payload is not None
+            case Reply():
+                return self.verdict is not None and self.verdict.action != "refuse"

@@ -1,0 +1,53 @@
+"""A request as the guard reads it: its body, and the texts of it that are judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lethe.server.requests.extract import Endpoint, Text, joined
+
+# User messages of at most this many characters count as the user's question; longer ones may hold retrieved documents.
+# A choice: longer than a question of a few sentences.
+QUESTION_CHARS = 300
+
+
+@dataclass(frozen=True)
+class ParsedRequest:
+    """A request body with the texts in it that can reach the model.
+
+    pieces: the texts, each with its place in the body, in document order.
+    """
+
+    endpoint: Endpoint
+    body: dict[str, Any]
+    pieces: list[Text]
+
+    @property
+    def model(self) -> Any:
+        """The value of the body's `model` field; a client may send anything."""
+        return self.body.get("model")
+
+    @cached_property
+    def conversation_windows(self) -> tuple[str, ...]:
+        """Windows over the joined conversation. Computed on first use: most requests without a policy never need them."""
+        return joined(self.pieces)
+
+    @property
+    def texts(self) -> list[str]:
+        """What the classifier judges: the text of each piece, then the windows over the joined conversation."""
+        return [*(piece.text for piece in self.pieces), *self.conversation_windows]
+
+    def place(self, index: int) -> str:
+        """Where in the body the text with this index stands, for example `messages[0].content`."""
+        return self.pieces[index].place if index < len(self.pieces) else "conversation"
+
+    def user_question(self) -> str:
+        """The user's own questions, joined by line breaks.
+
+        Only words in here may be repeated in the answer although they belong to a forbidden phrase. Words of
+        documents, tool results and earlier answers may not.
+        """
+        user_texts = (piece.text for piece in self.pieces if piece.role == "user" and piece.message)
+        return "\n".join(text for text in user_texts if len(text) <= QUESTION_CHARS)

@@ -1,0 +1,94 @@
+"""Step `penalize`: phrases that vLLM's logits processor keeps out of the answer (GUARD, arXiv:2505.13312)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lethe.classifier.artifact import Artifact
+from lethe.corruption.decoding.spec import MAX_PHRASE_CHARACTERS, Penalty
+from lethe.corruption.phrases.extraction import content_words, polarity
+from lethe.corruption.spec import is_resolved
+from lethe.server.guard.copy_limits import copy_limits_of
+from lethe.server.guard.forget_answers import ArtifactWords, TooManyItems, requested_answers
+from lethe.server.guard.plan import Context, Plan, StepFailed
+from lethe.server.guard.vllm_arguments import CannotPenalize, with_penalty
+from lethe.server.policy.verdict import Finding
+
+WORD = re.compile(r"\w+")
+# Words with a soft penalty in one request, at most. Each costs vLLM some microseconds to prepare, and beyond the
+# nearest few the answer only reads worse. A choice.
+MAX_SOFT_WORDS = 64
+
+
+def penalize(plan: Plan, context: Context) -> Plan:
+    """Forbid the phrases that the deciding findings ask for. Raises StepFailed (`penalize`)."""
+    findings = list(dict.fromkeys([*context.findings_for("penalize", "both"), *plan.to_penalize]))
+    if not findings:
+        return plan
+    resources = context.resources
+    try:
+        penalty = requested_penalty(
+            findings, resources.artifacts, resources.words, resources.indexes, context.request.user_question()
+        )
+        plan = with_penalty(plan, penalty, context)
+    except (CannotPenalize, TooManyItems) as error:
+        raise StepFailed("penalize", [finding.policy for finding in findings], str(error)) from None
+    return replace(plan, actions=plan.did("penalize"))
+
+
+def requested_penalty(
+    findings: Sequence[Finding],
+    artifacts: Mapping[str, Artifact],
+    words: Mapping[str, ArtifactWords],
+    indexes: Mapping[str, str],
+    question: str,
+) -> Penalty:
+    """The penalty on the phrases of the forget items that are asked for, over all policies that flagged.
+
+    Every window that reached the threshold counts, so that several questions in one request are all covered (the
+    GUARD paper handles one). artifacts, words, indexes: by artifact name. question: the user's own words, which may
+    be repeated. Raises TooManyItems, or CannotPenalize when the phrases exceed what one argument can carry.
+    """
+    phrases: dict[str, None] = {}
+    soft: dict[str, float] = {}
+    for finding in findings:
+        settings = finding.policy.penalize
+        artifact, artifact_words = artifacts[finding.policy.artifact], words[finding.policy.artifact]
+        if not settings.hard and not settings.soft:
+            continue
+        answers, answer_phrases = requested_answers(finding, artifact, artifact_words, question)
+        first_answers = list(dict.fromkeys(nearest[0] for nearest in answers if nearest))
+        if settings.hard:
+            phrases |= dict.fromkeys([*answer_phrases, *filter(None, map(polarity, first_answers))])
+        if settings.soft:
+            soft = _soft_weights(finding, artifact_words, first_answers, answer_phrases, question) | soft
+    usable = [word for word in soft if len(word) <= MAX_PHRASE_CHARACTERS][:MAX_SOFT_WORDS]
+    limits = copy_limits_of([finding.policy for finding in findings], indexes)
+    try:
+        return Penalty(tuple(phrases), {word: soft[word] for word in usable}, limits)
+    except ValueError as error:
+        reason = f"what is asked for is more than one answer can be guarded against: {error}"
+        raise CannotPenalize(reason) from None
+
+
+def _soft_weights(
+    finding: Finding,
+    words: ArtifactWords,
+    answers: Sequence[str],
+    phrases: Sequence[str],
+    question: str,
+) -> dict[str, float]:
+    """Word → how much its logits are lowered: the content words of the answers, and words of similar meaning."""
+    settings = finding.policy.penalize
+    assert is_resolved(settings.soft) and is_resolved(settings.similarity)
+    content = (word for answer in answers for word in content_words(answer, question))
+    similar = words.list.most_similar(
+        WORD.findall(" ".join(phrases)),
+        similarity=settings.similarity,
+        weight=settings.soft,
+        exclude=WORD.findall(question),
+        limit=MAX_SOFT_WORDS,
+    )
+    return {**dict.fromkeys(content, settings.soft), **similar}

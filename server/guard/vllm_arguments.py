@@ -1,0 +1,72 @@
+"""A request body with a penalty in it, and without the fields that would work around the penalty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
+from lethe.corruption.phrases.normalize import fold
+from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
+from lethe.server.guard.plan import Context, Plan
+from lethe.server.requests.extract import Endpoint
+from lethe.server.upstream.capabilities import Needs
+
+
+class CannotPenalize(Exception):
+    """The penalty would not hold for this request; the message says why."""
+
+
+def with_penalty(plan: Plan, penalty: Penalty, context: Context) -> Plan:
+    """The plan with `penalty` in its body, in place of the one it may have. Raises CannotPenalize."""
+    needs = Needs(plan.needs.parity, frozenset(penalty.verbatim))
+    if penalty.verbatim and not context.capabilities.covers(plan.model, needs):
+        raise CannotPenalize("vLLM does not have the index of a protected text (LETHE_VERBATIM)")
+    resources = context.resources
+    body = penalized_body(context.request.endpoint, plan.body, penalty, raw_logprobs=resources.raw_logprobs)
+    return replace(plan, body=body, needs=needs, penalty=penalty)
+
+
+def penalized_body(endpoint: Endpoint, body: dict[str, Any], penalty: Penalty, *, raw_logprobs: bool) -> dict[str, Any]:
+    """The body with the penalty in `vllm_xargs`. Raises CannotPenalize where it would not hold.
+
+    raw_logprobs: vLLM reports log-probabilities from before the penalty (its default). The candidates beside the
+    chosen token would then show what is forbidden, so that only the chosen token's own is left.
+    """
+    if body.get("use_beam_search"):
+        raise CannotPenalize("beam search does not run logits processors")
+    if not penalty.phrases and not penalty.soft and not penalty.verbatim:
+        raise CannotPenalize("the nearest forget items hold nothing that could be forbidden")
+    if endpoint == "count_tokens":
+        return body  # vLLM only counts the tokens of the prompt; no answer is generated
+    body = _without_candidates(endpoint, body) if raw_logprobs else body
+    # Log-probabilities of prompt tokens are computed before any penalty, whatever the mode.
+    body = {key: value for key, value in body.items() if key != "prompt_logprobs"}
+    return {
+        **_without_forbidden_choices(body, penalty),
+        "vllm_xargs": {**(body.get("vllm_xargs") or {}), XARGS_KEY: encode_penalty(penalty)},
+    }
+
+
+def _without_candidates(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
+    # vLLM reads 5.0 and true as numbers too, so that any value but null and false is set to 0 candidates.
+    count_field = "logprobs" if endpoint == "completions" else "top_logprobs"
+    fields = {key: value for key, value in body.items() if key != "logprob_token_ids"}
+    if fields.get(count_field) is not None and fields[count_field] is not False:
+        fields[count_field] = 0
+    return fields
+
+
+def _without_forbidden_choices(body: dict[str, Any], penalty: Penalty) -> dict[str, Any]:
+    """The body without those `structured_outputs.choice` entries that hold a forbidden phrase.
+
+    vLLM can't serve a grammar that leaves only forbidden tokens. Raises CannotPenalize if no choice is left.
+    """
+    outputs = body.get("structured_outputs")
+    if not isinstance(outputs, dict) or not isinstance(choices := outputs.get("choice"), list):
+        return body
+    matcher = PhraseTrie(penalty.phrases)
+    allowed = [c for c in choices if not (isinstance(c, str) and matcher.forbids(START_STATE, fold(f"{c} ")))]
+    if not allowed:
+        raise CannotPenalize("every choice of structured_outputs is forbidden")
+    return {**body, "structured_outputs": {**outputs, "choice": allowed}}
