@@ -1,15 +1,15 @@
 # The gateway alone: no vLLM, no CUDA, no compiler, no root.
 #   docker build -f docker/gateway.Dockerfile -t lethe-gateway .
-# It judges, corrupts, penalises, watches, refuses, routes, fits and forgets on request, all of it without torch.
+# It judges, corrupts, penalises, filters, refuses, routes, fits, and handles forget requests, all without torch.
 
-# The Python that constraints.txt was tested with. For a build that can be repeated to the byte add its digest.
+# The Python version that constraints.txt was tested with. Add its digest for bit-identical builds.
 ARG PYTHON=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
 RUN pip install --no-cache-dir uv==0.13.9 && uv venv /opt/lethe
 WORKDIR /src
-# What the code needs comes first: it changes less often than the code.
+# Dependencies first: they change less often than the code, so this layer stays cached.
 COPY pyproject.toml requirements/constraints.txt ./
 RUN uv pip install --python /opt/lethe --constraints constraints.txt --requirements pyproject.toml --extra forget
 COPY README.md LICENSE ./
@@ -19,7 +19,7 @@ COPY corruption corruption
 COPY evaluation evaluation
 RUN uv pip install --python /opt/lethe --no-deps .
 
-# The sentence encoder is prepared here, with packages that stay here, and served without torch.
+# Exports the sentence encoder. The packages for that stay in this stage; the final image has no torch.
 FROM build AS encoder
 RUN uv pip install --python /opt/lethe --torch-backend cpu --constraints constraints.txt \
         --requirements pyproject.toml --extra fit
@@ -30,8 +30,8 @@ FROM ${PYTHON} AS gateway
 COPY --from=build /opt/lethe /opt/lethe
 COPY --from=encoder /opt/cache /opt/cache
 COPY docker/health.py /opt/health.py
-# The folders exist with their owner, so that fresh volumes get the same one. A number, so that a cluster which
-# demands non-root users can see that this is one.
+# The folders exist with their owner, so that new volumes get the same one. The user is a number, so that a cluster that
+# requires non-root users can verify it.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin lethe \
     && install -d -o 10001 -g 10001 /var/lib/lethe/policies /var/lib/lethe/artifacts /var/lib/lethe/keys /var/log/lethe
 ENV PATH=/opt/lethe/bin:$PATH \
@@ -51,7 +51,7 @@ USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8080 8081
 VOLUME ["/var/lib/lethe/policies", "/var/lib/lethe/artifacts", "/var/lib/lethe/keys", "/var/log/lethe"]
-# SIGTERM: no new requests, LETHE_DRAIN_TIMEOUT_S for those that are open, then the audit trail is closed.
+# At SIGTERM the gateway takes no new requests, finishes open ones within LETHE_DRAIN_TIMEOUT_S, and closes the audit trail.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["sh", "-c", "exec python -I /opt/health.py \"${LETHE_PORT:-8080}\""]

@@ -1,7 +1,7 @@
-"""The containers' health check, in Python because the images carry no curl: python -I health.py PORT
+"""Health check of the containers, in Python because the images have no curl: python -I health.py PORT
 
-Exits with 0 when http://127.0.0.1:PORT/health answers 200. http.client, because urllib would go through a proxy
-that the environment names.
+Exit with 0 when http://127.0.0.1:PORT/health answers 200. It uses http.client, because urllib would use a proxy from
+the environment.
 """
 
 import http.client

@@ -1,4 +1,4 @@
-# vLLM with the plugin, which vLLM finds by its entry point.
+# vLLM with the plugin, which vLLM finds through its entry point.
 #   docker build -f docker/vllm.Dockerfile --target gpu -t lethe-vllm:gpu .
 #   docker build -f docker/vllm.Dockerfile --target cpu -t lethe-vllm:cpu .
 
@@ -14,7 +14,7 @@ COPY corruption corruption
 COPY evaluation evaluation
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-# vLLM's CPU build as this project's tests run it: see requirements/install.sh.
+# vLLM's CPU build with the versions of this project's tests: see requirements/install.sh.
 FROM ${PYTHON} AS cpu-build
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
 RUN pip install --no-cache-dir uv==0.13.9 && uv venv /opt/vllm
@@ -32,7 +32,7 @@ FROM ${PYTHON} AS cpu
 RUN apt-get update && apt-get install -y --no-install-recommends g++ libnuma1 && rm -rf /var/lib/apt/lists/*
 COPY --from=cpu-build /opt/vllm /opt/vllm
 COPY docker/health.py docker/vllm.sh /opt/
-# torch asks for the name of its user, so there must be one. The artifacts' folder has the gateway's owner.
+# torch looks up its user's name, so the user must exist. The artifacts folder has the same owner as in the gateway image.
 RUN useradd --uid 10001 --create-home --home-dir /var/cache/vllm --shell /usr/sbin/nologin vllm \
     && install -d -o 10001 -g 10001 /var/lib/lethe/artifacts
 ENV PATH=/opt/vllm/bin:$PATH \
@@ -53,8 +53,8 @@ FROM ${VLLM} AS gpu
 USER 0
 COPY --from=plugin /wheels /wheels
 COPY docker/health.py docker/vllm.sh /opt/
-# Without dependencies: the plugin uses what vLLM brings, and must not change vLLM's versions. The second line fails the
-# build where vLLM would not find it.
+# Without dependencies: the plugin uses vLLM's packages and must not change their versions. The second line fails the
+# build if vLLM would not find the plugin.
 RUN python3 -m pip install --no-cache-dir --no-deps /wheels/*.whl && rm -r /wheels \
     && python3 -c "from importlib.metadata import entry_points as e; assert e(group='vllm.logits_processors', name='lethe')" \
     && useradd --uid 10001 --create-home --home-dir /var/cache/vllm --shell /usr/sbin/nologin lethe-vllm \

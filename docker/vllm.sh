@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts vLLM with the arguments given. Its API key comes from the file that VLLM_API_KEY_FILE names: vLLM itself
-# reads it from the environment only.
+# Starts vLLM with the given arguments. Reads its API key from the file VLLM_API_KEY_FILE, because vLLM itself reads
+# it from the environment only.
 set -eu
 if [ -n "${VLLM_API_KEY_FILE:-}" ]; then
     VLLM_API_KEY=$(cat "$VLLM_API_KEY_FILE")

@@ -1,10 +1,11 @@
-"""The images and the stack say what the code does: settings, metrics, paths, ports; and give away little."""
+"""Images, Compose stack, alerts and dashboard match the code: settings, metrics, paths, ports, least privilege."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -19,35 +20,35 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from lethe.server.observability.metrics import Metrics
-from lethe.server.settings import FROM_FILE, PREFIX, Settings, check_exposure, read
+from lethe.server.settings import FILE_SUFFIX, PREFIX, Settings, check_exposure, read_settings
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 # Labels that Prometheus adds itself, and its own series.
-ADDED = {"instance", "job"}
-PROMETHEUS = {"up": {"instance", "job"}, "ALERTS": {"alertname", "alertstate", "severity", "instance"}}
+PROMETHEUS_LABELS = {"instance", "job"}
+PROMETHEUS_SERIES = {"up": {"instance", "job"}, "ALERTS": {"alertname", "alertstate", "severity", "instance"}}
 
 Stack = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def stack() -> Stack:
-    read: Stack = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-    return read
+    compose: Stack = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    return compose
 
 
 def stages(name: str) -> dict[str, list[list[str]]]:
-    """Stage → its instructions, each as a list of words, of docker/NAME.Dockerfile."""
+    """Return stage → instructions, each as a list of words, of docker/NAME.Dockerfile."""
     text = re.sub(r"(?m)^\s*#.*\n", "", (DOCKER / f"{name}.Dockerfile").read_text(encoding="utf-8"))
-    found: dict[str, list[list[str]]] = {}
+    instructions: dict[str, list[list[str]]] = {}
     stage = ""
     for line in re.sub(r"\\\n", " ", text).splitlines():
         words = line.split()
         if words and words[0] == "FROM":
             stage = words[3]
         if words:
-            found.setdefault(stage, []).append(words)
-    return found
+            instructions.setdefault(stage, []).append(words)
+    return instructions
 
 
 def environment(name: str, stage: str) -> dict[str, str]:
@@ -56,19 +57,19 @@ def environment(name: str, stage: str) -> dict[str, str]:
 
 
 def default(text: str) -> str:
-    """What compose makes of a value when nothing is set in .env."""
-    return re.sub(r"\$\{\w+(?::-([^}]*))?[^}]*\}", lambda found: found[1] or "", text)
+    """The value that Compose uses when nothing is set in .env."""
+    return re.sub(r"\$\{\w+(?::-([^}]*))?[^}]*\}", lambda match: match[1] or "", text)
 
 
 def folders_in(service: Stack) -> dict[str, bool]:
-    """Where something is mounted → whether it can be written."""
+    """Mount point → whether it is writable."""
     parts = [entry.rsplit(":", 2) if entry.endswith(":ro") else entry.rsplit(":", 1) for entry in service["volumes"]]
     mounted = {part[1]: len(part) == 2 for part in parts}
     return mounted | {entry.partition(":")[0]: True for entry in service.get("tmpfs", ())}
 
 
 def exported() -> dict[str, set[str]]:
-    """Every series that a gateway exports → its labels, as read from what it renders."""
+    """Every series that a gateway exports → its labels, read from its rendered metrics."""
     metrics = Metrics()
     for name, collector in vars(metrics).items():
         if name != "registry" and name[0] != "_" and collector._labelnames:
@@ -91,13 +92,13 @@ def queries() -> list[str]:
     return [rule["expr"] for rule in alerts()] + [target["expr"] for panel in panels() for target in panel["targets"]]
 
 
-class Reader:
-    """What a query reads, and the labels it names."""
+class QueryReader:
+    """The series that a query reads, and the labels it names."""
 
     def __init__(self, query: str) -> None:
         self.series: dict[str, set[str]] = {}
         self.grouped: set[str] = set()
-        # Grafana puts a duration there.
+        # Grafana replaces this variable by a duration.
         promql_parser.walk(promql_parser.parse(query.replace("$__rate_interval", "1m")), self._visit)
 
     def _visit(self, node: Any) -> None:
@@ -109,14 +110,14 @@ class Reader:
 
 
 def unknown(query: str) -> list[str]:
-    """The series and labels of a query that nobody exports."""
+    """The series and labels of a query that nothing exports."""
     known = exported()
-    reader = Reader(query)
-    found = [name for name in reader.series if name not in known and name not in PROMETHEUS]
+    reader = QueryReader(query)
+    missing = [name for name in reader.series if name not in known and name not in PROMETHEUS_SERIES]
     for name, labels in reader.series.items():
-        there = known.get(name, set()) | PROMETHEUS.get(name, set()) | ADDED
-        found += [f"{name}: {label}" for label in (labels | reader.grouped) - there]
-    return found
+        labels_exported = known.get(name, set()) | PROMETHEUS_SERIES.get(name, set()) | PROMETHEUS_LABELS
+        missing += [f"{name}: {label}" for label in (labels | reader.grouped) - labels_exported]
+    return missing
 
 
 def test_every_query_names_series_and_labels_that_are_exported() -> None:
@@ -131,21 +132,21 @@ def test_every_query_names_series_and_labels_that_are_exported() -> None:
     ("lethe_requests", ["lethe_requests"]),
     ("histogram_quantile(0.9, sum by (le) (rate(lethe_audit_lost_total[5m])))", ["lethe_audit_lost_total: le"]),
 ])  # fmt: skip
-def test_a_query_of_what_nobody_exports_is_seen(query: str, bad: list[str]) -> None:
+def test_a_query_of_an_unknown_series_or_label_is_reported(query: str, bad: list[str]) -> None:
     assert unknown(query) == bad
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    shown = {name for panel in panels() for target in panel["targets"] for name in Reader(target["expr"]).series}
+    shown = {name for panel in panels() for target in panel["targets"] for name in QueryReader(target["expr"]).series}
     families = {
         re.sub(r"_(bucket|sum|count|created)$", "", name) for name in exported() if not name.endswith("_created")
     }
     shown = {name.removesuffix("_bucket") for name in shown}
-    # How long a reload took is for whoever looks for a reason; the key file's failures are seen as `stale`.
+    # Reload times are for debugging only; failures to read the key file show as `lethe_keys_stale`.
     assert families - shown == {"lethe_policies_reload_seconds", "lethe_keys_reload_failed_total"}
 
 
-def test_values_in_queries_are_ones_that_the_code_uses() -> None:
+def test_label_values_in_queries_exist_in_the_code() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
     for query in queries():
         for values in re.findall(r'(?:reason|outcome|stage)=?[!~]*"([^"]+)"', query):
@@ -153,16 +154,16 @@ def test_values_in_queries_are_ones_that_the_code_uses() -> None:
                 assert f'"{value}"' in code, (query, value)
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_and_an_action() -> None:
     rules = alerts()
     assert len({rule["alert"] for rule in rules}) == len(rules) >= 10
     for rule in rules:
         assert rule["labels"]["severity"] in ("page", "warn")
-        assert set(rule["annotations"]) == {"summary", "what"}
-        grouped = Reader(rule["expr"])
+        assert set(rule["annotations"]) == {"summary", "action"}
+        reader = QueryReader(rule["expr"])
         for label in re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])):
-            there = set.union(*(exported().get(name, set()) | ADDED for name in grouped.series))
-            assert label in there and (not grouped.grouped or label in grouped.grouped), rule["alert"]
+            labels = set.union(*(exported().get(name, set()) | PROMETHEUS_LABELS for name in reader.series))
+            assert label in labels and (not reader.grouped or label in reader.grouped), rule["alert"]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus, which is not installed")
@@ -175,26 +176,28 @@ def test_alerts_fire_when_they_should() -> None:
 def test_prometheus_finds_the_gateway_and_both_replicas(stack: Stack) -> None:
     config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     gateway, vllm = config["scrape_configs"]
-    [found] = gateway["dns_sd_configs"]
+    [discovery] = gateway["dns_sd_configs"]
     names = stack["services"]["gateway"]["networks"]["monitoring"]["aliases"]
-    assert found["names"] == names and str(found["port"]) == environment("gateway", "gateway")["LETHE_ADMIN_PORT"]
+    assert (
+        discovery["names"] == names and str(discovery["port"]) == environment("gateway", "gateway")["LETHE_ADMIN_PORT"]
+    )
     upstreams = stack["services"]["gateway"]["environment"]["LETHE_UPSTREAM"].split(",")
     assert [f"http://{target}" for target in vllm["static_configs"][0]["targets"]] == upstreams
     rules = [DOCKER / "prometheus" / name for name in config["rule_files"]]
     assert rules and all(path.is_file() for path in rules)
 
 
-def test_both_profiles_have_the_replicas_that_the_gateway_asks(stack: Stack) -> None:
-    wanted = {f"{name}:8000" for name in ("vllm-a", "vllm-b")}
+def test_both_profiles_have_the_replicas_of_the_gateway(stack: Stack) -> None:
+    expected = {f"{name}:8000" for name in ("vllm-a", "vllm-b")}
     upstreams = stack["services"]["gateway"]["environment"]["LETHE_UPSTREAM"]
-    assert {url.removeprefix("http://") for url in upstreams.split(",")} == wanted
+    assert {url.removeprefix("http://") for url in upstreams.split(",")} == expected
     for profile in ("gpu", "cpu"):
         replicas = [one for one in stack["services"].values() if one.get("profiles") == [profile]]
         aliases = {name for one in replicas for name in one["networks"]["inference"]["aliases"]}
-        assert {f"{name}:8000" for name in aliases} == wanted and len(replicas) == 2
+        assert {f"{name}:8000" for name in aliases} == expected and len(replicas) == 2
 
 
-def test_vllm_is_reached_through_the_gateway_only(stack: Stack) -> None:
+def test_vllm_can_be_reached_through_the_gateway_only(stack: Stack) -> None:
     for name, service in stack["services"].items():
         if name.startswith("vllm"):
             assert set(service["networks"]) == {"inference"} and "ports" not in service
@@ -210,7 +213,7 @@ def test_only_loopback_ports_are_published_and_no_admin_port(stack: Stack) -> No
     assert sorted(published) == ["127.0.0.1:3000:3000", "127.0.0.1:8080:8080"]
 
 
-def test_every_container_has_as_little_as_it_can(stack: Stack) -> None:
+def test_every_container_has_least_privilege(stack: Stack) -> None:
     for name, service in stack["services"].items():
         assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
@@ -242,29 +245,29 @@ def test_images_are_pinned_checked_and_stopped_by_sigterm() -> None:
     assert "vllm/vllm-openai:v0.32.0" in (DOCKER / "vllm.Dockerfile").read_text(encoding="utf-8")
 
 
-def test_the_images_of_others_are_pinned(stack: Stack) -> None:
+def test_third_party_images_are_pinned(stack: Stack) -> None:
     others = [service["image"] for service in stack["services"].values() if "build" not in service]
     assert len(others) == 2 and all(re.search(r":v?\d+\.\d+\.\d+$", image) for image in others)
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_reports_nothing() -> None:
     command = Path(sys.executable).with_name("hadolint")
     run = subprocess.run([command, *DOCKER.glob("*.Dockerfile")], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_every_variable_of_ours_is_a_setting(stack: Stack) -> None:
-    given = {**environment("gateway", "gateway"), **stack["services"]["gateway"]["environment"]}
-    ours = {name: default(value) for name, value in given.items() if name.startswith(PREFIX)}
+def test_every_lethe_variable_is_a_setting(stack: Stack) -> None:
+    variables = {**environment("gateway", "gateway"), **stack["services"]["gateway"]["environment"]}
+    ours = {name: default(value) for name, value in variables.items() if name.startswith(PREFIX)}
     assert len(ours) >= 12
-    assert {name.removesuffix(FROM_FILE).removeprefix(PREFIX).lower() for name in ours} <= set(Settings.model_fields)
-    plain = {name: value for name, value in ours.items() if not name.endswith(FROM_FILE)}
-    settings = read(plain)
+    assert {name.removesuffix(FILE_SUFFIX).removeprefix(PREFIX).lower() for name in ours} <= set(Settings.model_fields)
+    plain = {name: value for name, value in ours.items() if not name.endswith(FILE_SUFFIX)}
+    settings = read_settings(plain)
     check_exposure(settings)
     assert settings.keys is not None and not settings.allow_anonymous and not settings.audit_prompts
 
 
-def test_no_secret_stands_in_the_files(stack: Stack) -> None:
+def test_no_secret_is_written_in_the_files(stack: Stack) -> None:
     for service in stack["services"].values():
         for name, value in service.get("environment", {}).items():
             if re.search("SECRET|PASSWORD|KEY", name) and "KVCACHE" not in name and name != "LETHE_KEYS":
@@ -277,7 +280,7 @@ def test_no_secret_stands_in_the_files(stack: Stack) -> None:
     assert not re.search("(?i)(secret|password|_key)=", (ROOT / ".env.example").read_text(encoding="utf-8"))
 
 
-def test_the_example_sets_every_variable_of_the_stack_to_its_default() -> None:
+def test_env_example_has_every_variable_with_its_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
@@ -288,61 +291,61 @@ def test_the_example_sets_every_variable_of_the_stack_to_its_default() -> None:
     }
 
 
-def test_all_that_the_gateway_writes_is_a_volume(stack: Stack) -> None:
+def test_every_folder_that_the_gateway_writes_is_a_volume(stack: Stack) -> None:
     service = stack["services"]["gateway"]
     plain = {name: value for name, value in environment("gateway", "gateway").items() if name.startswith(PREFIX)}
-    settings = read(plain)
+    settings = read_settings(plain)
     assert settings.keys is not None and settings.audit is not None
     mounted = folders_in(service)
-    written = [
+    written_folders = [
         settings.policies,
         settings.artifacts,
         settings.history_folder,
         settings.keys.parent,
         settings.audit.parent,
     ]
-    for folder in written:
+    for folder in written_folders:
         assert any(mounted.get(str(one)) for one in (folder, *folder.parents)), folder
     made = " ".join(word for row in stages("gateway")["gateway"] if row[0] == "RUN" for word in row)
     volumes = [path for path, writable in mounted.items() if writable and path != "/tmp"]
     assert "-o 10001 -g 10001" in made and all(path in made for path in volumes)
-    # Past versions are hard links to artifacts, so both are in one volume.
+    # Past versions are hard links to artifacts, so both must be in one volume.
     assert settings.artifacts in settings.history_folder.parents
 
 
-def test_vllm_reads_indexes_where_the_gateway_writes_artifacts(stack: Stack) -> None:
+def test_vllm_reads_indexes_from_the_gateways_artifacts(stack: Stack) -> None:
     artifacts = environment("gateway", "gateway")["LETHE_ARTIFACTS"]
     for stage, profile in (("cpu", "vllm-cpu-a"), ("gpu", "vllm-gpu-b")):
-        given = environment("vllm", stage)
+        variables = environment("vllm", stage)
         mounted = folders_in(stack["services"][profile])
-        assert given["LETHE_VERBATIM"] == artifacts and mounted[artifacts] is False
-        assert mounted[given["HOME"]] is True
+        assert variables["LETHE_VERBATIM"] == artifacts and mounted[artifacts] is False
+        assert mounted[variables["HOME"]] is True
 
 
-def test_there_is_time_to_drain(stack: Stack) -> None:
+def test_the_stop_grace_period_leaves_time_to_drain(stack: Stack) -> None:
     gateway = stack["services"]["gateway"]
     grace = int(gateway["stop_grace_period"].removesuffix("s"))
     assert grace >= int(gateway["environment"]["LETHE_DRAIN_TIMEOUT_S"]) + 10
 
 
-def test_containers_wait_for_those_they_need(stack: Stack) -> None:
+def test_containers_wait_for_their_dependencies(stack: Stack) -> None:
     services = stack["services"]
     for name, service in services.items():
         for needed, how in service.get("depends_on", {}).items():
             assert how["condition"] == "service_healthy", (name, needed)
-            # A replica of a profile that does not run must not be waited for.
+            # The gateway must not wait for a replica of a profile that does not run.
             assert how.get("required", True) is ("profiles" not in services[needed])
             assert "build" in services[needed] or "healthcheck" in services[needed]
     assert set(services["gateway"]["depends_on"]) == {name for name in services if name.startswith("vllm")}
 
 
-def test_what_is_mounted_from_the_repository_is_there(stack: Stack) -> None:
+def test_folders_mounted_from_the_repository_exist(stack: Stack) -> None:
     paths = [entry.split(":")[0] for one in stack["services"].values() for entry in one["volumes"]]
     ours = [path for path in paths if path.startswith("./")]
     assert len(ours) == 3 and all((ROOT / path).is_dir() for path in ours)
 
 
-def test_the_images_get_no_more_than_they_copy() -> None:
+def test_the_build_context_has_only_files_that_are_copied() -> None:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*" and all(rule.startswith("!") for rule in rules[1:])
@@ -359,14 +362,14 @@ def test_the_images_get_no_more_than_they_copy() -> None:
         assert any(rule[1:].startswith(word) or Path(word).match(rule[1:]) for rule in rules[1:]), word
 
 
-def test_the_plugin_goes_to_vllm_without_dependencies() -> None:
+def test_the_plugin_is_installed_without_dependencies() -> None:
     for stage in ("cpu-build", "gpu"):
-        said = " ".join(word for row in stages("vllm")[stage] for word in row)
-        assert re.search(r"install [^&]*--no-deps /wheels/\*\.whl", said), stage
+        commands = " ".join(word for row in stages("vllm")[stage] for word in row)
+        assert re.search(r"install [^&]*--no-deps /wheels/\*\.whl", commands), stage
     assert "--enable-prompt-embeds" in (DOCKER / "vllm.sh").read_text(encoding="utf-8")
 
 
-def test_the_grafana_files_belong_together(stack: Stack) -> None:
+def test_the_grafana_files_match_each_other(stack: Stack) -> None:
     provisioning = DOCKER / "grafana" / "provisioning"
     [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text("utf-8"))["datasources"]
     [provider] = yaml.safe_load((provisioning / "dashboards" / "lethe.yml").read_text("utf-8"))["providers"]
@@ -377,7 +380,7 @@ def test_the_grafana_files_belong_together(stack: Stack) -> None:
     assert used == {source["uid"]} and source["url"] == "http://prometheus:9090"
 
 
-class _Answer(BaseHTTPRequestHandler):
+class _HealthHandler(BaseHTTPRequestHandler):
     status = 200
 
     def do_GET(self) -> None:
@@ -389,8 +392,8 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def answering() -> Iterator[HTTPServer]:
-    server = HTTPServer(("127.0.0.1", 0), _Answer)
+def health_server() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), _HealthHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -400,27 +403,27 @@ def answering() -> Iterator[HTTPServer]:
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
-def test_the_health_check_reads_the_answer(
-    answering: HTTPServer, monkeypatch: pytest.MonkeyPatch, status: int, healthy: bool
+def test_the_health_check_follows_the_status(
+    health_server: HTTPServer, monkeypatch: pytest.MonkeyPatch, status: int, healthy: bool
 ) -> None:
-    monkeypatch.setattr(_Answer, "status", status)
+    monkeypatch.setattr(_HealthHandler, "status", status)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    run = subprocess.run([sys.executable, "-I", DOCKER / "health.py", str(answering.server_port)], capture_output=True)
+    run = subprocess.run(
+        [sys.executable, "-I", DOCKER / "health.py", str(health_server.server_port)], capture_output=True
+    )
     assert (run.returncode == 0) is healthy
 
 
-def test_the_health_check_fails_where_nobody_answers(answering: HTTPServer) -> None:
-    # A port that is taken, and on which nobody speaks HTTP: the server's own connection would be another one.
-    import socket
-
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        port = silent.getsockname()[1]
+def test_the_health_check_fails_without_an_answer() -> None:
+    # A port that is bound but does not listen: connections to it are refused.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
         run = subprocess.run([sys.executable, "-I", DOCKER / "health.py", str(port)], capture_output=True)
     assert run.returncode != 0
 
 
-def test_vllm_starts_with_the_key_from_its_file_and_refuses_an_empty_one(tmp_path: Path) -> None:
+def test_vllm_reads_its_key_file_and_refuses_an_empty_one(tmp_path: Path) -> None:
     fake = tmp_path / "python3"
     fake.write_text('#!/bin/sh\necho "$VLLM_API_KEY $*"\n', encoding="utf-8")
     fake.chmod(0o755)
