@@ -1,4 +1,4 @@
-"""The project keeps its shape: tests mirror modules, mechanism knows no topic, documents name every key."""
+"""Rules of the repository: tests mirror modules, the mechanism names no topic, packaging is complete."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
-
-from lethe.server.policy.schema import Policy
-from lethe.server.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("server", "classifier", "corruption")
@@ -106,85 +100,6 @@ def imported(path: Path) -> set[str]:
 def test_vllm_is_imported_in_the_plugin_only() -> None:
     found = [str(path.relative_to(ROOT)) for path in sources() if "vllm" in imported(path)]
     assert found == ["corruption/vllm_plugin.py"]
-
-
-def rows(document: str) -> dict[str, list[str]]:
-    """First cell → cells of every table row whose first cell is code."""
-    lines = (ROOT / "docs" / document).read_text(encoding="utf-8").splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
-    return {row[0].strip("`"): row for row in cells}
-
-
-def test_every_setting_is_documented_with_its_default() -> None:
-    documented = {name: row for name, row in rows("SETTINGS.md").items() if name.startswith(PREFIX)}
-    assert list(documented) == [PREFIX + name.upper() for name in Settings.model_fields]
-    for name, field in Settings.model_fields.items():
-        default = documented[PREFIX + name.upper()][1].strip("`")
-        if field.default is not None:
-            assert default == str(field.default).lower(), name
-
-
-def test_every_route_is_documented() -> None:
-    from lethe.server.app import ROUTES
-
-    assert [name for name in rows("ENDPOINTS.md") if "/" in name] == [f"{method} {path}" for path, method, _ in ROUTES]
-
-
-def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a model and of the models in it, with their defaults."""
-    for name, field in model.model_fields.items():
-        inner = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
-        models = [one for one in inner if issubclass(one, BaseModel)]
-        if not models or name in ("threshold", "corrupt", "penalize"):
-            yield prefix + name, field.default
-        for one in models:
-            yield from keys(one, f"{prefix}{name}.")
-
-
-def test_every_policy_key_is_documented_with_its_default() -> None:
-    documented = rows("POLICIES.md")
-    # hash and source are made by the reader of the file.
-    there = {name: default for name, default in keys(Policy) if name not in ("hash", "source")}
-    assert set(documented) == set(there)
-    for name, default in there.items():
-        cell = documented[name][2]
-        if default is PydanticUndefined:
-            assert cell.startswith("required"), name
-        elif isinstance(default, str | int | float) and name.partition(".")[0] != "threshold":
-            assert cell == f"`{str(default).lower() if isinstance(default, bool) else default}`", name
-
-
-def test_every_value_of_a_policy_key_is_documented() -> None:
-    text = (ROOT / "docs" / "POLICIES.md").read_text(encoding="utf-8")
-    for name, field in Policy.model_fields.items():
-        for value in get_args(field.annotation):
-            if isinstance(value, str):
-                assert f"`{value}`" in text, (name, value)
-
-
-def test_the_policies_of_the_document_are_valid(tmp_path: Path) -> None:
-    from lethe.server.policy.schema import read
-
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "POLICIES.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
-    for number, block in enumerate(blocks):
-        path = tmp_path / f"{number}.yaml"
-        path.write_text(block, encoding="utf-8")
-        read(path)
-
-
-def test_the_full_policy_of_the_document_has_every_key() -> None:
-    import yaml
-
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "POLICIES.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert set(yaml.safe_load(blocks[-1])) == set(Policy.model_fields) - {"hash", "source"}
-
-
-def test_shipped_policies_are_valid() -> None:
-    from lethe.server.policy.schema import read_all
-
-    folders = {path.parent for path in (ROOT / "policies").rglob("*.yaml")}
-    assert folders and all(read_all(folder) for folder in folders)
 
 
 def test_pyproject_lists_every_package() -> None:
