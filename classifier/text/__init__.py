@@ -1,4 +1,5 @@
-"""Readings of a text: views, windows, n-grams and language statistics.
+"""A prompt as the classifier reads it: decoded views, overlapping windows, hashed n-grams and word statistics.
 
-It knows nothing of artifacts or scores. Begin with `views.py`.
+It does not know artifacts, weights, scores or policies. Begin with `views.py`, then `windows.py` and `segments.py`,
+which puts both together.
 """

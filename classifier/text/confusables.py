@@ -1,7 +1,7 @@
-"""Characters that only look like others, or that nobody sees. Knows no view; gives texts and edits.
+"""Characters that look like others, or that are invisible. Knows no view; returns texts and edits.
 
-What Unicode's own names, decompositions and table of confusables (UTS #39) tell is derived from them; `_SHAPES`
-holds the rest.
+Derived from Unicode: character names, decompositions (NFKC, NFKD) and the table of confusables (UTS #39), as the
+package confusable-homoglyphs ships it. `_LOOKALIKES` holds letters that these don't cover.
 """
 
 from __future__ import annotations
@@ -11,31 +11,28 @@ import string
 import unicodedata
 from functools import cache, lru_cache
 from importlib.resources import files
-from itertools import product
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from lethe.classifier.text import language_model
+# The characters start to end of a text, and what replaces them. Lists of edits are in order and don't overlap.
+TextEdit = tuple[int, int, str]
 
-# Characters start..end of a text, and what is read in their place. Lists of edits are in order and disjoint.
-Edit = tuple[int, int, str]
-
-# A base character with its combining marks (or Hangul vowels and finals) is normalised as one; more than
-# thirty marks are never text, and sorting a long run of them takes quadratic time.
+# A base character with its combining marks (or Hangul vowels and finals) is normalised as one cluster. Clusters end
+# after thirty marks: no language uses so many, and sorting a long run of them takes quadratic time.
 _MARKS = r"\u0300-\u036f\u1160-\u11ff\u20d0-\u20f0\u3099\u309a"
 _CLUSTER = re.compile(rf"[^{_MARKS}][{_MARKS}]{{1,30}}|.", re.S)
-# Printable ASCII, which stays as it is but for capitals, in long runs.
+# Runs of printable ASCII with single blanks inside, for which normalising means lower case; or one cluster.
 _RUN_OR_CLUSTER = re.compile(
     rf"([\x21-\x7e](?:[\x21-\x7e]| (?=[\x21-\x7e]))*(?<! )(?![{_MARKS}]))|{_CLUSTER.pattern}", re.S
 )
-# Letters and marks by category that nevertheless show nothing: fillers, joiners, variation selectors.
+# Characters in the categories of letters and marks that show nothing: fillers, joiners, variation selectors.
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-_PLAIN = re.compile(r"[\x20-\x7e\t\n\r]*")
-# A character that stands for a whole phrase stays itself: nothing can be spelt with it, and it would let a
-# short text grow eighteenfold.
-_LONGEST_FORM = 6
+_ASCII = re.compile(r"[\x20-\x7e\t\n\r]*")
+# Characters of the longest compatibility form that replaces one character. Chosen: a longer form is a whole phrase
+# (U+FDFA becomes 18 characters); nothing is spelt with it, and it would let a short text grow.
+_MAX_FORM_LENGTH = 6
 _TAGS = re.compile("[\U000e0020-\U000e007e]+")
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")
 _NAMED = re.compile(
@@ -43,8 +40,8 @@ _NAMED = re.compile(
     r"(?:LATIN )?(?:CAPITAL |SMALL |SUBSCRIPT )*LETTER "
     r"(?:SMALL CAPITAL |TURNED |REVERSED |INVERTED |DOTLESS |SIDEWAYS )*(?P<letter>[A-Z])(?: WITH .*)?"
 )
-# Letters of other scripts under the Latin ones that they are taken for.
-_SHAPES = {
+# Letters of other scripts under the Latin letters that they look like.
+_LOOKALIKES = {
     shape: letter
     for letter, shapes in {
         "a": "аάαΑΛΔДдꓮᎪɑ∆ⲁ",
@@ -76,67 +73,60 @@ _SHAPES = {
     }.items()
     for shape in shapes
 }
-# Rough likenesses: they count beside Latin letters only, for a word of ordinary Cyrillic may be made of them.
-_ROUGH = frozenset("лДдбэиЛпцшщчяг")
-_DIGITS = {
-    "4": "a", "@": "a", "3": "e", "€": "e", "1": "i", "!": "i", "|": "i", "0": "o", "5": "s", "$": "s", "§": "s",
-    "7": "t", "+": "t", "†": "t", "8": "b", "9": "g", "6": "g", "2": "z", "£": "l", "¢": "c", "¥": "y",
-}  # fmt: skip
-_AS_I = str.maketrans(_DIGITS)
-_AS_L = str.maketrans({**_DIGITS, "1": "l", "!": "l", "|": "l"})
-_STROKES = "1!|"
-_LEET_TOKEN = re.compile(rf"[A-Za-z{re.escape(''.join(_DIGITS))}]{{2,40}}")
-_INTERIOR = re.compile(r"[A-Za-z][^A-Za-z]+[A-Za-z]")
-# So many of all words have accents where those are no spelling.
-MARKED_WORDS = 0.4
-MARKED_LETTERS = 3
-# Shorter words of another script are made of look-alikes by chance.
-FOREIGN_LETTERS = 4
-LEET_WORDS = 3
-MOST_STROKES = 4
-# Nats; a letter, of what may be a word.
-L_MARGIN = 1.5
-LEET_NATS = 3.4
+# Letters that look only roughly like Latin ones. They count beside Latin letters only, since ordinary Cyrillic words
+# are made of them.
+_LOOSE_LOOKALIKES = frozenset("лДдбэиЛпцшщчяг")
+# Share of a text's words with marks or look-alikes up to which accents count as spelling. Chosen: more than any
+# language that is written with accents here and there.
+MAX_ACCENTED_WORDS = 0.4
+# Of this many letters of a word at most one may have an accent, for the accents to count as spelling. Chosen likewise.
+LETTERS_PER_ACCENT = 3
+# Letters of the shortest word, without any Latin letter, that counts as made of look-alikes. Chosen: shorter words of
+# other scripts are so by chance.
+MIN_FOREIGN_LETTERS = 4
+# Share of the bytes in variation selectors that must be printable. Chosen: random bytes have far fewer.
+MIN_PRINTABLE_SHARE = 0.8
 
 
-def normalise(text: str) -> tuple[str, NDArray[np.int64]]:
-    """NFKC, case-folded, without invisible characters, runs of white space as one blank; with offsets.
+def normalise_text(text: str) -> tuple[str, NDArray[np.int64]]:
+    """Return the text in NFKC, case-folded, without invisible characters, white space as single blanks; and offsets.
 
-    offsets (len + 1): where in `text` each character begins; the last is the end of the last character.
-    Removed: control, format (zero width, bidi, tags), surrogate and variation-selector characters.
+    The offsets, (length of the result + 1,), say where in `text` each of its characters begins; the last one is the
+    end of the last character. Removed: control, format (zero width, bidi, tags), surrogate and variation-selector
+    characters, and white space at both ends.
     """
-    if _PLAIN.fullmatch(text):
-        return _normalised_plain(text)
+    if _ASCII.fullmatch(text):
+        return _normalise_ascii(text)
     pieces: list[str] = []
     starts: list[int] = []
     end = 0
-    blank = True
+    after_blank = True
     for match in _RUN_OR_CLUSTER.finditer(text):
         position, after = match.span()
         if match[1]:
             pieces.append(match[1].lower())
             starts.extend(range(position, after))
-            blank, end = False, after
+            after_blank, end = False, after
             continue
         folded = _fold(match[0])
         if not folded:
             continue
         if folded.isspace():
-            if blank:
+            if after_blank:
                 continue
             folded = " "
-        blank = folded == " "
+        after_blank = folded == " "
         pieces.append(folded)
         starts.extend([position] * len(folded))
-        end = end if blank else after
-    if blank and pieces:
+        end = end if after_blank else after
+    if after_blank and pieces:
         pieces.pop()
         starts.pop()
     return "".join(pieces), np.array([*starts, end], dtype=np.int64)
 
 
-def _normalised_plain(text: str) -> tuple[str, NDArray[np.int64]]:
-    """Of printable ASCII, where one character stays one."""
+def _normalise_ascii(text: str) -> tuple[str, NDArray[np.int64]]:
+    """Do the same for ASCII text, where every character stays one character."""
     if " ".join(text.split()) == text:
         return text.lower(), np.arange(len(text) + 1)
     codes = np.frombuffer(text.lower().encode("ascii"), dtype=np.uint8)
@@ -153,70 +143,78 @@ def _normalised_plain(text: str) -> tuple[str, NDArray[np.int64]]:
 
 @lru_cache(maxsize=65536)
 def _fold(cluster: str) -> str:
+    """Return a cluster in NFKC, case-folded, without what is invisible; "" if nothing remains."""
     if cluster.isspace() or cluster == "\u2800":
         return " "
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", cluster).casefold())
-    if len(folded) > max(_LONGEST_FORM, len(cluster)):
+    if len(folded) > max(_MAX_FORM_LENGTH, len(cluster)):
         folded = cluster
-    shown = (c for c in _INVISIBLE.sub("", folded) if not _unseen(c))
-    return " ".join("".join(shown).split())
+    visible = (c for c in _INVISIBLE.sub("", folded) if not _is_control(c))
+    return " ".join("".join(visible).split())
 
 
-def _unseen(character: str) -> bool:
+def _is_control(character: str) -> bool:
+    """Whether a character is a control, format or surrogate character."""
     return unicodedata.category(character) in ("Cc", "Cf", "Cs")
 
 
-def hidden(text: str) -> list[Edit]:
-    """Tag characters as the ASCII that they carry, and runs of variation selectors as the bytes."""
+def decode_hidden(text: str) -> list[TextEdit]:
+    """Decode invisible text: tag characters to the ASCII they stand for, runs of variation selectors to bytes."""
     if text.isascii():
         return []
-    found = [(*m.span(), "".join(chr(ord(c) - 0xE0000) for c in m[0])) for m in _TAGS.finditer(text)]
+    edits = [(*m.span(), "".join(chr(ord(c) - 0xE0000) for c in m[0])) for m in _TAGS.finditer(text)]
     for match in _SELECTORS.finditer(text):
         values = [ord(c) - 0xFE00 if ord(c) <= 0xFE0F else ord(c) - 0xE0100 + 16 for c in match[0]]
-        carried = bytes(values).decode("utf-8", "ignore")
-        if sum(map(str.isprintable, carried)) >= 0.8 * len(values):
-            found.append((*match.span(), carried))
-    return sorted(found)
+        decoded = bytes(values).decode("utf-8", "ignore")
+        if sum(map(str.isprintable, decoded)) >= MIN_PRINTABLE_SHARE * len(values):
+            edits.append((*match.span(), decoded))
+    return sorted(edits)
 
 
-def skeleton(text: str) -> list[Edit]:
-    """Words in the Latin letters that they look like, without marks and without what nobody sees.
+def replace_confusables(text: str) -> list[TextEdit]:
+    """Rewrite words in the Latin letters that they look like, without accents and invisible characters.
 
-    A letter of another script counts as a look-alike where all of its word can be read so, or where its word
-    also has Latin letters. Lower case where something was changed.
+    A letter of another script counts as a look-alike where all of its word can be read as Latin, or where its word
+    also has Latin letters. Replacements are lower case.
     """
     if text.isascii():
         return []
     tokens = [(match[0], match.start()) for match in re.finditer(r"\S+", text)]
-    found = [(token, _token_edits(token, start)) for token, start in tokens if not token.isascii()]
-    found = [(token, edits) for token, edits in found if edits]
-    if all(len(token) < FOREIGN_LETTERS and not any(map(_is_latin, token)) for token, _ in found):
+    edited = [(token, _token_edits(token, start)) for token, start in tokens if not token.isascii()]
+    edited = [(token, edits) for token, edits in edited if edits]
+    if all(len(token) < MIN_FOREIGN_LETTERS and not any(map(_is_latin, token)) for token, _ in edited):
         return []
-    usual = len(found) < max(MARKED_WORDS * len(tokens), 3)
-    return [edit for token, edits in found if not (usual and _spelt_so(token, edits, text)) for edit in edits]
+    accents_allowed = len(edited) < max(MAX_ACCENTED_WORDS * len(tokens), 3)
+    return [
+        edit for token, edits in edited if not (accents_allowed and _is_accented(token, edits, text)) for edit in edits
+    ]
 
 
-def _spelt_so(token: str, edits: list[Edit], text: str) -> bool:
-    """Whether a word may well be spelt so: one Latin letter has an accent, or fewer than a third have."""
+def _is_accented(token: str, edits: list[TextEdit], text: str) -> bool:
+    """Whether a word is probably spelt with accents: one Latin letter has one, or fewer than a third have."""
     accents = all(_is_latin(text[a]) and len(unicodedata.normalize("NFC", text[a:b])) == 1 for a, b, _ in edits)
-    return accents and (len(edits) == 1 or MARKED_LETTERS * len(edits) < sum(map(str.isalpha, token)))
+    return accents and (len(edits) == 1 or LETTERS_PER_ACCENT * len(edits) < sum(map(str.isalpha, token)))
 
 
-def _token_edits(token: str, start: int) -> list[Edit]:
-    found = [(m.start(), m.end(), m[0], _shape(m[0])) for m in _CLUSTER.finditer(token)]
-    other = any((plain is None and c[0].isalpha()) or c[0].casefold() in _ROUGH for _, _, c, plain in found)
-    # No word is spelt in letters of two scripts.
-    latin = any(plain is not None and _is_latin(cluster[0]) for _, _, cluster, plain in found) or (
-        len({_script(cluster[0]) for _, _, cluster, plain in found if plain is not None and cluster[0].isalpha()}) > 1
+def _token_edits(token: str, start: int) -> list[TextEdit]:
+    """Return the edits that turn one token, at `start` in its text, into Latin letters."""
+    clusters = [(m.start(), m.end(), m[0], _latin_form(m[0])) for m in _CLUSTER.finditer(token)]
+    has_foreign = any(
+        (form is None and cluster[0].isalpha()) or cluster[0].casefold() in _LOOSE_LOOKALIKES
+        for _, _, cluster, form in clusters
     )
-    edits: list[Edit] = []
-    seen = False
-    for a, b, cluster, plain in found:
-        mixed = plain is not None and (not other or latin or _is_latin(cluster[0]))
-        # What is invisible matters inside a word only; an emoji's selectors don't.
-        if plain is not None and plain != cluster and mixed and (plain.isalnum() or (not plain and seen)):
-            edits.append((start + a, start + b, plain))
-        seen = seen if plain == "" else cluster[0].isalnum()
+    # No language spells a word in letters of two scripts.
+    has_latin = any(form is not None and _is_latin(cluster[0]) for _, _, cluster, form in clusters) or (
+        len({_script(c[0]) for _, _, c, form in clusters if form is not None and c[0].isalpha()}) > 1
+    )
+    edits: list[TextEdit] = []
+    after_letter = False
+    for a, b, cluster, form in clusters:
+        replaceable = form is not None and (not has_foreign or has_latin or _is_latin(cluster[0]))
+        # An invisible character matters only inside a word: the variation selectors of emoji don't.
+        if form is not None and form != cluster and replaceable and (form.isalnum() or (not form and after_letter)):
+            edits.append((start + a, start + b, form))
+        after_letter = after_letter if form == "" else cluster[0].isalnum()
     return edits
 
 
@@ -226,95 +224,50 @@ def _is_latin(character: str) -> bool:
 
 
 @lru_cache(maxsize=65536)
-def _shape(cluster: str) -> str | None:
-    """The ASCII that a cluster looks like, "" for one that shows nothing, None for one of its own."""
+def _latin_form(cluster: str) -> str | None:
+    """Return the ASCII that a cluster looks like; "" for an invisible one, None for one that looks like no ASCII."""
     if cluster.isascii():
         return cluster if cluster.isprintable() or cluster.isspace() else ""
-    named = _NAMED.fullmatch(unicodedata.name(cluster[0], ""))
+    named = _letter_by_name(cluster[0])
     if named:
-        return named["letter"].lower()
-    listed = _confusables()
+        return named
+    table = _confusables()
     for character in (cluster[0], cluster[0].lower()):
-        if character in listed:
-            return listed[character]
-    shape = ""
+        if character in table:
+            return table[character]
+    form = ""
     for c in _INVISIBLE.sub("", unicodedata.normalize("NFKD", cluster)):
-        if _unseen(c) or unicodedata.category(c) in ("Mn", "Me"):
+        if _is_control(c) or unicodedata.category(c) in ("Mn", "Me"):
             continue
-        plain = c if c.isascii() else _SHAPES.get(c) or _SHAPES.get(c.casefold()) or _letter(c)
+        plain = c if c.isascii() else _LOOKALIKES.get(c) or _LOOKALIKES.get(c.casefold()) or _letter_by_name(c)
         if plain is None:
             return None
-        shape += plain
-    return shape
+        form += plain
+    return form
 
 
 @cache
 def _confusables() -> dict[str, str]:
-    """Characters of other forms and scripts → the ASCII letter or digit that they are taken for, in small letters."""
+    """Return the table of confusables: character → the ASCII letter or digit that it looks like, lower case."""
     listed = orjson.loads(files("confusable_homoglyphs").joinpath("confusables.json").read_bytes())
-    found: dict[str, str] = {}
+    table: dict[str, str] = {}
     for plain in string.ascii_letters + string.digits:
         for entry in listed.get(plain, []):
-            # What has an ASCII form by Unicode's own rules keeps it.
+            # Characters that Unicode itself decomposes to ASCII keep that form.
             other = entry["c"]
-            known = other.lower() in _SHAPES or unicodedata.normalize("NFKC", other).isascii()
-            if len(other) == 1 and not known:
-                found.setdefault(other, plain.lower())
-    return found | _SHAPES
+            has_form = other.lower() in _LOOKALIKES or unicodedata.normalize("NFKC", other).isascii()
+            if len(other) == 1 and not has_form:
+                table.setdefault(other, plain.lower())
+    return table | _LOOKALIKES
 
 
 @lru_cache(maxsize=65536)
 def _script(character: str) -> str:
-    """The first word of a character's name, which for letters is their script."""
+    """Return the first word of a character's Unicode name, which for letters is their script."""
     return unicodedata.name(character, "").split(" ")[0]
 
 
-def _letter(character: str) -> str | None:
+def _letter_by_name(character: str) -> str | None:
+    """Return the Latin letter that the character's Unicode name mentions, lower case."""
     named = _NAMED.fullmatch(unicodedata.name(character, ""))
     return named["letter"].lower() if named else None
-
-
-def leet(text: str, vocabulary: frozenset[str] = frozenset()) -> list[Edit]:
-    """Words spelt with digits and signs in the letters' place.
-
-    A digit between letters counts, and one whose word is a known one without (`vocabulary`: known besides, in small
-    letters); where several words were so spelt, all do.
-    """
-    sure: list[Edit] = []
-    perhaps: list[Edit] = []
-    for match in _LEET_TOKEN.finditer(text):
-        token, start = match[0].rstrip("!|+"), match.start()
-        if token.isalpha() or len(token) < 2:
-            continue
-        plain = _unleet(token, vocabulary)
-        letters = any(c.isalpha() for c in token)
-        known = plain in language_model.words() or plain in vocabulary
-        if letters and (known or (_INTERIOR.search(token) and _may_be_word(plain))):
-            sure.append((start, start + len(token), plain))
-        elif letters or known:
-            perhaps.append((start, start + len(token), plain))
-    return sorted(sure + perhaps) if len(sure) >= LEET_WORDS else sure
-
-
-def _may_be_word(plain: str) -> bool:
-    return len(plain) <= language_model.LONGEST_WORD and language_model.nats(f"{plain} ")[-1] <= LEET_NATS * (
-        len(plain) + 1
-    )
-
-
-@lru_cache(maxsize=65536)
-def _unleet(token: str, vocabulary: frozenset[str]) -> str:
-    """A stroke is an i, unless an l makes a known word of it or a much likelier one; in names each may be either."""
-    with_i, with_l = token.translate(_AS_I).lower(), token.translate(_AS_L).lower()
-    strokes = sum(token.count(sign) for sign in _STROKES)
-    if 0 < strokes <= MOST_STROKES:
-        choices = (_AS_I[ord(c)] + _AS_L[ord(c)] if c in _STROKES else c.translate(_AS_I) for c in token.lower())
-        for word in map("".join, product(*(dict.fromkeys(choice) for choice in choices))):
-            if word in vocabulary:
-                return word
-    if with_i in vocabulary:
-        return with_i
-    if with_i in language_model.words() or with_l in language_model.words():
-        return with_i if with_i in language_model.words() else with_l
-    costs = [float(language_model.nats(f"{word} ")[-1]) for word in (with_i, with_l)]
-    return with_l if costs[1] < costs[0] - L_MARGIN else with_i

@@ -1,4 +1,4 @@
-"""Everything of a text that is judged: the windows of all its views, as runs of one list of units. Knows no weights."""
+"""All windows of all views of a text, as rows that are scored once each. Knows no weights."""
 
 from __future__ import annotations
 
@@ -13,119 +13,138 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lethe.classifier.encoder.encoder import Encoder
-from lethe.classifier.text.ngrams import Document
-from lethe.classifier.text.views import View, views
-from lethe.classifier.text.windows import Cover, Run, cover
+from lethe.classifier.text.ngrams import NgramDocument
+from lethe.classifier.text.views import View, text_views
+from lethe.classifier.text.windows import UnitRange, WindowCover, cover_with_windows
 
 
-class Place(NamedTuple):
-    """Where a row stands: the view and the run of its units; closer: it lies inside another window."""
+class WindowPlace(NamedTuple):
+    """A window and where it is: the number of its view, its units there, the row that it shares with equal windows.
 
-    page: int
-    window: Run
+    inner: whether it is an inner window, inside another one (`WindowCover.inner_windows`).
+    """
+
+    view_index: int
+    units: UnitRange
     row: int
-    closer: bool = False
+    inner: bool = False
 
 
 @dataclass
-class Reading:
-    """The windows of one text; equal ones share a row.
+class TextSegments:
+    """The windows of all views of one text; windows with equal units share a row.
 
-    first, last: (N,) each row's run among the units of `document`. own: which rows are windows of their own;
-    the others only lie inside those, for a closer look. seen: so many of the `present` characters lie in a window.
+    first, last: (N,) each row's range of units in `document`. outer: (N,) which rows are windows that aren't inner
+    ones. covered_characters: how many of the raw text's `total_characters` (without white space) lie in a window.
     """
 
-    places: list[Place]
+    places: list[WindowPlace]
     first: NDArray[np.int64]
     last: NDArray[np.int64]
-    own: NDArray[np.bool_]
-    document: Document
-    seen: int
-    present: int
+    outer: NDArray[np.bool_]
+    document: NgramDocument
+    covered_characters: int
+    total_characters: int
     _units: list[str] = field(repr=False)
-    _pages: list[tuple[View, Cover]] = field(repr=False)
+    _views: list[tuple[View, WindowCover]] = field(repr=False)
 
     def text(self, row: int) -> str:
-        """What of a row is scored."""
+        """Return the text of a row that is scored: its units with one blank between."""
         return " ".join(self._units[self.first[row] : self.last[row]])
 
-    def view(self, place: Place) -> str:
-        return self._pages[place.page][0].name
+    def view_name(self, place: WindowPlace) -> str:
+        """Return the name of the view that a window belongs to."""
+        return self._views[place.view_index][0].name
 
-    def span(self, place: Place) -> tuple[int, int]:
-        """The characters of the text that a place covers."""
-        view, covered = self._pages[place.page]
-        return view.raw_span(*covered.span(place.window))
+    def raw_span(self, place: WindowPlace) -> tuple[int, int]:
+        """Return the characters of the raw text that a window covers."""
+        view, cover = self._views[place.view_index]
+        return view.raw_span(*cover.span(place.units))
 
 
-def read(
+def segment_text(
     text: str,
     encoder: Encoder,
     vocabulary: frozenset[str] = frozenset(),
-    familiar: Callable[[str], bool] = lambda word: False,
-) -> Reading:
-    """Every window of every view of a text; and shorter windows inside those, for a closer look."""
-    pages: list[tuple[View, Cover]] = []
-    units = _Units()
-    rows: dict[Run, int] = {}
-    inner: dict[Run, int] = {}
-    found: list[tuple[int, Run, Run, bool]] = []
-    seen = present = 0
-    for view in views(text, vocabulary, familiar):
-        # An encoder that reads no capitals sees the same text twice.
-        if view.name == "normalised" and len(view.text) == len(text) and view.text == encoder.folded(text):
+    is_other_name: Callable[[str], bool] = lambda word: False,
+) -> TextSegments:
+    """Return every window of every view of a text, and the inner windows of those.
+
+    vocabulary, is_other_name: see `text_views`.
+    """
+    views: list[tuple[View, WindowCover]] = []
+    units = _SharedUnits()
+    outer_rows: dict[UnitRange, int] = {}
+    inner_rows: dict[UnitRange, int] = {}
+    # View number, units in the view, units in `units`, whether it is an inner window.
+    windows: list[tuple[int, UnitRange, UnitRange, bool]] = []
+    covered_characters = total_characters = 0
+    for view in text_views(text, vocabulary, is_other_name):
+        # An encoder that ignores case sees the same text twice.
+        if view.name == "normalised" and len(view.text) == len(text) and view.text == encoder.fold_case(text):
             continue
-        covered = cover(view.text, encoder, changed=None if view.whole else view.changed)
-        page = len(pages)
-        pages.append((view, covered))
+        cover = cover_with_windows(view.text, encoder, changed=None if view.is_new_throughout else view.changed)
+        view_index = len(views)
+        views.append((view, cover))
         if view.name == "raw":
-            seen, present = covered.seen, covered.present
+            covered_characters, total_characters = cover.covered_characters, cover.total_characters
         # No unit holds a line break.
-        own = encoder.folded("\n".join(covered.units)).split("\n")
-        shifts = units.add(own, covered.windows)
-        for window, shift in zip(covered.windows, shifts, strict=True):
-            run = shift + window[0], shift + window[1]
-            rows.setdefault(run, len(rows))
-            found.append((page, window, run, False))
-            for part in covered.inner(window):
-                run = shift + part[0], shift + part[1]
-                inner.setdefault(run, len(inner))
-                found.append((page, part, run, True))
-    runs = np.array([*rows, *inner], dtype=np.int64).reshape(-1, 2)
+        folded_units = encoder.fold_case("\n".join(cover.units)).split("\n")
+        shifts = units.add(folded_units, cover.windows)
+        for window, shift in zip(cover.windows, shifts, strict=True):
+            shared = shift + window[0], shift + window[1]
+            outer_rows.setdefault(shared, len(outer_rows))
+            windows.append((view_index, window, shared, False))
+            for inner in cover.inner_windows(window):
+                shared = shift + inner[0], shift + inner[1]
+                inner_rows.setdefault(shared, len(inner_rows))
+                windows.append((view_index, inner, shared, True))
+    ranges = np.array([*outer_rows, *inner_rows], dtype=np.int64).reshape(-1, 2)
     places = [
-        Place(page, window, len(rows) + inner[run] if closer else rows[run], closer)
-        for page, window, run, closer in found
+        WindowPlace(
+            view_index, window, len(outer_rows) + inner_rows[shared] if is_inner else outer_rows[shared], is_inner
+        )
+        for view_index, window, shared, is_inner in windows
     ]
-    own_rows = np.arange(len(runs)) < len(rows)
-    return Reading(places, runs[:, 0], runs[:, 1], own_rows, Document(units.all), seen, present, units.all, pages)
+    return TextSegments(
+        places,
+        ranges[:, 0],
+        ranges[:, 1],
+        np.arange(len(ranges)) < len(outer_rows),
+        NgramDocument(units.all),
+        covered_characters,
+        total_characters,
+        units.all,
+        views,
+    )
 
 
-class _Units:
-    """The units of all views, one after another; what an earlier view has at the same place stands there once."""
+class _SharedUnits:
+    """The units of all views in one list; units that an earlier view has at the same place are added once."""
 
     def __init__(self) -> None:
         self.all: list[str] = []
-        # Each view's units, and which ranges of them were added: (first, last, what their numbers lack to those in
-        # `all`), rising.
+        # Each view's units, and the ranges of them that were added, in order: first, last, and the shift from their
+        # numbers in the view to those in `all`.
         self._views: list[tuple[list[str], list[tuple[int, int, int]]]] = []
 
-    def add(self, own: list[str], windows: Sequence[Run]) -> list[int]:
-        """For each window of a view, what its numbers in `own` lack to those in `all`."""
-        shifts: dict[Run, int] = {}
-        for known, ranges in self._views:
-            if len(known) == len(own):
-                differ = list(accumulate(map(ne, own, known), initial=0))
+    def add(self, view_units: list[str], windows: Sequence[UnitRange]) -> list[int]:
+        """Add the units of a view's windows; return for each window the shift from the view's numbers to `all`."""
+        shifts: dict[UnitRange, int] = {}
+        for earlier_units, ranges in self._views:
+            if len(earlier_units) == len(view_units):
+                different_before = list(accumulate(map(ne, view_units, earlier_units), initial=0))
                 for first, last in windows:
-                    if differ[first] == differ[last] and (first, last) not in shifts:
+                    if different_before[first] == different_before[last] and (first, last) not in shifts:
                         begin, end, shift = ranges[max(bisect_right(ranges, first, key=itemgetter(0)) - 1, 0)]
                         if begin <= first and last <= end:
                             shifts[first, last] = shift
         added: list[tuple[int, int, int]] = []
         for first, last in sorted(window for window in windows if window not in shifts):
             begin, end, shift = added.pop() if added and first < added[-1][1] else (first, first, len(self.all) - first)
-            self.all += own[end:last]
+            self.all += view_units[end:last]
             added.append((begin, max(end, last), shift))
             shifts[first, last] = shift
         if added:
-            self._views.append((own, added))
+            self._views.append((view_units, added))
         return [shifts[window] for window in windows]

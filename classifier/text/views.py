@@ -1,9 +1,9 @@
-"""The readings of a text that are judged. Knows no window, encoder or score.
+"""The views of a text that are judged: the text as it came, normalised, and decoded. Knows no window, encoder or score.
 
-Always two: `raw`, the text as it came, and `normalised`, where characters that only look different are made the
-same and those that nobody sees are gone. Each further one is made only where a text calls for it, by a list of
-edits (`lookalikes`, `joining`, `encodings`, `ciphers`), and from the one before it, so that what was encoded
-twice, or encoded and then spaced out, is read too. Its name says which edits made it: "base64", "url+leet".
+There are always two: `raw`, the text as it came, and `normalised`, in NFKC and lower case without invisible
+characters. Each further view exists only where a decoder finds something to change in the view before it, so text that
+was encoded twice, or encoded and then spaced out, is decoded too. A view's name lists the decoders: "base64",
+"url+leet".
 """
 
 from __future__ import annotations
@@ -15,59 +15,69 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lethe.classifier.text import ciphers, confusables, language_model, spelling, word_segmentation
-from lethe.classifier.text.confusables import Edit, normalise
-from lethe.classifier.text.encodings import ENCODINGS, hexadecimal, morse, numbers
+from lethe.classifier.text import ciphers, confusables, encodings, language_model, spelling, word_segmentation
+from lethe.classifier.text.confusables import TextEdit, normalise_text
+from lethe.classifier.text.leetspeak import decode_leet
 
-# How often all readings are tried on what came out of them: encodings inside encodings.
-ROUNDS = 4
-# All further readings of a text together have at most this many times its characters, and a few.
-MOST_CHARACTERS = 8
-FEW_CHARACTERS = 4096
+# Rounds in which all decoders are tried on the result of the last one. Chosen: text encoded more than four times over
+# is no use to a language model either.
+MAX_ROUNDS = 4
+# Bounds of the characters of all views but the first two together: a multiple of the text's own, and a constant for
+# short texts. Chosen: bounds the work; eight further views of the text's own length.
+MAX_GROWTH = 8
+EXTRA_CHARACTERS = 4096
+# Numbers, or single characters, up to which a text can't hold a list of character codes, or letters taken apart.
+# Chosen: both have at least four.
+MAX_STRAY_PIECES = 2
 
-# Ordinary words and numbers, with the marks that ordinary sentences have: no signs inside words, no long runs. But for
-# guesses few readings can find anything in such a text; `_is_plain` asks those.
-# Each word is read in one way and kept (atomic groups, possessive repeats): what could be read in two ways would be
-# tried in all combinations where a text is not plain in the end.
+# Ordinary words and numbers with the punctuation of ordinary sentences: no signs inside words, no long runs. In such a
+# text only the few decoders that `_is_plain` asks could change anything.
+# Each word can be read in one way only (atomic groups, possessive repeats): otherwise a text that turns out not to
+# match would be tried in exponentially many ways.
 _PLAIN = re.compile(
     r"(?>(?!\S{24})[\"'(]{0,2}+(?>[$]?[0-9]{1,4}(?:[.,][0-9]{1,3})?+%?+(?:-[A-Za-z][a-z]{1,20}+){0,2}+"
     r"|(?>[A-Z][a-z]{1,20}+|[a-z]{2,20}+|[A-Z]{2,5}+|[A-Za-z])(?:-[A-Za-z][a-z]{1,20}+){0,2}+|[-*])"
     r"(?:'(?:s|t|d|m|ll|re|ve))?+[)\"']{0,2}+[.,;:?!]{0,3}+[)\"']?+(?:[ \n]{1,3}+|\Z))++"
 )
-_PLAIN_WORD = re.compile(r"[a-z]+|[0-9]{4,}")
+_WORD_OR_LONG_NUMBER = re.compile(r"[a-z]+|[0-9]{4,}")
 _NUMBER = re.compile(r"[0-9]+")
-_SINGLE = re.compile(r"\b[A-Za-z0-9]\b")
-FEW = 2
+_SINGLE_CHARACTER = re.compile(r"\b[A-Za-z0-9]\b")
 
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-Reading = Callable[..., list[Edit]]
+Decoder = Callable[..., list[TextEdit]]
 
-# What loses nothing is read on from, round after round.
-READINGS: dict[str, Reading] = {
-    "hidden": confusables.hidden,
-    **ENCODINGS,
-    "skeleton": confusables.skeleton,
-    "unmarked": word_segmentation.unmarked,
-    "spaced": word_segmentation.spaced,
-    "bridged": word_segmentation.bridged,
-    "mirrored": ciphers.mirrored,
-    "reversed": ciphers.reversed_,
-    "shifted": ciphers.shifted,
+# View name → decoder, in order. The result of each is the input of the next, round after round.
+DECODERS: dict[str, Decoder] = {
+    "hidden": confusables.decode_hidden,
+    **encodings.ENCODING_DECODERS,
+    "skeleton": confusables.replace_confusables,
+    "unmarked": word_segmentation.remove_inline_marks,
+    "spaced": word_segmentation.join_spaced_letters,
+    "bridged": word_segmentation.join_punctuated_words,
+    "mirrored": ciphers.decode_reversed_words,
+    "reversed": ciphers.decode_reversed,
+    "shifted": ciphers.decode_shifted,
 }
-# These are told which words to look for.
-NAMES_KNOWN = frozenset({"spaced", "mirrored", "reversed", "shifted", "leet", "segmented", "repaired"})
-# And these, which words are others' names.
-OTHERS_KNOWN = frozenset({"spaced", "repaired"})
-# Another reading of the same characters, so nothing follows from it.
-ASIDE = frozenset({"mirrored"})
+# Decoders that guess, and could spoil what another one needs: tried once, last, each on the result of the one before.
+GUESSING_DECODERS: dict[str, Decoder] = {
+    "leet": decode_leet,
+    "segmented": word_segmentation.split_joined_text,
+    "repaired": spelling.correct_spelling,
+}
+# Views whose decoder takes the words to look for.
+TAKES_VOCABULARY = frozenset({"spaced", "mirrored", "reversed", "shifted", "leet", "segmented", "repaired"})
+# Views whose decoder takes a test for other people's names.
+TAKES_OTHER_NAMES = frozenset({"spaced", "repaired"})
+# Views that are not the input of the next decoder: "reversed" reads the same characters in another way.
+SIDE_VIEWS = frozenset({"mirrored"})
 
 
 @dataclass(frozen=True)
 class View:
-    """One reading: `text`, and for each of its characters the raw ones that it stands for, starts..ends.
+    """One view of a text: `text`, and for each of its characters the raw characters starts to ends that it stands for.
 
-    changed: which characters the view before it didn't have so; a window without any was judged there.
+    changed: (len(text),) which characters differ from the view before; a window without any was judged there.
     """
 
     name: str
@@ -77,22 +87,22 @@ class View:
     changed: Flags
 
     @property
-    def whole(self) -> bool:
-        """Whether it is judged from beginning to end."""
+    def is_new_throughout(self) -> bool:
+        """Whether every character differs, so that the view is judged from beginning to end."""
         return bool(self.changed.all())
 
     def raw_span(self, start: int, end: int) -> tuple[int, int]:
-        """The raw characters that the view's characters start..end stand for; of what was decoded, all."""
+        """Return the raw characters that the view's characters start to end stand for; all of a decoded run."""
         if start >= end:
             return (int(self.starts[start]),) * 2 if start < len(self.text) else (0, 0)
         return int(self.starts[start]), int(self.ends[end - 1])
 
-    def edited(self, name: str, edits: Sequence[Edit]) -> View:
-        """This view with some edits made; `edits` in order, disjoint, inside the text."""
+    def apply_edits(self, name: str, edits: Sequence[TextEdit]) -> View:
+        """Return the view after some edits. `edits`: in order, without overlap, inside the text."""
         before = np.array([0, *(end for _, end, _ in edits)])
         at = np.array([*(start for start, _, _ in edits), len(self.text)])
         sizes = np.array([*(len(plain) for _, _, plain in edits), 0])
-        # Kept and new characters take turns; new ones all stand where the edit was.
+        # Unchanged and new characters alternate; all new ones point at the whole span that they replace.
         lengths = np.stack([at - before, sizes], axis=1).ravel()
         last = np.array([*(end - 1 for _, end, _ in edits), 0])
         first = np.minimum(at, max(len(self.text) - 1, 0))
@@ -102,77 +112,76 @@ class View:
         end = np.where(new, np.repeat(np.stack([before, np.maximum(last, first)], axis=1).ravel(), lengths), start)
         pieces = [piece for a, (b, _, plain) in zip(before, edits, strict=False) for piece in (self.text[a:b], plain)]
         text = "".join([*pieces, self.text[before[-1] :]])
-        # Where something is gone, its neighbours are what changed.
-        gone = np.cumsum(lengths)[::2][:-1][sizes[:-1] == 0]
+        # Where characters were removed, their neighbours count as changed.
+        removed = np.cumsum(lengths)[::2][:-1][sizes[:-1] == 0]
         changed = new.copy()
         if len(changed):
-            changed[np.minimum(gone, len(changed) - 1)] = True
-            changed[np.maximum(gone - 1, 0)] = True
-        base = "" if self.name == "raw" else self.name
-        named = "+".join(dict.fromkeys([*filter(None, base.split("+")), name]))
-        return View(named, text, self.starts[start], self.ends[end], changed)
+            changed[np.minimum(removed, len(changed) - 1)] = True
+            changed[np.maximum(removed - 1, 0)] = True
+        earlier = [] if self.name == "raw" else self.name.split("+")
+        return View("+".join(dict.fromkeys([*earlier, name])), text, self.starts[start], self.ends[end], changed)
 
 
-def views(
-    text: str, vocabulary: frozenset[str] = frozenset(), familiar: Callable[[str], bool] = lambda word: False
+def text_views(
+    text: str, vocabulary: frozenset[str] = frozenset(), is_other_name: Callable[[str], bool] = lambda word: False
 ) -> list[View]:
-    """The distinct readings of a text, the raw one first; one that equals an earlier one is left out.
+    """Return the distinct views of a text, the raw one first.
 
-    vocabulary: words to look for where letters are taken apart, exchanged or mistyped, in small letters;
-    familiar: see `mistyped.repaired`. The views' characters together are bounded by the text's, whatever it holds.
+    vocabulary: words, lower case, to look for where letters are taken apart, exchanged or misspelt. is_other_name: see
+    `classifier/text/spelling.py`. The views' characters together are bounded by MAX_GROWTH and EXTRA_CHARACTERS.
     """
-    places = np.arange(len(text), dtype=np.int64)
-    raw = View("raw", text, places, places + 1, np.ones(len(text), dtype=bool))
-    found = [raw]
-    normal, offsets = normalise(text)
+    positions = np.arange(len(text), dtype=np.int64)
+    raw = View("raw", text, positions, positions + 1, np.ones(len(text), dtype=bool))
+    views = [raw]
+    normal, offsets = normalise_text(text)
     if normal != text:
         ends = np.maximum(offsets[1:], offsets[:-1])
-        found.append(View("normalised", normal, offsets[:-1], ends, np.ones(len(normal), dtype=bool)))
-    left = MOST_CHARACTERS * len(text) + FEW_CHARACTERS
-    known = {view.text for view in found}
+        views.append(View("normalised", normal, offsets[:-1], ends, np.ones(len(normal), dtype=bool)))
+    characters_left = MAX_GROWTH * len(text) + EXTRA_CHARACTERS
+    distinct_texts = {view.text for view in views}
 
-    def read(view: View, name: str, reading: Reading) -> View | None:
-        nonlocal left
-        known_names = {"vocabulary": vocabulary} if name in NAMES_KNOWN else {}
-        others_known = {"familiar": familiar} if name in OTHERS_KNOWN else {}
-        edits = reading(view.text, **known_names, **others_known)
+    def add_view(view: View, name: str, decoder: Decoder) -> View | None:
+        nonlocal characters_left
+        takes_vocabulary = {"vocabulary": vocabulary} if name in TAKES_VOCABULARY else {}
+        takes_other_names = {"is_other_name": is_other_name} if name in TAKES_OTHER_NAMES else {}
+        edits = decoder(view.text, **takes_vocabulary, **takes_other_names)
         if not edits:
             return None
-        made = view.edited(name, edits)
-        if made.text in known or len(made.text) > left:
+        edited = view.apply_edits(name, edits)
+        if edited.text in distinct_texts or len(edited.text) > characters_left:
             return None
-        left -= len(made.text)
-        known.add(made.text)
-        found.append(made)
-        return made
+        characters_left -= len(edited.text)
+        distinct_texts.add(edited.text)
+        views.append(edited)
+        return edited
 
     last = raw
-    plain = _is_plain(text, vocabulary, familiar)
-    for _ in range(0 if plain else ROUNDS):
-        begun = last
-        for name, reading in READINGS.items():
-            made = read(last, name, reading)
-            if made and name not in ASIDE:
-                last = made
-        if last is begun:
+    is_plain = _is_plain(text, vocabulary, is_other_name)
+    for _ in range(0 if is_plain else MAX_ROUNDS):
+        first_of_round = last
+        for name, decoder in DECODERS.items():
+            view = add_view(last, name, decoder)
+            if view and name not in SIDE_VIEWS:
+                last = view
+        if last is first_of_round:
             break
-    # Guesses, which could spoil what an encoding needs: at the end, each on what the one before it gave.
-    last = (None if plain else read(last, "leet", confusables.leet)) or last
-    last = read(last, "segmented", word_segmentation.segmented) or last
-    read(last, "repaired", spelling.repaired)
-    return found
+    for name, decoder in GUESSING_DECODERS.items():
+        if not (is_plain and name == "leet"):
+            last = add_view(last, name, decoder) or last
+    return views
 
 
-def _is_plain(text: str, vocabulary: frozenset[str], familiar: Callable[[str], bool]) -> bool:
-    """Whether a text is written so plainly that nothing but a guess can come of it, told at a glance."""
+def _is_plain(text: str, vocabulary: frozenset[str], is_other_name: Callable[[str], bool]) -> bool:
+    """Whether no decoder but a guessing one can change a text: a fast test that spares most texts all of them."""
     if not text.isascii() or not _PLAIN.fullmatch(text):
         return False
-    if len(_NUMBER.findall(text)) > FEW and (numbers(text) or hexadecimal(text)):
+    if len(_NUMBER.findall(text)) > MAX_STRAY_PIECES and (encodings.decode_numbers(text) or encodings.decode_hex(text)):
         return False
-    if len(_SINGLE.findall(text)) > FEW and word_segmentation.spaced(text, vocabulary, familiar):
+    if len(_SINGLE_CHARACTER.findall(text)) > MAX_STRAY_PIECES and word_segmentation.join_spaced_letters(
+        text, vocabulary, is_other_name
+    ):
         return False
-    if "-" in text and (word_segmentation.bridged(text) or morse(text)):
+    if "-" in text and (word_segmentation.join_punctuated_words(text) or encodings.decode_morse(text)):
         return False
-    return language_model.words().issuperset(_PLAIN_WORD.findall(text.lower())) or not ciphers.deciphered(
-        text, vocabulary
-    )
+    words = _WORD_OR_LONG_NUMBER.findall(text.lower())
+    return language_model.common_words().issuperset(words) or not ciphers.find_ciphered_runs(text, vocabulary)

@@ -1,15 +1,19 @@
-"""The content words of a fit's texts, for penalties on words of similar meaning. Knows no model."""
+"""The content words of a fit's texts, for logit penalties on words of similar meaning. Knows no model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 
-from lethe.classifier.text.ngrams import words
+from lethe.classifier.text.ngrams import split_words
 
-MOST_WORDS = 12_000
-SHORTEST = 3
-# Function words carry no fact; everything else may.
+# Words of an artifact's list at most. Chosen: bounds the artifact and the word embeddings that are made of it.
+MAX_WORDS = 12_000
+# Letters of the shortest content word. Chosen: shorter ones are function words and abbreviations.
+MIN_LETTERS = 3
+# Letters of the longest content word. Chosen: longer ones are data.
+MAX_LETTERS = 40
+# English function words, which carry no fact.
 FUNCTION_WORDS = frozenset(
     """
     a about above after again against all also although am among an and any are aren as at be
@@ -27,18 +31,23 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-def collect(forget: Iterable[str], other: Iterable[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Content words, and how often each stands in the `other` texts (0 = only in forget texts).
+def content_words(forget: Iterable[str], other: Iterable[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return content words, and how often each occurs in the `other` texts (0 = only in forget texts).
 
-    At most MOST_WORDS: the forget texts' words first, then the others, each from the most frequent on.
+    At most MAX_WORDS: those of the forget texts first, then those of the others, each from the most frequent down.
     """
-    secret = Counter(word for text in forget for word in words(text) if _carries(word))
-    common = Counter(word for text in other for word in words(text) if _carries(word))
-    ordered = [word for word, _ in sorted(secret.items(), key=lambda pair: (-pair[1], pair[0]))]
-    ordered += [w for w, _ in sorted(common.items(), key=lambda pair: (-pair[1], pair[0])) if w not in secret]
-    kept = ordered[:MOST_WORDS]
-    return tuple(kept), tuple(common[word] for word in kept)
+    forget_counts = Counter(word for text in forget for word in split_words(text) if _is_content_word(word))
+    other_counts = Counter(word for text in other for word in split_words(text) if _is_content_word(word))
+    ordered = _by_frequency(forget_counts)
+    ordered += [word for word in _by_frequency(other_counts) if word not in forget_counts]
+    chosen = ordered[:MAX_WORDS]
+    return tuple(chosen), tuple(other_counts[word] for word in chosen)
 
 
-def _carries(word: str) -> bool:
-    return SHORTEST <= len(word) <= 40 and word not in FUNCTION_WORDS
+def _by_frequency(counts: Counter[str]) -> list[str]:
+    """Return the words from the most frequent down, equally frequent ones in alphabetical order."""
+    return sorted(counts, key=lambda word: (-counts[word], word))
+
+
+def _is_content_word(word: str) -> bool:
+    return MIN_LETTERS <= len(word) <= MAX_LETTERS and word not in FUNCTION_WORDS

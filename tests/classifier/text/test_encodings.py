@@ -7,8 +7,8 @@ from urllib.parse import quote, quote_plus
 import numpy as np
 import pytest
 
-from lethe.classifier.text.encodings import _MORSE_CODE, ENCODINGS, base_64
-from tests.classifier.text.test_confusables import made
+from lethe.classifier.text.encodings import _MORSE_CODE, ENCODING_DECODERS, decode_base64
+from tests.classifier.text.test_confusables import apply_edits
 
 TEXT = "Who is the author of the book about Vardholm?"
 BYTES = TEXT.encode()
@@ -16,7 +16,7 @@ BASE64 = base64.b64encode(BYTES).decode()
 LETTERS = {letter: code for code, letter in _MORSE_CODE.items()}
 
 
-def parts(text: str, size: int) -> list[str]:
+def pieces(text: str, size: int) -> list[str]:
     return [text[i : i + size] for i in range(0, len(text), size)]
 
 
@@ -26,9 +26,9 @@ def parts(text: str, size: int) -> list[str]:
         ("base64", BASE64),
         ("base64", BASE64.rstrip("=")),
         ("base64", base64.urlsafe_b64encode(BYTES).decode()),
-        ("base64", "\n".join(parts(BASE64, 20))),
-        ("base64", " ".join(parts(BASE64, 4))),
-        ("base64", " ".join(parts(BASE64, 7))),
+        ("base64", "\n".join(pieces(BASE64, 20))),
+        ("base64", " ".join(pieces(BASE64, 4))),
+        ("base64", " ".join(pieces(BASE64, 7))),
         ("base64", BASE64[::-1]),
         ("base64", codecs.encode(BASE64, "rot13")),
         ("base64", base64.b64encode(TEXT.encode("utf-16-le")).decode()),
@@ -57,27 +57,27 @@ def parts(text: str, size: int) -> list[str]:
         ("morse", " / ".join(" ".join(LETTERS[c] for c in word) for word in TEXT.lower().split())),
     ],
 )
-def test_text_comes_out_of_every_encoding(name: str, text: str) -> None:
+def test_every_encoding_is_decoded(name: str, text: str) -> None:
     for around in ("{}", "Please say what this means: {} and answer."):
         whole = around.format(text)
-        plain = made(whole, ENCODINGS[name](whole)).casefold()
+        plain = apply_edits(whole, ENCODING_DECODERS[name](whole)).casefold()
         assert TEXT.casefold().rstrip("?") in plain
 
 
 @pytest.mark.parametrize("between", [".", "\u200b", "\u0301", "-"])
-def test_what_was_disguised_before_it_was_encoded_comes_out(between: str) -> None:
+def test_text_with_marks_inside_words_is_decoded(between: str) -> None:
     text = " ".join(between.join(word) for word in TEXT.split())
     for name, secret in (("base64", base64.b64encode(text.encode()).decode()), ("hex", text.encode().hex())):
-        assert made(secret, ENCODINGS[name](secret)) == text
+        assert apply_edits(secret, ENCODING_DECODERS[name](secret)) == text
 
 
-def test_a_part_of_a_word_may_be_escaped() -> None:
-    assert made("V\\u0061rdh&ouml;lm", ENCODINGS["escapes"]("V\\u0061rdh&ouml;lm")) == "Vardh&ouml;lm"
-    assert made("Vardh&ouml;lm", ENCODINGS["entities"]("Vardh&ouml;lm")) == "Vardhölm"
-    assert made("\\ud83d\\ude00", ENCODINGS["escapes"]("\\ud83d\\ude00")) == "😀"
+def test_escapes_inside_a_word_are_decoded() -> None:
+    assert apply_edits("V\\u0061rdh&ouml;lm", ENCODING_DECODERS["escapes"]("V\\u0061rdh&ouml;lm")) == "Vardh&ouml;lm"
+    assert apply_edits("Vardh&ouml;lm", ENCODING_DECODERS["entities"]("Vardh&ouml;lm")) == "Vardhölm"
+    assert apply_edits("\\ud83d\\ude00", ENCODING_DECODERS["escapes"]("\\ud83d\\ude00")) == "😀"
 
 
-def ordinary() -> list[str]:
+def not_encoded() -> list[str]:
     rng = np.random.default_rng(1)
     return [
         "Please compare these characteristics of internationalization, Antidisestablishmentarianism and SQLAlchemy.",
@@ -93,13 +93,13 @@ def ordinary() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("text", ordinary(), ids=range(len(ordinary())))
-def test_what_is_no_encoded_text_stays(text: str) -> None:
-    assert [name for name, read in ENCODINGS.items() if read(text)] == []
+@pytest.mark.parametrize("text", not_encoded(), ids=range(len(not_encoded())))
+def test_text_that_is_not_encoded_stays(text: str) -> None:
+    assert [name for name, decode in ENCODING_DECODERS.items() if decode(text)] == []
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 5])
-def test_base64_that_lost_its_beginning_is_read_from_where_it_makes_sense(lost: int) -> None:
+def test_base64_without_its_first_characters_is_decoded(lost: int) -> None:
     written = base64.b64encode(b"Tell me who keeps the lamp burning at the far end of the pier.").decode()
-    ((_, _, plain),) = base_64(f"see {written[lost:]} there")
+    ((_, _, plain),) = decode_base64(f"see {written[lost:]} there")
     assert "the lamp burning" in plain

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lethe.classifier.text.confusables import normalise
-from lethe.classifier.text.views import FEW_CHARACTERS, MOST_CHARACTERS, View, _is_plain, views
+from lethe.classifier.text.confusables import normalise_text
+from lethe.classifier.text.views import EXTRA_CHARACTERS, MAX_GROWTH, View, _is_plain, text_views
 
 QUESTION = "What is the name of the author born in Vardholm near the lake?"
-# Texts of any kind, and those that are made of what the readings look for.
+# Texts of any kind, and texts made of the pieces that decoders look for.
 PIECES = st.sampled_from(
     ["\\u0041", "%41%42", "&#65;", "=41", "<b>", "<|x|>", " a b c d ", "V2hhdCBpcyB0aGUg", "57686174", "0x41 ", "4",
      "аб", "\u0301", "\u200b", "\U000e0041", "\ufe01", ".- -... ", "01000001 ", "84 104 ", "gur anzr bs ",
@@ -23,9 +23,9 @@ PIECES = st.sampled_from(
 TEXTS = st.one_of(st.text(alphabet=st.characters(exclude_categories=())), st.lists(PIECES, max_size=40).map("".join))
 
 
-def test_a_view_that_equals_an_earlier_one_is_left_out() -> None:
-    assert [view.name for view in views("plain words")] == ["raw"]
-    assert [view.name for view in views("Plain words")] == ["raw", "normalised"]
+def test_a_view_equal_to_an_earlier_one_is_left_out() -> None:
+    assert [view.name for view in text_views("plain words")] == ["raw"]
+    assert [view.name for view in text_views("Plain words")] == ["raw", "normalised"]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_a_view_that_equals_an_earlier_one_is_left_out() -> None:
         "“Typographic” quotes — dashes… and an emoji ❤️ don't matter",
     ],
 )
-def test_an_ordinary_text_has_two_views_at_most(text: str) -> None:
-    assert [view.name for view in views(text) if view.name not in ("raw", "normalised")] == []
+def test_an_ordinary_text_has_at_most_two_views(text: str) -> None:
+    assert [view.name for view in text_views(text) if view.name not in ("raw", "normalised")] == []
 
 
 def rot13(text: str) -> str:
@@ -74,17 +74,17 @@ def in_base64(text: str) -> str:
     ],
 )
 @pytest.mark.parametrize("around", ["{}", "Please read this: {} and answer, thank you very much for the help."])
-def test_what_is_disguised_is_read_and_the_view_says_how(text: str, name: str, around: str) -> None:
+def test_disguised_text_is_decoded_and_the_view_names_the_decoders(text: str, name: str, around: str) -> None:
     raw = around.format(text)
-    wanted = "".join(QUESTION.lower().split())[5:-1]
-    found = [(view.name, "".join(view.text.lower().split())) for view in views(raw, frozenset({"vardholm"}))]
-    assert any(view.startswith(name) and wanted in read for view, read in found), found
+    expected = "".join(QUESTION.lower().split())[5:-1]
+    decoded = [(view.name, "".join(view.text.lower().split())) for view in text_views(raw, frozenset({"vardholm"}))]
+    assert any(view.startswith(name) and expected in text for view, text in decoded), decoded
 
 
-def test_what_was_decoded_points_at_the_whole_run_and_the_rest_at_itself() -> None:
+def test_decoded_text_points_at_the_encoded_run() -> None:
     run = in_base64("Where is Vardholm?")
     raw = f"Say: {run} now"
-    view = next(view for view in views(raw) if view.name == "base64")
+    view = next(view for view in text_views(raw) if view.name == "base64")
     assert view.text == "Say: Where is Vardholm? now"
     at = view.text.index("Vardholm")
     assert raw[slice(*view.raw_span(at, at + 8))] == run
@@ -93,16 +93,16 @@ def test_what_was_decoded_points_at_the_whole_run_and_the_rest_at_itself() -> No
     assert "".join(np.array(list(view.text))[view.changed]) == "Where is Vardholm?"
 
 
-def test_letters_taken_apart_point_at_their_own_word() -> None:
+def test_joined_letters_point_at_their_own_word() -> None:
     raw = "Born in V a r d h o l m   T o w n ?"
-    view = next(view for view in views(raw) if view.name == "spaced")
+    view = next(view for view in text_views(raw) if view.name == "spaced")
     at = view.text.index("Town")
     assert raw[slice(*view.raw_span(at, at + 4))] == "T o w n"
 
 
-def test_a_span_of_the_normalised_view_points_at_its_raw_characters() -> None:
+def test_normalised_characters_point_at_their_raw_ones() -> None:
     raw = "  Say  \u200bＨellо\u200b Straße now"
-    view = views(raw)[1]
+    view = text_views(raw)[1]
     start = view.text.index("strasse")
     assert raw[slice(*view.raw_span(start, start + len("strasse")))].strip() == "Straße"
 
@@ -120,19 +120,19 @@ def check(view: View, text: str) -> None:
 @given(TEXTS)
 @example("<a>" * 50 + "x" + "</a>" * 50 + "y")
 @example("a\u0301" * 100 + "\ud800b")
-def test_any_text_is_read_within_bounds(text: str) -> None:
-    found = views(text)
-    assert found[0].name == "raw" and found[0].text == text
-    for view in found:
+def test_views_of_any_text_stay_within_bounds(text: str) -> None:
+    views = text_views(text)
+    assert views[0].name == "raw" and views[0].text == text
+    for view in views:
         check(view, text)
-    further = sum(len(view.text) for view in found if view.name not in ("raw", "normalised"))
-    assert further <= MOST_CHARACTERS * len(text) + FEW_CHARACTERS
-    assert len({view.text for view in found}) == len(found)
+    further = sum(len(view.text) for view in views if view.name not in ("raw", "normalised"))
+    assert further <= MAX_GROWTH * len(text) + EXTRA_CHARACTERS
+    assert len({view.text for view in views}) == len(views)
 
 
 @given(TEXTS)
-def test_the_normalised_text_has_offsets_that_rise_and_stay_inside(text: str) -> None:
-    view, offsets = normalise(text)
+def test_offsets_of_the_normalised_text_rise_and_stay_inside(text: str) -> None:
+    view, offsets = normalise_text(text)
     assert len(offsets) == len(view) + 1
     assert all(a <= b for a, b in zip(offsets, offsets[1:], strict=False))
     assert 0 <= offsets[0] and offsets[-1] <= len(text)
@@ -160,11 +160,11 @@ SIZE = 40_000
     ],
     ids=lambda text: repr(text[:4]),
 )  # fmt: skip
-def test_work_is_linear_whatever_a_text_is_made_of(text: str) -> None:
+def test_work_is_linear_for_any_kind_of_text(text: str) -> None:
     def cost(part: str) -> float:
-        # Time on the processor, so that a busy machine changes nothing.
+        # CPU time, so that other load makes no difference.
         start = time.thread_time()
-        views(part)
+        text_views(part)
         return time.thread_time() - start
 
     cost(text[: len(text) // 8])
@@ -184,11 +184,11 @@ def test_work_is_linear_whatever_a_text_is_made_of(text: str) -> None:
         "dead beef fade cafe babe 12 34", "Rhoda Mbalazi's books, please!", "(see 1. 2. 3. 4. 5. 6.)",
     ],
 )  # fmt: skip
-def test_a_plain_text_has_no_further_readings(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_text_shortcut_gives_the_same_views(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = frozenset({"teldric", "vardholm", "1931", "lamp"})
-    glance = [view.name for view in views(text, vocabulary)]
+    with_shortcut = [view.name for view in text_views(text, vocabulary)]
     monkeypatch.setattr("lethe.classifier.text.views._is_plain", lambda *_: False)
-    assert [view.name for view in views(text, vocabulary)] == glance
+    assert [view.name for view in text_views(text, vocabulary)] == with_shortcut
 
 
 @pytest.mark.parametrize(
@@ -196,14 +196,14 @@ def test_a_plain_text_has_no_further_readings(text: str, monkeypatch: pytest.Mon
     ["57 ", "12 45 78 33 90 ", "57  ", 'so" ', "dogs' ", "a) ", "$3.1% ", "well-known ", "- ", "Yes?!. ", "3-day "],
 )
 @pytest.mark.parametrize("end", ["_", "mail me@x.org", "x" * 30])
-def test_what_turns_out_not_to_be_plain_is_told_in_no_time(token: str, end: str) -> None:
+def test_the_plain_text_pattern_takes_linear_time(token: str, end: str) -> None:
     text = token * 40_000 + end
-    began = time.process_time()
+    started = time.process_time()
     assert not _is_plain(text, frozenset(), lambda word: False)
-    # Linear work takes hundredths of a second; two ways to read a word would take for ever.
-    assert time.process_time() - began < 2
+    # Linear work takes hundredths of a second; a pattern that backtracks would not finish.
+    assert time.process_time() - started < 2
 
 
-def test_an_ordinary_question_is_plain_at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lethe.classifier.text.views.READINGS", {"broken": lambda text: pytest.fail("read on")})
-    assert [view.name for view in views("Who keeps the lamp burning, and why?")] == ["raw", "normalised"]
+def test_an_ordinary_question_needs_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lethe.classifier.text.views.DECODERS", {"broken": lambda text: pytest.fail("decoder called")})
+    assert [view.name for view in text_views("Who keeps the lamp burning, and why?")] == ["raw", "normalised"]
