@@ -26,7 +26,8 @@ from vllm.v1.sample.logits_processor import BatchUpdate
 
 from benchmarks.measuring import Answer, Claim, Round, Series, alternating
 from lethe.corruption import vllm_plugin
-from lethe.corruption.decoding.spec import XARGS_KEY, CompiledPenalty, Penalty, encode_penalty
+from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
+from lethe.corruption.decoding.token_masks import CompiledPenalty
 from lethe.corruption.decoding.token_text import TokenVocabulary
 
 TITLE = "What penalties cost in a decoding step (GUARD)"
@@ -146,12 +147,12 @@ def on_device(steps: Steps, times: int) -> dict[str, list[float]]:
 def _moved(steps: Steps) -> float:
     """Bytes that a step has to move: an index, a value and a sector of logits, read and written, for each place."""
     places = 0
-    for answer in steps.plugin._answers.values():
-        fresh = answer.tokens[answer.seen :]
+    for answer in steps.plugin._sequences.values():
+        fresh = answer.tokens[answer.num_read :]
         state = answer.state
         for token in fresh:
-            state = answer.guard.advance(state, token)
-        for mask in (answer.guard.always, answer.guard.mask(state)):
+            state = answer.penalty.advance(state, token)
+        for mask in (answer.penalty.constant_mask, answer.penalty.mask(state)):
             places += len(mask.banned) + len(mask.softened)
     return places * (8 + 4 + 2 * SECTOR)
 
@@ -204,7 +205,7 @@ def measure(
         vocabulary = TokenVocabulary(made_up_pieces(size, rng))
         series.append(Series(f"vocabulary of {size:,}, read once at start", "s", [time.process_time() - begin]))
 
-        def prepared(vocabulary: Vocabulary = vocabulary) -> Mapping[str, tuple[float, str]]:
+        def prepared(vocabulary: TokenVocabulary = vocabulary) -> Mapping[str, tuple[float, str]]:
             asked = penalty(rng, PHRASES, SOFT)
             return {"CPU time": (timed(lambda: CompiledPenalty(asked, vocabulary))[1] * 1e3, "ms")}
 

@@ -104,7 +104,7 @@ def main() -> None:
         print(f"one check, a copy: {spread(there, 1e6)} µs; something else: {spread(other, 1e6)} µs")
 
         os.environ["LETHE_VERBATIM"] = folder
-        vllm_plugin._library.cache_clear()
+        vllm_plugin._index_folder.cache_clear()
         penalty = Penalty(verbatim={name: args.limit})
         ordinary = answers(book, vocabulary, 32, args.steps, copied=False)
         copies = answers(book, vocabulary, 32, args.steps, copied=True)

@@ -1,7 +1,6 @@
-"""What is done to a flagged request: its prompt embeddings corrupted (ECO), its decoding penalised (GUARD).
+"""What is done to a flagged request: corrupt its prompt embeddings (ECO) or penalise its decoding (GUARD).
 
-ECO's primitives: `spec.CorruptSpec` says what to do; `template.ModelText` turns a request into token
-ids where vLLM will see them; `table.EmbeddingTable` gives their rows; `functions` and `decoy` change
-rows; `keys` seeds all randomness; `eco.Corruptor` puts these together. GUARD's: `phrases`, `matcher`,
-`penalties`, `vllm_plugin`. Nothing here knows a topic, the classifier, or HTTP.
+`embeddings/` and `prompt/` are ECO's side, `phrases/` and `decoding/` are GUARD's and the output filter's, and
+`vllm_plugin.py` runs inside vLLM. Nothing here knows a topic, a policy, the classifier or HTTP. Begin with `spec.py`
+(what a policy may ask for), then `embeddings/corruptor.py` (ECO) or `decoding/spec.py` (GUARD).
 """

@@ -1,25 +1,25 @@
 """GUARD inside vLLM: one class for both of vLLM's logits-processor interfaces.
 
-vLLM finds it through the entry point group `vllm.logits_processors`. The V1 runner and Model Runner V2 load
-the same group and each wants a subclass of its own interface, so the class is both and tells them apart by
-the constructor's arguments. Requests opt in with `vllm_xargs={"lethe": to_argument(penalty)}`. Protected
-texts are too long for that: their indexes lie in the folder that LETHE_VERBATIM names, and requests name them.
+vLLM finds the class through the entry point group `vllm.logits_processors`. The V1 runner and Model Runner V2 load
+the same group, and each requires a subclass of its own interface. So the class is a subclass of both and recognises
+the runner by the constructor's arguments. Requests opt in with `vllm_xargs={"lethe": encode_penalty(penalty)}`.
+Protected documents are too long for that: their indexes are in the folder LETHE_VERBATIM, and requests name them.
 
-An exception in a logits processor ends the engine for everybody. So everything a request can say is checked
-in `validate_params` (vLLM answers 400), and a fault after that concerns its own request only: its answer
-ends, or goes on unguarded, as the penalty's `on_fault` says. Nothing of a prompt or a penalty is logged.
-Where a grammar (structured outputs) leaves only forbidden tokens, the answer ends too, and vLLM reports
-that one request as failed, because its grammar doesn't take the end there.
+An exception in a logits processor stops the engine for all clients. So `validate_params` checks everything that a
+request can contain (vLLM answers 400), and a later fault affects its own request only: the answer ends, or continues
+unguarded, as the penalty's `on_fault` says. Nothing of a prompt or a penalty is logged. Where a grammar (structured
+outputs) allows only banned tokens, the answer ends too, and vLLM reports that request as failed, because the grammar
+does not allow the end there.
 
-V1 with asynchronous scheduling hands real token ids to processors only when they are named with
-`--logits-processors corruption.vllm_plugin:LetheLogitsProcessor` (vLLM 0.32). Name it there as well; of two
-instances in one engine only the newer one applies soft weights. With speculative decoding V1 loads no
-processors at all, without a word to them: use Model Runner V2 there.
+V1 with asynchronous scheduling gives real token ids only to processors named with
+`--logits-processors lethe.corruption.vllm_plugin:LetheLogitsProcessor` (vLLM 0.32), so name the class there as well.
+Of two instances in one engine, only the newer one applies soft weights. With speculative decoding, V1 loads no
+processors and doesn't report that; use Model Runner V2 there.
 
-Model Runner V2 needs a GPU: its side is tested against hand-made state tensors and vLLM's own loader and
-interface classes. There the tokens of the previous step are copied to the host before the forward pass
-starts, so waiting for them doesn't wait for that pass; only speculative decoding, whose draft tokens come
-with the step, waits for it.
+Model Runner V2 needs a GPU. Its side is tested against hand-made state tensors and vLLM's own loader and interface
+classes. There the tokens of the previous step are copied to the host before the forward pass starts
+(`corruption/decoding/newest_tokens.py`). Only speculative decoding, whose draft tokens arrive with the step, waits
+for that pass.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from vllm.v1.sample.logits_processor.interface import LogitsProcessor as FirstInterface
+from cachetools import LRUCache
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
 from lethe.corruption.decoding.logits import (
@@ -43,20 +42,21 @@ from lethe.corruption.decoding.logits import (
     GuardedSequence,
     LogitsRow,
     allow_only_end_tokens,
-    copy_to_device,
     gather_masks,
     keep_end_token_possible,
 )
-from lethe.corruption.decoding.spec import XARGS_KEY, CompiledPenalty, TokenMaskCache, decode_penalty
+from lethe.corruption.decoding.newest_tokens import NewestTokens
+from lethe.corruption.decoding.spec import XARGS_KEY, decode_penalty
 from lethe.corruption.decoding.suffix_index import SuffixIndexFolder
+from lethe.corruption.decoding.token_masks import CompiledPenalty, TokenMaskCache
 from lethe.corruption.decoding.token_text import TokenVocabulary, read_vocabulary
 
 try:
-    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SecondInterface
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 except ImportError:  # a build without Model Runner V2
 
-    class SecondInterface:  # type: ignore[no-redef]
-        """Stands in where vLLM has only one runner."""
+    class V2LogitsProcessor:  # type: ignore[no-redef]
+        """Replaces the missing interface where vLLM has only one runner."""
 
 
 if TYPE_CHECKING:
@@ -66,286 +66,255 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Guards are shared by the answers of one request (n > 1) and by repeated requests.
-_KEPT_GUARDS = 64
-# Tokens of each answer that are copied to the host before a step of Model Runner V2.
-_WINDOW = 8
+# Compiled penalties to keep for the answers of one request (n > 1) and for repeated requests. A choice: each takes up
+# to a few MiB, and compiling one again takes milliseconds.
+MAX_COMPILED_PENALTIES = 64
+# vLLM's placeholder for a token that the scheduler has not received yet.
 _NO_TOKEN = -1
+# Sampling parameters by which others may ban tokens too.
+_CONSTRAINTS = ("structured_outputs", "allowed_token_ids", "min_tokens", "bad_words")
 
-# Configuration → its newest processor: named twice, the class is made twice, and weights must count once.
+# Configuration → its newest processor. A class that is named twice is instantiated twice, but weights must count once.
 _newest: weakref.WeakValueDictionary[int, LetheLogitsProcessor] = weakref.WeakValueDictionary()
 
 
-class LetheLogitsProcessor(FirstInterface, SecondInterface):  # type: ignore[misc]  # vLLM is untyped here
-    """Forbids the phrases of guarded requests while their answers are being sampled."""
+class LetheLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]  # vLLM is untyped here
+    """Bans the phrases of guarded requests while vLLM samples their answers."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raise ValueError when a request's argument is malformed or can't be obeyed."""
+        """Raise ValueError when a request's penalty is malformed or this server can't apply it."""
         arguments = sampling_params.extra_args or {}
         if XARGS_KEY not in arguments:
             return
         for name in decode_penalty(arguments[XARGS_KEY]).verbatim:
-            _library().get(name)
-        if _without_tokenizer():
+            _index_folder().get(name)
+        if _has_no_tokenizer():
             raise ValueError(f"{XARGS_KEY}: the server runs without a tokenizer")
 
     def __init__(self, vllm_config: VllmConfig, *runner: Any) -> None:
         """V1 passes (device, is_pin_memory), Model Runner V2 passes its request states."""
-        self._second = len(runner) == 1
-        self._request_states: Any = runner[0] if self._second else None
-        self._device = torch.device(runner[0].device if self._second else runner[0])
-        self._answers: dict[int, GuardedSequence] = {}
-        self._guards: OrderedDict[tuple[str, tuple[int, ...]], CompiledPenalty] = OrderedDict()
-        self._masks = TokenMaskCache()
-        self._standing = ConstantMasks()
-        self._snapshot: _Snapshot | None = None
-        self._live: set[int] = set()
-        # Held, so that no other configuration gets the same id while this instance lives.
+        self._is_v2 = len(runner) == 1
+        self._request_states: Any = runner[0] if self._is_v2 else None
+        # By row of the batch (V1) or by request slot (V2).
+        self._sequences: dict[int, GuardedSequence] = {}
+        self._compiled: LRUCache[tuple[str, tuple[int, ...]], CompiledPenalty] = LRUCache(MAX_COMPILED_PENALTIES)
+        self._mask_cache = TokenMaskCache()
+        self._constant_masks = ConstantMasks()
+        self._newest_tokens: NewestTokens | None = None
+        self._active_slots: set[int] = set()
+        # A reference, so that no other configuration gets the same id while this instance lives.
         self._configuration = vllm_config
         _newest[id(vllm_config)] = self
         self._vocabulary = _load_vocabulary(vllm_config)
-        self._model_exits = _end_tokens(vllm_config)
+        self._model_end_tokens = _end_tokens_of_model(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
-        """Banned tokens change what greedy sampling takes."""
+        """Return False: banned tokens change what greedy sampling picks."""
         return False
 
     # V1 runner
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the batch: rows removed, then added, then moved."""
+        """Follow the batch: rows are removed, then added, then moved."""
         if batch_update is None:
             return
-        answers = self._answers
+        sequences = self._sequences
         for index in batch_update.removed:
-            answers.pop(index, None)
+            sequences.pop(index, None)
         for index, params, _, output in batch_update.added:
-            answers.pop(index, None)
-            if (answer := self._admit(params, output)) is not None:
-                answers[index] = answer
-        for one, other, direction in batch_update.moved:
-            first, second = answers.pop(one, None), answers.pop(other, None)
+            sequences.pop(index, None)
+            if (sequence := self._new_sequence(params, output)) is not None:
+                sequences[index] = sequence
+        for source, target, direction in batch_update.moved:
+            first, second = sequences.pop(source, None), sequences.pop(target, None)
             if first is not None:
-                answers[other] = first
+                sequences[target] = first
             if second is not None and direction == MoveDirectionality.SWAP:
-                answers[one] = second
+                sequences[source] = second
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
         """Mask the rows of guarded answers in place. logits: (rows, vocabulary) float32."""
-        if not self._answers:
+        if not self._sequences:
             return logits
         try:
-            rows = self._second_rows(logits, ctx) if self._second else self._first_rows()
+            rows = self._v2_rows(logits, ctx) if self._is_v2 else self._v1_rows()
         except Exception:
-            logger.error("the rows of guarded answers could not be told; all of them fail")
-            rows = self._fail_all(logits, ctx)
+            logger.error("cannot map guarded requests to logits rows; all guarded requests of this step fail")
+            rows = self._rows_after_failure(logits, ctx)
         if rows:
-            self._edit(logits, rows)
+            self._mask_or_fail(logits, rows)
         return logits
 
-    def _first_rows(self) -> list[LogitsRow]:
+    def _v1_rows(self) -> list[LogitsRow]:
         rows = []
-        for index, answer in self._answers.items():
-            if len(answer.tokens) < answer.seen:
-                answer.restart()  # vLLM took tokens back
-            fresh = answer.tokens[answer.seen :]
-            if _NO_TOKEN in fresh:
-                answer.fail("vLLM keeps its tokens back (name the processor with --logits-processors too)")
-            answer.read(fresh)
-            rows.append(LogitsRow(index, answer, answer.state))
+        for index, sequence in self._sequences.items():
+            if len(sequence.tokens) < sequence.num_read:
+                sequence.restart()  # vLLM took tokens back
+            unread = sequence.tokens[sequence.num_read :]
+            if _NO_TOKEN in unread:
+                sequence.fail("vLLM does not pass its tokens (name the processor with --logits-processors too)")
+            sequence.read(unread)
+            rows.append(LogitsRow(index, sequence, sequence.state))
         return rows
 
     # Model Runner V2
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Take over a request slot, which may still hold an earlier request's answer."""
-        self._answers.pop(req_idx, None)
-        self._live.discard(req_idx)
-        if (answer := self._admit(sampling_params, ())) is None:
+        self._sequences.pop(req_idx, None)
+        self._active_slots.discard(req_idx)
+        if (sequence := self._new_sequence(sampling_params, ())) is None:
             return False
-        self._answers[req_idx] = answer
-        self._live.add(req_idx)
+        self._sequences[req_idx] = sequence
+        self._active_slots.add(req_idx)
         return True
 
     def apply_staged_writes(self) -> None:
-        """Start copying the newest tokens of guarded answers to the host, ahead of the forward pass."""
-        self._snapshot = None
-        if not self._live:
+        """Start copying the newest tokens of guarded answers to the host, before the forward pass."""
+        self._newest_tokens = None
+        if not self._active_slots:
             return
         try:
-            self._snapshot = _Snapshot(self._request_states, sorted(self._live))
+            self._newest_tokens = NewestTokens(self._request_states, sorted(self._active_slots))
         except Exception:
-            logger.error("the newest tokens could not be copied ahead of the step")
+            logger.error("cannot copy the newest tokens before the forward pass; reading them afterwards")
 
-    def _second_rows(self, logits: torch.Tensor, ctx: Any) -> list[LogitsRow]:
+    def _v2_rows(self, logits: torch.Tensor, ctx: Any) -> list[LogitsRow]:
         slots = ctx.idx_mapping_np.tolist()
-        present = [(position, slot) for position, slot in enumerate(slots) if slot in self._answers]
-        self._live = {slot for _, slot in present}
-        if not present:
+        guarded = [(row, slot) for row, slot in enumerate(slots) if slot in self._sequences]
+        self._active_slots = {slot for _, slot in guarded}
+        if not guarded:
             return []
-        for _, slot in present:
-            self._catch_up(slot)
+        for _, slot in guarded:
+            self._read_new_tokens(slot)
         if logits.shape[0] == len(slots):
-            return [LogitsRow(i, self._answers[slot], self._answers[slot].state) for i, slot in present]
-        return self._draft_rows(ctx)
+            return [LogitsRow(row, self._sequences[slot], self._sequences[slot].state) for row, slot in guarded]
+        return self._rows_with_drafts(ctx)
 
-    def _catch_up(self, slot: int) -> None:
-        """Read what was sampled for a slot up to the step before."""
-        answer, states = self._answers[slot], self._request_states
-        taken = self._snapshot.get(slot) if self._snapshot is not None else None
-        total, window = taken or (int(states.total_len.gpu[slot]), [])
-        begin = int(states.prompt_len.np[slot]) + answer.seen
+    def _read_new_tokens(self, slot: int) -> None:
+        """Advance a slot's answer by the tokens sampled up to the previous step."""
+        sequence, states = self._sequences[slot], self._request_states
+        copied = self._newest_tokens.get(slot) if self._newest_tokens is not None else None
+        total, tokens = copied or (int(states.total_len.gpu[slot]), [])
+        begin = int(states.prompt_len.np[slot]) + sequence.num_read
         if total < begin:
-            answer.restart()
+            sequence.restart()
             begin = int(states.prompt_len.np[slot])
-        missing = max(0, total - begin)
-        if missing > len(window):
-            window = states.all_token_ids.gpu[slot, begin:total].tolist()
-        answer.read(window[len(window) - missing :])
+        num_unread = max(0, total - begin)
+        if num_unread > len(tokens):
+            tokens = states.all_token_ids.gpu[slot, begin:total].tolist()
+        sequence.read(tokens[len(tokens) - num_unread :])
 
-    def _draft_rows(self, ctx: Any) -> list[LogitsRow]:
-        """One row for each draft token: its state is the answer's, led on through the drafts before it."""
+    def _rows_with_drafts(self, ctx: Any) -> list[LogitsRow]:
+        """One row for each draft token, with the answer's state after the drafts before it."""
         layout = torch.stack([ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.input_ids]).tolist()
         rows: list[LogitsRow] = []
         for index, (slot, offset, token) in enumerate(zip(*layout, strict=True)):
-            answer = self._answers.get(slot)
-            if answer is None:
+            sequence = self._sequences.get(slot)
+            if sequence is None:
                 continue
-            state = answer.state
-            if offset and not answer.failed and answer.guard is not None:
-                # A draft that the row before forbids is rejected, and this row with it.
-                state = answer.guard.advance(rows[-1].state, max(token, 0))
-            rows.append(LogitsRow(index, answer, state))
+            state = sequence.state
+            if offset and not sequence.failed and sequence.penalty is not None:
+                # If the previous row bans this draft, vLLM rejects the draft and this row with it.
+                state = sequence.penalty.advance(rows[-1].state, max(token, 0))
+            rows.append(LogitsRow(index, sequence, state))
         return rows
 
-    # Both
+    # Both runners
 
-    def _admit(self, params: SamplingParams, tokens: Sequence[int]) -> GuardedSequence | None:
-        value = (params.extra_args or {}).get(XARGS_KEY)
-        if value is None:
+    def _new_sequence(self, params: SamplingParams, tokens: Sequence[int]) -> GuardedSequence | None:
+        """Return the state of a new answer, or None when its request has no penalty. Never raises."""
+        encoded = (params.extra_args or {}).get(XARGS_KEY)
+        if encoded is None:
             return None
-        exits = tuple(sorted({*self._model_exits, *_own_end(params)}))
-        constrained = any(
-            getattr(params, name, None)
-            for name in ("structured_outputs", "allowed_token_ids", "min_tokens", "bad_words")
-        )
-        answer = GuardedSequence(None, tokens, exits, ends=True, constrained=constrained)
+        end_tokens = tuple(sorted({*self._model_end_tokens, *_end_tokens_of_request(params)}))
+        constrained = any(getattr(params, name, None) for name in _CONSTRAINTS)
+        sequence = GuardedSequence(None, tokens, end_tokens, stop_on_fault=True, constrained=constrained)
         try:
-            penalty_ends = decode_penalty(value).on_fault == "stop"
-            answer.ends = penalty_ends
-            answer.guard = self._guard(value, exits)
+            sequence.stop_on_fault = decode_penalty(encoded).on_fault == "stop"
+            sequence.penalty = self._compile(encoded, end_tokens)
         except Exception:
-            answer.fail("its penalty could not be prepared")
-        return answer
+            sequence.fail("cannot prepare its penalty")
+        return sequence
 
-    def _guard(self, value: str, exits: tuple[int, ...]) -> CompiledPenalty:
-        key = (value, exits)
-        guard = self._guards.get(key)
-        if guard is None:
+    def _compile(self, encoded: str, end_tokens: tuple[int, ...]) -> CompiledPenalty:
+        key = (encoded, end_tokens)
+        compiled = self._compiled.get(key)
+        if compiled is None:
             if self._vocabulary is None:
                 raise ValueError("no vocabulary")
-            penalty = decode_penalty(value)
-            protected = [(_library().get(name), limit) for name, limit in penalty.verbatim.items()]
-            guard = CompiledPenalty(penalty, self._vocabulary, keep=exits, protected=protected, masks=self._masks)
-            self._guards[key] = guard
-            if len(self._guards) > _KEPT_GUARDS:
-                self._guards.popitem(last=False)
-        self._guards.move_to_end(key)
-        return guard
+            penalty = decode_penalty(encoded)
+            protected = [(_index_folder().get(name), limit) for name, limit in penalty.verbatim.items()]
+            compiled = CompiledPenalty(
+                penalty, self._vocabulary, never_ban=end_tokens, protected=protected, cache=self._mask_cache
+            )
+            self._compiled[key] = compiled
+        return compiled
 
-    def _fail_all(self, logits: torch.Tensor, ctx: Any) -> list[LogitsRow]:
-        for answer in self._answers.values():
-            answer.failed = True
-        if not self._second:
-            return [LogitsRow(i, answer, answer.state) for i, answer in self._answers.items()]
+    def _rows_after_failure(self, logits: torch.Tensor, ctx: Any) -> list[LogitsRow]:
+        """Fail all guarded answers and return their rows, as well as they can be determined."""
+        for sequence in self._sequences.values():
+            sequence.failed = True
+        if not self._is_v2:
+            return [LogitsRow(i, sequence, sequence.state) for i, sequence in self._sequences.items()]
         try:
             slots = ctx.expanded_idx_mapping.tolist()
         except Exception:
-            # Without the layout no row can be told from another: the safe end for all of them.
-            slots = [next(iter(self._answers))] * logits.shape[0]
-        found = [(i, self._answers[slot]) for i, slot in enumerate(slots) if slot in self._answers]
-        return [LogitsRow(i, answer, answer.state) for i, answer in found]
+            # Without the layout, nothing says which rows are guarded: end all answers, the safe choice.
+            slots = [next(iter(self._sequences))] * logits.shape[0]
+        guarded = [(i, self._sequences[slot]) for i, slot in enumerate(slots) if slot in self._sequences]
+        return [LogitsRow(i, sequence, sequence.state) for i, sequence in guarded]
 
-    def _edit(self, logits: torch.Tensor, rows: list[LogitsRow]) -> None:
+    def _mask_or_fail(self, logits: torch.Tensor, rows: list[LogitsRow]) -> None:
         try:
             self._mask_rows(logits, rows)
         except Exception:
-            logger.error("guarded rows could not be masked; all of them fail")
+            logger.error("cannot mask the rows of guarded requests; all guarded requests of this step fail")
             for row in rows:
-                row.answer.failed = True
-            allow_only_end_tokens(logits, [row for row in rows if row.answer.ends])
+                row.sequence.failed = True
+            allow_only_end_tokens(logits, [row for row in rows if row.sequence.stop_on_fault])
 
     def _mask_rows(self, logits: torch.Tensor, rows: list[LogitsRow]) -> None:
-        masks = [(row, row.answer.mask(row.state)) for row in rows]
-        good = [(row, mask) for row, mask in masks if mask is not None]
-        self._standing.refresh([row for row, _ in good], logits)
+        masks = [(row, row.sequence.mask(row.state)) for row in rows]
+        usable = [(row, mask) for row, mask in masks if mask is not None]
+        self._constant_masks.refresh([row for row, _ in usable], logits)
         softens = _newest.get(id(self._configuration)) is self
-        fresh = gather_masks([(row.index, mask) for row, mask in good if mask], logits)
-        for edit in (self._standing.edit, fresh):
+        edit_of_states = gather_masks([(row.index, mask) for row, mask in usable if mask], logits)
+        for edit in (self._constant_masks.edit, edit_of_states):
             if edit is not None:
                 edit.write(logits, soften=softens)
-        keep_end_token_possible(logits, [row for row, _ in good if row.answer.constrained])
-        allow_only_end_tokens(logits, [row for row, mask in masks if mask is None and row.answer.ends])
-
-
-class _Snapshot:
-    """The newest tokens of some slots on their way to the host."""
-
-    def __init__(self, states: Any, slots: list[int]) -> None:
-        device = states.total_len.gpu.device
-        index = copy_to_device(np.array(slots, dtype=np.int64), device)
-        total = states.total_len.gpu[index].long()
-        places = (total[:, None] + torch.arange(-_WINDOW, 0, device=device)).clamp_(min=0)
-        window = states.all_token_ids.gpu[index[:, None], places].long()
-        taken = torch.cat([total[:, None], window], dim=1)
-        self._slots = {slot: i for i, slot in enumerate(slots)}
-        self._ready: torch.cuda.Event | None = None
-        if device.type == "cpu":
-            self._host = taken
-        else:
-            self._host = torch.empty(taken.shape, dtype=taken.dtype, pin_memory=True)
-            self._host.copy_(taken, non_blocking=True)
-            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._ready.record()
-
-    def get(self, slot: int) -> tuple[int, list[int]] | None:
-        """(length of prompt and answer, its last tokens); None for a slot that wasn't asked for."""
-        if slot not in self._slots:
-            return None
-        if self._ready is not None:
-            self._ready.synchronize()
-        total, *window = self._host[self._slots[slot]].tolist()
-        return total, window[max(0, _WINDOW - total) :]
+        keep_end_token_possible(logits, [row for row, _ in usable if row.sequence.constrained])
+        allow_only_end_tokens(logits, [row for row, mask in masks if mask is None and row.sequence.stop_on_fault])
 
 
 @cache
-def _library() -> SuffixIndexFolder:
-    """The indexes of protected texts on this machine; the frontend and the engine each read them."""
+def _index_folder() -> SuffixIndexFolder:
+    """The verbatim indexes on this machine; the frontend and the engine each read them."""
     folder = os.environ.get("LETHE_VERBATIM")
     return SuffixIndexFolder(Path(folder) if folder else None)
 
 
-def _own_end(params: SamplingParams) -> set[int]:
-    own = getattr(params, "eos_token_id", None)
-    return set() if own is None else {int(own)}
+def _end_tokens_of_request(params: SamplingParams) -> set[int]:
+    token = getattr(params, "eos_token_id", None)
+    return set() if token is None else {int(token)}
 
 
-def _end_tokens(vllm_config: VllmConfig) -> tuple[int, ...]:
-    """The ids that end an answer, as the model's configuration and generation configuration say."""
-    found: set[int] = set()
+def _end_tokens_of_model(vllm_config: VllmConfig) -> tuple[int, ...]:
+    """The ids that end an answer, from the model's configuration and generation configuration."""
+    tokens: set[int] = set()
     try:
         model = vllm_config.model_config
         generation = model.try_get_generation_config() or {}
-        for ends in (generation.get("eos_token_id"), getattr(model.hf_config, "eos_token_id", None)):
-            found.update([ends] if isinstance(ends, int) else ends or ())
+        for ids in (generation.get("eos_token_id"), getattr(model.hf_config, "eos_token_id", None)):
+            tokens.update([ids] if isinstance(ids, int) else ids or ())
     except Exception:
-        logger.exception("the model's end tokens could not be read")
-    return tuple(sorted(found))
+        logger.exception("cannot read the model's end tokens")
+    return tuple(sorted(tokens))
 
 
 def _load_vocabulary(vllm_config: VllmConfig) -> TokenVocabulary | None:
-    """The model's vocabulary; None where there is none to read, so that guarded requests fail closed."""
+    """Return the model's vocabulary; None where there is none, so that guarded requests fail closed."""
     try:
         from vllm.tokenizers import cached_tokenizer_from_config
 
@@ -356,12 +325,12 @@ def _load_vocabulary(vllm_config: VllmConfig) -> TokenVocabulary | None:
             return None
         return read_vocabulary(tokenizer, model.get_vocab_size())
     except Exception:
-        logger.exception("the tokenizer could not be read: guarded requests will fail")
+        logger.exception("cannot read the tokenizer: guarded requests will fail")
         return None
 
 
-def _without_tokenizer() -> bool:
-    """Whether the configuration at hand, if any, has no tokenizer (a frontend may have none at hand)."""
+def _has_no_tokenizer() -> bool:
+    """Whether vLLM's current configuration has no tokenizer. A frontend may have no current configuration: False."""
     from vllm.config import get_current_vllm_config_or_none
 
     config = get_current_vllm_config_or_none()

@@ -1,8 +1,8 @@
-"""A list of words with their vectors, asked once a request for those similar in meaning to a phrase's words.
+"""Words similar in meaning to the words of forbidden phrases, for the soft penalty.
 
-Knows no encoder: the vectors come with the list. The soft penalty follows GUARD (arXiv:2505.13312), which
-embeds every generated word anew while decoding; here it is one matrix product before decoding begins, and none
-for words that were asked about before.
+It knows no encoder: the vectors come with the word list. The soft penalty follows GUARD (arXiv:2505.13312), which
+embeds every generated word while decoding. Here it is one matrix product before decoding starts, and none for words
+whose neighbours are cached.
 """
 
 from __future__ import annotations
@@ -13,30 +13,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lethe.corruption.bounded import ByteCache
+from lethe.corruption.byte_cache import ByteCache
 from lethe.corruption.decoding.spec import MAX_PHRASE_CHARACTERS, MAX_SOFT_WORDS, MAX_WEIGHT
 from lethe.corruption.phrases.normalize import fold
 
-# Of a word that was asked about it is remembered which words are alike, a few hundred bytes in most cases.
+# Bytes of cached neighbours, a few hundred for most words: a choice, room for tens of thousands of words.
 MAX_SIMILARITY_CACHE_BYTES = 16 * 2**20
 
 
 class WordVectors:
-    """W words with unit vectors, made ready once: folded, and in single precision.
-
-    words: (W,) folded or not; vectors: (W, D), any float dtype. Raises ValueError when W differs.
-    """
+    """W words with unit vectors, prepared once: folded, and in single precision."""
 
     def __init__(self, words: Sequence[str], vectors: NDArray[np.floating[Any]]) -> None:
+        """words: (W,), folded or not. vectors: (W, D), any float dtype. Raises ValueError when W differs."""
         if len(words) != len(vectors):
             raise ValueError(f"{len(words)} words but {len(vectors)} vectors")
         self._words = tuple(words)
         self._folded = tuple(fold(word).strip() for word in words)
-        self._place = {word: i for i, word in enumerate(self._folded)}
+        self._row_of = {word: i for i, word in enumerate(self._folded)}
         # numpy multiplies half precision without BLAS, a hundred times slower.
         self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        self._known: ByteCache[tuple[NDArray[np.intp], NDArray[np.float32]]] = ByteCache(
-            MAX_SIMILARITY_CACHE_BYTES, lambda found: found[0].nbytes + found[1].nbytes
+        self._cache: ByteCache[tuple[NDArray[np.intp], NDArray[np.float32]]] = ByteCache(
+            MAX_SIMILARITY_CACHE_BYTES, lambda entry: entry[0].nbytes + entry[1].nbytes
         )
 
     def most_similar(
@@ -48,40 +46,42 @@ class WordVectors:
         exclude: Collection[str] = (),
         limit: int = MAX_SOFT_WORDS,
     ) -> dict[str, float]:
-        """Words similar in meaning to the phrases' words, with the logits to subtract: weight × cosine.
+        """Return words similar to the phrases' words, with the logits to subtract: weight × cosine.
 
-        phrase_words that are not on the list are skipped. Neither they nor the words of `exclude` are in
-        the result, which holds the `limit` most similar with cosine >= similarity, the most similar first.
+        The result holds the `limit` most similar words with cosine >= similarity, the most similar first, without
+        phrase_words themselves and without `exclude`. phrase_words that are not on the list are skipped.
         """
-        own = {fold(word).strip() for word in phrase_words}
-        asked = [self._place[word] for word in own if word in self._place]
-        if not asked:
+        folded_words = {fold(word).strip() for word in phrase_words}
+        rows = [self._row_of[word] for word in folded_words if word in self._row_of]
+        if not rows:
             return {}
-        nearest = np.zeros(len(self._words), dtype=np.float32)
-        for alike, cosines in self._alike(asked, similarity):
-            nearest[alike] = np.maximum(nearest[alike], cosines)
-        kept_out = own | {fold(word).strip() for word in exclude} | {""}
-        close = np.flatnonzero(nearest > 0)
-        found: dict[str, float] = {}
-        for i in close[np.argsort(-nearest[close], kind="stable")]:
-            if len(found) == limit:
+        best = np.zeros(len(self._words), dtype=np.float32)
+        for neighbours, cosines in self._neighbours(rows, similarity):
+            best[neighbours] = np.maximum(best[neighbours], cosines)
+        excluded = folded_words | {fold(word).strip() for word in exclude} | {""}
+        candidates = np.flatnonzero(best > 0)
+        weights: dict[str, float] = {}
+        for i in candidates[np.argsort(-best[candidates], kind="stable")]:
+            if len(weights) == limit:
                 break
-            if self._folded[i] not in kept_out and len(self._words[i]) <= MAX_PHRASE_CHARACTERS:
-                found[self._words[i]] = min(weight * float(nearest[i]), MAX_WEIGHT)
-        return found
+            if self._folded[i] not in excluded and len(self._words[i]) <= MAX_PHRASE_CHARACTERS:
+                weights[self._words[i]] = min(weight * float(best[i]), MAX_WEIGHT)
+        return weights
 
-    def _alike(self, asked: Sequence[int], similarity: float) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-        """For each word the words with a positive cosine of at least `similarity`, and the cosines."""
+    def _neighbours(
+        self, rows: Sequence[int], similarity: float
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        """For each row: the rows with a positive cosine of at least `similarity`, and the cosines."""
         missing = []
-        for word in asked:
-            known = self._known.get((word, similarity))
-            if known is None:
-                missing.append(word)
+        for row in rows:
+            cached = self._cache.get((row, similarity))
+            if cached is None:
+                missing.append(row)
             else:
-                yield known
+                yield cached
         if not missing:
             return
-        for word, cosines in zip(missing, self._vectors[missing] @ self._vectors.T, strict=True):
-            alike = np.flatnonzero((cosines >= similarity) & (cosines > 0))
-            self._known.put((word, similarity), (alike, cosines[alike]))
-            yield alike, cosines[alike]
+        for row, cosines in zip(missing, self._vectors[missing] @ self._vectors.T, strict=True):
+            similar = np.flatnonzero((cosines >= similarity) & (cosines > 0))
+            self._cache.put((row, similarity), (similar, cosines[similar]))
+            yield similar, cosines[similar]

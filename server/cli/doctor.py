@@ -11,18 +11,20 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lethe.classifier.encoder.encoder import DEFAULT_ENCODER, load_encoder
+from lethe.classifier.encoder.folders import DEFAULT_ENCODER
+from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.judge import Judge
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.server.errors import GuardError
 from lethe.server.policy.schema import Policy, PolicyError, read_policies
-from lethe.server.policy.tuned_values import resolve
+from lethe.server.policy.tuned_values import resolve_tuned
 from lethe.server.policy_store.load import find_indexes, find_threshold, load_artifact, load_corruptor, load_decode
 from lethe.server.settings import Settings, SettingsError, settings_per_worker
 from lethe.server.upstream import parity_probe
 from lethe.server.upstream.client import Upstream
-from lethe.server.upstream.pool import connections
-from lethe.server.upstream.verbatim_index import known
+from lethe.server.upstream.model_cards import fetch_model_cards
+from lethe.server.upstream.pool import upstreams_from
+from lethe.server.upstream.verbatim_index import loaded_indexes
 
 if TYPE_CHECKING:
     from lethe.corruption.embeddings.corruptor import Corruptor
@@ -67,9 +69,9 @@ async def _collect(settings: Settings) -> list[Finding]:
         corruptor = load_corruptor(settings, policies)
     except SettingsError as error:
         example = f"LETHE_SECRET={secrets.token_urlsafe(8)}… (make your own of 16 characters or more, and keep it)"
-        mend = f"for instance {example}" if "LETHE_SECRET" in str(error) else "see docs/SETTINGS.md"
+        mend = f"for instance {example}" if "LETHE_SECRET" in str(error) else "see docs/reference/settings.md"
         findings.append(Finding(False, str(error), mend))
-    for upstream in connections(settings):
+    for upstream in upstreams_from(settings):
         try:
             async for finding in _upstream(upstream, settings, policies, corruptor):
                 findings.append(finding)
@@ -88,7 +90,7 @@ def _policies(policies: tuple[Policy, ...], settings: Settings) -> Iterator[Find
         try:
             artifact = load_artifact(settings, policy)
             at = find_threshold(policy, artifact)
-            resolve(policy, artifact.manifest.tuned, settings.model_dir)
+            resolve_tuned(policy, artifact.manifest.tuned, settings.model_dir)
         except PolicyError as error:
             yield Finding(
                 False,
@@ -166,7 +168,7 @@ async def _upstream(
 ) -> AsyncIterator[Finding]:
     try:
         status, _ = await upstream.call("GET", "/health")
-        model = await parity_probe.served_model(upstream)
+        model = (await fetch_model_cards(upstream))[0]["id"]
     except GuardError as error:
         yield Finding(False, f"vLLM at {upstream.url}: {error.message}", "start vLLM, or correct LETHE_UPSTREAM")
         return
@@ -186,9 +188,9 @@ async def _upstream(
         yield finding
     if corruptor is not None:
         try:
-            result = await parity_probe.probe(upstream, corruptor)
+            result = await parity_probe.probe_parity(upstream, corruptor)
         except GuardError as error:
-            result = parity_probe.Parity(False, error.message)
+            result = parity_probe.ParityResult(False, error.message)
         mend = "start vLLM with --enable-prompt-embeds and give the gateway the same model folder"
         yield Finding(result.holds, f"parity of clean embeddings: {result.reason}", mend)
 
@@ -200,7 +202,7 @@ async def _indexes(
     try:
         enforced = [policy for policy in policies if policy.mode == "enforce"]
         indexes = find_indexes(enforced, {policy.artifact: load_artifact(settings, policy) for policy in enforced})
-        there = await known(upstream, model, indexes.values())
+        there = await loaded_indexes(upstream, model, indexes.values())
     except PolicyError as error:
         yield Finding(False, str(error), "correct the policy, or fit its artifact with documents")
         return
@@ -221,7 +223,7 @@ async def _plugin(upstream: Upstream, model: str, policies: tuple[Policy, ...]) 
 
     A version or a flag alone would not tell: some configurations load no plugins and say nothing.
     """
-    messages = [{"role": "user", "content": parity_probe.PROBE}]
+    messages = [{"role": "user", "content": parity_probe.PROBE_PROMPT}]
     body = {"model": model, "messages": messages, "max_tokens": 24, "temperature": 0}
     _, plain = await upstream.call("POST", "/v1/chat/completions", body, timeout_s=60)
     try:
@@ -240,7 +242,7 @@ async def _plugin(upstream: Upstream, model: str, policies: tuple[Policy, ...]) 
     needed = any(p.mode == "enforce" and p.action in ("penalize", "both", "corrupt") for p in policies)
     mend = (
         "pip install lethe-gateway into vLLM's environment and restart vLLM; with asynchronous scheduling on the V1 "
-        "runner add --logits-processors corruption.vllm_plugin:LetheLogitsProcessor; speculative decoding on V1 "
+        "runner add --logits-processors lethe.corruption.vllm_plugin:LetheLogitsProcessor; speculative decoding on V1 "
         "allows no plugins"
     )
     return Finding(False if needed else None, "the logits-processor plugin is not at work in vLLM", mend)

@@ -1,4 +1,4 @@
-"""Writing masks into logits: several rows at once, and the end of an answer as the last resort."""
+"""Token masks applied to logits, and the end of an answer as the last resort."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from lethe.corruption.decoding.logits import (
     gather_masks,
     keep_end_token_possible,
 )
-from lethe.corruption.decoding.spec import CompiledPenalty, Penalty, TokenMask
+from lethe.corruption.decoding.spec import Penalty
+from lethe.corruption.decoding.token_masks import CompiledPenalty, TokenMask
 from lethe.corruption.decoding.token_text import TokenVocabulary
 
-GUARD = CompiledPenalty(Penalty(("zorin",)), TokenVocabulary([b"a", b" zorin", b" the", b"b"]))
+COMPILED = CompiledPenalty(Penalty(("zorin",)), TokenVocabulary([b"a", b" zorin", b" the", b"b"]))
 
 
 def mask(banned: list[int], softened: dict[int, float]) -> TokenMask:
@@ -30,11 +31,11 @@ def mask(banned: list[int], softened: dict[int, float]) -> TokenMask:
     )
 
 
-def answer(exits: tuple[int, ...] = (3,)) -> GuardedSequence:
-    return GuardedSequence(GUARD, (), exits, ends=True, constrained=True)
+def answer(end_tokens: tuple[int, ...] = (3,)) -> GuardedSequence:
+    return GuardedSequence(COMPILED, (), end_tokens, stop_on_fault=True, constrained=True)
 
 
-def test_masks_of_several_rows_are_written_each_to_its_row() -> None:
+def test_each_mask_changes_its_own_row() -> None:
     logits = torch.zeros(3, 4)
     edit = gather_masks([(0, mask([1], {2: 1.5})), (2, mask([], {0: 0.5}))], logits)
     assert edit is not None
@@ -45,8 +46,8 @@ def test_masks_of_several_rows_are_written_each_to_its_row() -> None:
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_one_write_is_what_row_by_row_writing_would_be(data: st.DataObject) -> None:
-    """Rows with gaps between them in memory, halves, infinities, a token both banned and softened."""
+def test_one_write_equals_writing_row_by_row(data: st.DataObject) -> None:
+    """Try padded rows, bfloat16, infinities and NaN, and tokens that are both banned and softened."""
     rows, width, gap = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 9)), data.draw(st.integers(0, 3))
     kind = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
     memory = torch.randn(rows, width + gap, generator=torch.Generator().manual_seed(1)).to(kind)
@@ -70,37 +71,37 @@ def test_one_write_is_what_row_by_row_writing_would_be(data: st.DataObject) -> N
         memory.copy_(before)
 
 
-def test_a_token_beyond_the_logits_is_an_error_not_the_next_rows() -> None:
+def test_tokens_beyond_the_logits_raise() -> None:
     for one in (mask([4], {}), mask([], {4: 1.0})):
         with pytest.raises(ValueError, match="beyond 4 logits"):
             gather_masks([(0, one)], torch.zeros(2, 4))
 
 
-def test_logits_of_which_a_row_lies_apart_are_refused() -> None:
+def test_logits_with_scattered_rows_are_refused() -> None:
     logits = torch.zeros(4, 3).T
     edit = gather_masks([(0, mask([1], {}))], logits)
-    with pytest.raises(ValueError, match="side by side"):
+    with pytest.raises(ValueError, match="not contiguous"):
         edit.write(logits, soften=True)  # type: ignore[union-attr]
 
 
-def test_no_masks_need_no_write() -> None:
+def test_no_masks_make_no_edit() -> None:
     assert gather_masks([], torch.zeros(1, 4)) is None
 
 
-def test_standing_masks_are_gathered_again_only_when_the_batch_changes() -> None:
-    standing, one, other, logits = ConstantMasks(), answer(), answer(), torch.zeros(2, 4)
-    standing.refresh([LogitsRow(0, one, one.state)], logits)
-    first = standing.edit
-    standing.refresh([LogitsRow(0, one, one.state)], logits)
-    assert standing.edit is first
-    standing.refresh([LogitsRow(0, one, one.state), LogitsRow(1, other, other.state)], logits)
-    assert standing.edit is not first
-    first = standing.edit
-    standing.refresh([LogitsRow(0, one, one.state), LogitsRow(1, other, other.state)], torch.zeros(2, 6)[:, :4])
-    assert standing.edit is not first
+def test_constant_masks_are_rebuilt_only_when_the_batch_changes() -> None:
+    constant, one, other, logits = ConstantMasks(), answer(), answer(), torch.zeros(2, 4)
+    constant.refresh([LogitsRow(0, one, one.state)], logits)
+    first = constant.edit
+    constant.refresh([LogitsRow(0, one, one.state)], logits)
+    assert constant.edit is first
+    constant.refresh([LogitsRow(0, one, one.state), LogitsRow(1, other, other.state)], logits)
+    assert constant.edit is not first
+    first = constant.edit
+    constant.refresh([LogitsRow(0, one, one.state), LogitsRow(1, other, other.state)], torch.zeros(2, 6)[:, :4])
+    assert constant.edit is not first
 
 
-def test_an_empty_row_is_opened_at_the_end_and_others_are_not_touched() -> None:
+def test_the_end_becomes_possible_only_in_empty_rows() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0, 4.0], [float("-inf")] * 4])
     before = logits.clone()
     keep_end_token_possible(logits, [LogitsRow(i, answer(), CompiledPenalty.start) for i in range(2)])

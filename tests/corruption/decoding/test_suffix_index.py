@@ -1,4 +1,4 @@
-"""The index of protected text against a slow, obvious search; its file; the library that finds it."""
+"""The verbatim index against a slow search, its file, and the folder of indexes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from lethe.corruption.decoding import suffix_index
 from lethe.corruption.decoding.suffix_index import (
     INDEX_FILE,
+    SuffixIndex,
     SuffixIndexFolder,
     build_arrays,
     comparable_letters,
     content_name,
-    index_in_memory,
     load_index,
     save_index,
 )
@@ -27,16 +27,21 @@ TEXTS = st.lists(st.text(alphabet="abAé東🙂 ,-я", max_size=12), min_size=1,
 )
 
 
+def make_index(texts: list[str]) -> SuffixIndex:
+    arrays = build_arrays(texts)
+    return SuffixIndex(arrays["letters"].data, arrays["places"].data)
+
+
 def search(text: str, piece: str) -> frozenset[str] | None:
-    """Every place of the text read in turn."""
-    places = [i for i in range(len(text)) if text.startswith(piece, i)]
-    return frozenset(text[i + len(piece)] for i in places if i + len(piece) < len(text)) if places else None
+    """The letters after `piece`, by reading the text at every position."""
+    positions = [i for i in range(len(text)) if text.startswith(piece, i)]
+    return frozenset(text[i + len(piece)] for i in positions if i + len(piece) < len(text)) if positions else None
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, st.data())
-def test_look_ups_find_what_reading_every_place_does(texts: list[str], data: st.DataObject) -> None:
-    index, text = index_in_memory(texts), "".join(map(comparable_letters, texts))
+def test_look_ups_equal_those_of_a_slow_search(texts: list[str], data: st.DataObject) -> None:
+    index, text = make_index(texts), "".join(map(comparable_letters, texts))
     begin = data.draw(st.integers(0, len(text) - 1))
     inside = text[begin : begin + data.draw(st.integers(1, 6))]
     other = data.draw(st.text(alphabet=sorted({*text, "q"}), min_size=1, max_size=5))
@@ -45,23 +50,23 @@ def test_look_ups_find_what_reading_every_place_does(texts: list[str], data: st.
     assert len(index) == len(text)
 
 
-def test_case_spaces_punctuation_quotes_and_accents_make_no_difference() -> None:
-    index = index_in_memory(["'Oh dear!\nOh  dear! I shall be late!' — naïvely"])
+def test_only_letters_count_not_case_spaces_or_punctuation() -> None:
+    index = make_index(["'Oh dear!\nOh  dear! I shall be late!' — naïvely"])
     assert index.followers(comparable_letters("“OH DEAR, oh-dear. i\tshall* be ＬＡＴＥ")) == {"n"}
     assert index.followers(comparable_letters("late naively")) == frozenset()
     assert index.followers(comparable_letters("late, I")) is None
 
 
-def test_a_text_is_the_same_however_it_is_cut() -> None:
+def test_the_index_does_not_depend_on_where_the_text_is_split() -> None:
     pieces = ["It was a ", "bright cold", " day in April"]
-    assert content_name(pieces) == content_name(["".join(pieces)]) == index_in_memory(pieces).name
+    assert content_name(pieces) == content_name(["".join(pieces)]) == make_index(pieces).name
     assert content_name(pieces) != content_name(["It was a bright cold day in May"])
-    assert index_in_memory(pieces).followers(comparable_letters("a bright cold day")) == {"i"}
+    assert make_index(pieces).followers(comparable_letters("a bright cold day")) == {"i"}
 
 
 @pytest.mark.parametrize("text", ["a" * 5_000, "ab" * 4_000, "the cat sat. " * 500])
-def test_a_text_that_repeats_itself_is_no_harder(text: str) -> None:
-    index, spelled = index_in_memory([text]), comparable_letters(text)
+def test_repetitive_texts_are_indexed_correctly(text: str) -> None:
+    index, spelled = make_index([text]), comparable_letters(text)
     assert index.followers(spelled[:30]) == search(spelled, spelled[:30])
     assert index.followers(spelled) == frozenset()
 
@@ -71,20 +76,20 @@ def test_texts_without_a_letter_have_no_index() -> None:
         build_arrays(["—", " \n", ""])
 
 
-def test_a_saved_index_reads_back_alike_and_takes_five_bytes_a_letter(tmp_path: Path) -> None:
+def test_a_saved_index_loads_and_takes_five_bytes_a_letter(tmp_path: Path) -> None:
     words = np.random.default_rng(0).choice("the a of rabbit went down into hole never once".split(), 20_000)
     text = " ".join(words)
-    kept = save_index([text], tmp_path / INDEX_FILE)
+    name = save_index([text], tmp_path / INDEX_FILE)
     index = load_index(tmp_path / INDEX_FILE)
-    assert index.name == kept == content_name([text])
-    assert index.followers(comparable_letters(text)[100:140]) == index_in_memory([text]).followers(
+    assert index.name == name == content_name([text])
+    assert index.followers(comparable_letters(text)[100:140]) == make_index([text]).followers(
         comparable_letters(text)[100:140]
     )
     assert (tmp_path / INDEX_FILE).stat().st_size < 5 * len(comparable_letters(text)) + 1_000
     assert [path.name for path in tmp_path.iterdir()] == [INDEX_FILE]
 
 
-def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
+def test_corrupted_and_truncated_files_are_detected(tmp_path: Path) -> None:
     path = tmp_path / INDEX_FILE
     save_index(["In a hole in the ground there lived a rabbit"], path)
     good = path.read_bytes()
@@ -92,7 +97,7 @@ def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
         for bad in (good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :], good[:at]):
             path.write_bytes(bad)
             try:
-                # Only the padding of the header may change without a difference.
+                # Only changes in the header's padding are harmless.
                 assert load_index(path).name == content_name(["In a hole in the ground there lived a rabbit"])
                 assert good[at : at + 1] in (b" ", b"\n", b"\t") or at < len(good) - 200
             except ValueError as error:
@@ -100,35 +105,35 @@ def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 40, b"\2\0\0\0\0\0\0\0{}", b"\2\0\0\0\0\0\0\0[]"])
-def test_what_is_no_index_is_named(tmp_path: Path, content: bytes) -> None:
+def test_errors_name_a_file_that_is_no_index(tmp_path: Path, content: bytes) -> None:
     (tmp_path / INDEX_FILE).write_bytes(content)
     with pytest.raises(ValueError, match=INDEX_FILE):
         load_index(tmp_path / INDEX_FILE)
 
 
-def test_a_library_finds_an_index_that_came_later(tmp_path: Path) -> None:
-    library, wanted = SuffixIndexFolder(tmp_path), content_name(["One fish"])
+def test_a_folder_finds_an_index_that_was_added_later(tmp_path: Path) -> None:
+    indexes, name = SuffixIndexFolder(tmp_path), content_name(["One fish"])
     with pytest.raises(ValueError, match="LETHE_VERBATIM") as raised:
-        library.get(wanted)
-    assert wanted not in str(raised.value)
+        indexes.get(name)
+    assert name not in str(raised.value)
     for folder, text in (("a", "Two fish"), ("b", "One fish")):
         (tmp_path / folder).mkdir()
         save_index([text], tmp_path / folder / INDEX_FILE)
-    assert library.get(wanted).name == wanted
-    assert library.get(content_name(["Two fish"])).followers("two") == {"f"}
+    assert indexes.get(name).name == name
+    assert indexes.get(content_name(["Two fish"])).followers("two") == {"f"}
 
 
-def test_a_library_reads_a_replaced_index_again_and_passes_over_broken_ones(
+def test_a_folder_reloads_replaced_indexes_and_skips_broken_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / INDEX_FILE).write_bytes(b"broken")
-    library = SuffixIndexFolder(tmp_path)
+    indexes = SuffixIndexFolder(tmp_path)
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError):
-        library.get(content_name(["One fish"]))
-    assert "can't be used" in caplog.text
+        indexes.get(content_name(["One fish"]))
+    assert "cannot use" in caplog.text
     save_index(["One fish"], tmp_path / "a" / INDEX_FILE)
-    assert len(library.get(content_name(["One fish"]))) == 7
+    assert len(indexes.get(content_name(["One fish"]))) == 7
 
 
 def test_without_a_folder_there_are_no_indexes() -> None:

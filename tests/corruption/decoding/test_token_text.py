@@ -31,7 +31,7 @@ def byte_level() -> Tokenizer:
 
 
 def metaspace_with_byte_fallback() -> Tokenizer:
-    """As Llama 2 and Gemma have it: the metaspace replaced by rules, unknown characters as bytes."""
+    """As in Llama 2 and Gemma: spaces become metaspaces by rule, unknown characters become bytes."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     pieces = [
         *"▁abcdefghilnorstuvTACGHK",
@@ -63,7 +63,7 @@ def unigram() -> Tokenizer:
 
 
 @pytest.mark.parametrize("make", [byte_level, metaspace_with_byte_fallback, unigram])
-def test_the_pieces_of_an_encoded_text_join_to_what_the_tokenizer_decodes(
+def test_joined_pieces_equal_the_decoded_text(
     make: Callable[[], Tokenizer],
 ) -> None:
     tokenizer = make()
@@ -94,22 +94,22 @@ def test_tokens_beyond_the_logits_are_left_out() -> None:
 
 
 @given(st.text(max_size=6), st.integers(0, 24))
-def test_a_character_cut_between_pieces_is_read_once_it_is_whole(text: str, cut: int) -> None:
+def test_a_character_split_over_pieces_is_decoded_once(text: str, cut: int) -> None:
     raw = text.encode()
     one, pending = decode_bytes(b"", raw[:cut])
-    other, rest = decode_bytes(pending, raw[cut:])
-    assert (one + other, rest) == (text, b"")
+    other, pending = decode_bytes(pending, raw[cut:])
+    assert (one + other, pending) == (text, b"")
 
 
 @given(st.lists(st.text(alphabet="ab ", max_size=5), max_size=30), st.text(alphabet="ab ", max_size=3))
-def test_look_ups_find_what_a_scan_finds(texts: list[str], asked: str) -> None:
+def test_look_ups_equal_a_scan(texts: list[str], text: str) -> None:
     index = SortedTexts(texts, list(range(len(texts))))
-    assert sorted(index.equal(asked).tolist()) == [i for i, t in enumerate(texts) if t == asked]
-    assert sorted(index.starting(asked).tolist()) == [i for i, t in enumerate(texts) if t.startswith(asked)]
+    assert sorted(index.equal(text).tolist()) == [i for i, t in enumerate(texts) if t == text]
+    assert sorted(index.starting(text).tolist()) == [i for i, t in enumerate(texts) if t.startswith(text)]
 
 
-def test_an_incomplete_character_at_the_end_waits_beside_the_text() -> None:
+def test_an_incomplete_last_character_is_kept_apart() -> None:
     vocabulary = TokenVocabulary([b"caf\xc3", b"\xa9s", b" x", None])
     assert vocabulary.texts == ["caf", " s", " x", ""]
-    assert vocabulary.tails == {0: b"\xc3"}
-    assert vocabulary.broken == [1]
+    assert vocabulary.incomplete == {0: b"\xc3"}
+    assert vocabulary.continuation_tokens == [1]

@@ -172,7 +172,7 @@ def test_a_long_text_at_a_strength_is_made_piece_by_piece(
     assert len(set(span.ids)) < len(span.ids)
     clean, whole = corruptor.table.rows(span.ids).astype(np.float32), made[1.0].astype(np.float32)
     assert (clean != whole).any(axis=1).sum() > 15
-    monkeypatch.setattr("lethe.corruption.embeddings.corruptor.AT_ONCE", 3 * WIDTH)
+    monkeypatch.setattr("lethe.corruption.embeddings.corruptor.BATCH_VALUES", 3 * WIDTH)
     for strength in (0.3, 0.7):
         again = corruptor.rows(span, 0, (), CorruptSpec(tokens="content", strength=strength), "p")
         assert np.array_equal(again, made[strength])

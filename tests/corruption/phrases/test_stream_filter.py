@@ -153,7 +153,7 @@ def test_what_is_held_is_bounded() -> None:
 
 
 def test_many_places_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lethe.corruption.phrases.stream_filter.MOST_PLACES", 20)
+    monkeypatch.setattr("lethe.corruption.phrases.stream_filter.MAX_CACHED_NODES", 20)
     phrases = ForbiddenPhrases([f"{first}{second} quill" for first in "abcdefgh" for second in "abcdefgh"])
     watch = AnswerFilter([FilterRule("p", phrases)])
     for second in "abcdefgh":
