@@ -108,6 +108,14 @@ def test_paths_in_the_text_exist(path: Path) -> None:
     assert missing == []
 
 
+def test_documents_named_in_the_code_exist() -> None:
+    folders = ("server", "classifier", "corruption", "evaluation", "benchmarks", "tests", "docker")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".sh", ".yml")]
+    for file in [*files, ROOT / "docker-compose.yml", ROOT / ".env.example", ROOT / "pyproject.toml"]:
+        for name in re.findall(r"\b(?:docs/[\w/-]+\.md|[A-Z]+\.md)\b", text_of(file)):
+            assert (ROOT / name).is_file(), (relative(file), name)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_every_guide_is_linked_from_another_document(path: Path) -> None:
     links = {
