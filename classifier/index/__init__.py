@@ -1,4 +1,5 @@
-"""Search for the forget items nearest to a window.
+"""Search for the forget items that a window resembles, and the allowlist of retain texts.
 
-It knows nothing of texts or encoders. Begin with `similarity.py`.
+It does not know encoders, thresholds or policies. Begin with `similarity.py`; `ivf.py` is its approximate search for
+large artifacts.
 """

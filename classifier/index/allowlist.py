@@ -1,7 +1,7 @@
-"""Requests that must stay unflagged: word for word what the retain file holds. Knows no model and no score.
+"""The allowlist: requests of the retain file, which must stay unflagged when a prompt repeats them word for word.
 
-Capitals, white space and punctuation make no difference. Held by digest. They speak for themselves alone: whatever
-stands around such a request is judged as ever, and so is the whole of them together.
+Case, white space and punctuation make no difference. Only digests are stored. An allowlisted request exempts itself
+alone: text around it is judged as usual, and so is the whole of both. Knows no model and no score.
 """
 
 from __future__ import annotations
@@ -15,48 +15,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lethe.classifier.artifact import DIGEST_BYTES
-from lethe.classifier.text.segments import Reading
+from lethe.classifier.text.segments import TextSegments
 
 _ASCII_WORD = re.compile(r"[a-z0-9+#]+")
 
 Flags = NDArray[np.bool_]
 
 
-def wording(text: str) -> str:
-    """What of a text makes it the same request or another one: letters with their marks, digits, "+" and "#"."""
+def canonical_wording(text: str) -> str:
+    """Return what makes two texts the same request: letters with their marks, digits, "+" and "#", case-folded."""
     text = text.casefold()
     if text.isascii():
         return " ".join(_ASCII_WORD.findall(text))
-    kept = (c if c.isalnum() or c in "+#" or category(c)[0] == "M" else " " for c in text)
-    return " ".join("".join(kept).split())
+    characters = (c if c.isalnum() or c in "+#" or category(c)[0] == "M" else " " for c in text)
+    return " ".join("".join(characters).split())
 
 
-def digests(texts: Sequence[str], besides: Sequence[str] = ()) -> NDArray[np.uint8]:
-    """(N, DIGEST_BYTES) of the wordings of texts, each once, sorted; without empty ones and those of `besides`."""
-    others = {wording(text) for text in besides}
-    found = {_digest(words) for text in texts if (words := wording(text)) and words not in others}
-    return np.frombuffer(b"".join(sorted(found)), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+def wording_digests(texts: Sequence[str], exclude: Sequence[str] = ()) -> NDArray[np.uint8]:
+    """Return (N, DIGEST_BYTES) the distinct digests of the texts' wordings, sorted.
+
+    Empty wordings and those of the texts in `exclude` are left out.
+    """
+    excluded = {canonical_wording(text) for text in exclude}
+    digests = {_digest(wording) for text in texts if (wording := canonical_wording(text)) and wording not in excluded}
+    return np.frombuffer(b"".join(sorted(digests)), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-class Retained:
-    """Retained requests, ready to be found among the rows of a reading."""
+class Allowlist:
+    """A set of allowlisted requests that can be found among the windows of a text."""
 
-    def __init__(self, kept: NDArray[np.uint8]) -> None:
-        """kept: as `digests` makes them."""
-        self._kept = {row.tobytes() for row in kept}
+    def __init__(self, digests: NDArray[np.uint8]) -> None:
+        """digests: as `wording_digests` returns them."""
+        self._digests = {row.tobytes() for row in digests}
 
-    def within(self, reading: Reading) -> Flags:
-        """(N,) which rows are a retained request, or lie inside a window that is one."""
-        inside = np.zeros(len(reading.own), dtype=bool)
-        if not self._kept:
-            return inside
-        for row in np.flatnonzero(reading.own):
-            first, last = int(reading.first[row]), int(reading.last[row])
-            if not inside[row] and _digest(wording(reading.text(int(row)))) in self._kept:
-                inside |= (reading.first >= first) & (reading.last <= last)
-        return inside
+    def matching_rows(self, segments: TextSegments) -> Flags:
+        """Return (N,) which rows are an allowlisted request, or lie inside a window that is one."""
+        matching = np.zeros(len(segments.outer), dtype=bool)
+        if not self._digests:
+            return matching
+        for row in np.flatnonzero(segments.outer):
+            first, last = int(segments.first[row]), int(segments.last[row])
+            if not matching[row] and _digest(canonical_wording(segments.text(int(row)))) in self._digests:
+                matching |= (segments.first >= first) & (segments.last <= last)
+        return matching
 
 
-def _digest(words: str) -> bytes:
-    # As in `Recent`, collisions can't be made on purpose.
-    return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+def _digest(wording: str) -> bytes:
+    # A cryptographic hash, so that nobody can write a prompt that collides with an allowlisted request.
+    return hashlib.blake2b(wording.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()

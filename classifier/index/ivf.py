@@ -1,9 +1,10 @@
-"""Which index rows are worth scoring, where there are too many to score all. Knows no threshold and no fusion.
+"""Approximate search over the index rows of a large artifact, where scoring all of them would take too long.
 
-Two sources are joined: the cells of nearest neighbours around a row (an inverted file: Jégou et al., 2011), seen in
-eight bits, and the inverted index of rare words. What they find is scored exactly, by the code that scores everything
-in small artifacts; what both overlook is a miss of the guard, never a false alarm. `benchmarks/many_prompts.py`
-measures how often that happens.
+Two sources of candidates are joined: the cells around a query in an inverted file (IVF; Jégou, Douze and Schmid,
+"Product quantization for nearest neighbor search", 2011), whose rows are stored as 8-bit integers, and the inverted
+index of rare words in `similarity.py`. The candidates are then scored exactly, by the code that scores every row of a
+small artifact. A row that both sources overlook is a missed detection, never a false alarm;
+`benchmarks/many_prompts.py` measures how often that happens. Knows no threshold.
 """
 
 from __future__ import annotations
@@ -16,111 +17,124 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lethe.classifier.index.similarity import ORDINARY_WEIGHT, Matcher, RowWords, run_edges
+from lethe.classifier.index.similarity import HUBNESS_WEIGHT, RowWords, TargetMatcher, run_edges
 
-# A fit of more index rows than this lays them out in cells. All of so many take about as long as an encoder does.
-CELLS_FROM = 1 << 14
-# Index rows of a cell, on the average.
+# Index rows above which a fit arranges them in cells. Chosen: scoring that many takes about as long as one encoding.
+MAX_ROWS_WITHOUT_CELLS = 1 << 14
+# Mean index rows of a cell. Chosen: about the square root of the number of rows at 65,000 rows.
 CELL_ROWS = 256
-# So many cells around a row are looked into, and so many index rows are kept of each source.
-PROBED = 48
-KEPT = 64
-# Rounds of k-means, over so many rows for each cell.
-ROUNDS = 8
-SAMPLED = 64
-LEVELS = 127
-# Rows that are worked on at once: bounds memory.
+# Cells that are searched for a query. Chosen with MAX_CANDIDATES for the recall that benchmarks/many_prompts.py prints.
+PROBED_CELLS = 48
+# Candidates that each source keeps for a query.
+MAX_CANDIDATES = 64
+# Rounds of k-means. Chosen: more hardly move the centres.
+KMEANS_ROUNDS = 8
+# Index rows a cell that k-means is run on; a random sample of the rest stands for all.
+SAMPLE_ROWS = 64
+# The largest 8-bit integer, to which the largest coordinate is scaled.
+MAX_INT8 = 127
+# Index rows that are converted to float32 at once: bounds memory to some MB.
 BLOCK_ROWS = 1 << 12
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-def arranged(vectors: NDArray[np.floating], rng: np.random.Generator) -> tuple[Integers, Integers, NDArray[np.float16]]:
-    """(R,) an order of unit rows (R, D) that puts neighbours side by side, (C + 1,) where each cell of it starts, and
-    (C, D) the cells' centres. Imports scipy."""
+def arrange_in_cells(
+    vectors: NDArray[np.floating], rng: np.random.Generator
+) -> tuple[Integers, Integers, NDArray[np.float16]]:
+    """Cluster unit rows (R, D) into cells by k-means. Imports scipy.
+
+    Returns (R,) an order that puts the rows of each cell side by side, (C + 1,) where each cell begins in that order,
+    and (C, D) the cells' centres.
+    """
     from scipy.cluster.vq import kmeans2
 
     count = max(len(vectors) // CELL_ROWS, 1)
-    few = rng.choice(len(vectors), min(SAMPLED * count, len(vectors)), replace=False)
+    sample = rng.choice(len(vectors), min(SAMPLE_ROWS * count, len(vectors)), replace=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of empty cells, which are left out below
-        found, _ = kmeans2(vectors[np.sort(few)].astype(np.float32), count, iter=ROUNDS, minit="points", seed=rng)
-    centres = found.astype(np.float16)
-    against = centres.astype(np.float32)
-    square = (against * against).sum(axis=1) / 2
-    owner = np.empty(len(vectors), dtype=np.int64)
-    for part, out in zip(_blocks(vectors), _blocks(owner), strict=True):
-        out[:] = (part @ against.T - square).argmax(axis=1)
-    # Equal rows make equal centres, of which one owns them all: the others would be looked into in its place.
-    held, owner = np.unique(owner, return_inverse=True)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(owner))]).astype(np.int64)
-    return np.argsort(owner, kind="stable"), starts, centres[held]
+        warnings.simplefilter("ignore", UserWarning)  # about empty cells, which are removed below
+        float_centres, _ = kmeans2(
+            vectors[np.sort(sample)].astype(np.float32), count, iter=KMEANS_ROUNDS, minit="points", seed=rng
+        )
+    centres = float_centres.astype(np.float16)
+    rounded = centres.astype(np.float32)
+    half_squares = (rounded * rounded).sum(axis=1) / 2
+    cell_of_row = np.empty(len(vectors), dtype=np.int64)
+    for block, out in zip(_blocks(vectors), _blocks(cell_of_row), strict=True):
+        out[:] = (block @ rounded.T - half_squares).argmax(axis=1)
+    # Equal rows make equal centres, one of which gets all rows. The empty ones would be probed in its place.
+    used, cell_of_row = np.unique(cell_of_row, return_inverse=True)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(cell_of_row))]).astype(np.int64)
+    return np.argsort(cell_of_row, kind="stable"), starts, centres[used]
 
 
-class Search:
-    """The index rows of a large artifact, ready to be searched. Safe to call from several threads."""
+class CellIndex:
+    """The index rows of a large artifact, arranged in cells for search. Thread-safe."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], matcher: Matcher, removed: NDArray[np.bool_]) -> None:
-        """matcher: of the same rows as targets. removed: (R,) rows of items that were taken out."""
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], matcher: TargetMatcher, removed: NDArray[np.bool_]) -> None:
+        """matcher: of the same index rows. removed: (R,) which rows belong to forget items that were removed."""
         self._starts: Integers = arrays["cell_starts"]
         self._centres: Floats = arrays["cell_centres"].astype(np.float32)
-        self._half = (self._centres * self._centres).sum(axis=1) / 2
+        self._half_squares = (self._centres * self._centres).sum(axis=1) / 2
         self._matcher = matcher
-        self._less = (ORDINARY_WEIGHT * arrays["targets_ordinary"]).astype(np.float32)
-        self._live = ~removed if removed.any() else None
+        self._hubness_term = (HUBNESS_WEIGHT * arrays["targets_hubness"]).astype(np.float32)
+        self._remaining = ~removed if removed.any() else None
         index = arrays["index"]
-        self._step = float(max(np.abs(part).max() for part in _blocks(index))) / LEVELS
+        self._step = float(max(np.abs(block).max() for block in _blocks(index))) / MAX_INT8
         self._rows = np.empty(index.shape, dtype=np.int8)
-        for part, out in zip(_blocks(index), _blocks(self._rows), strict=True):
-            np.rint(part / self._step, out=part)
-            out[:] = part
+        for block, out in zip(_blocks(index), _blocks(self._rows), strict=True):
+            np.rint(block / self._step, out=block)
+            out[:] = block
 
     def candidates(self, vectors: Floats, words: RowWords) -> Integers:
-        """(K,) rising numbers of the index rows that any of N rows may ask for. vectors: (N, D) their embeddings;
-        words: their distinct words."""
-        return np.unique(np.concatenate([self._near(vectors), self._matcher.sharing(words, len(vectors), KEPT)]))
+        """Return (K,) the numbers, rising, of the index rows that may match any of N queries.
 
-    def _near(self, vectors: Floats) -> Integers:
-        """Of each row's cells, the index rows that match it best by cosine."""
-        most = min(PROBED, len(self._centres))
-        distance = self._half - vectors @ self._centres.T
-        probed = np.argpartition(distance, most - 1, axis=1)[:, :most]
-        # Cell by cell, so that those that several rows look into are read once.
-        row = np.repeat(np.arange(len(vectors)), most)
+        vectors: (N, D) the queries' embeddings. words: their distinct hashed words.
+        """
+        by_words = self._matcher.targets_sharing_words(words, len(vectors), MAX_CANDIDATES)
+        return np.unique(np.concatenate([self._nearest_in_cells(vectors), by_words]))
+
+    def _nearest_in_cells(self, vectors: Floats) -> Integers:
+        """Return the index rows with the highest cosine minus hubness term in each query's nearest cells."""
+        count = min(PROBED_CELLS, len(self._centres))
+        distance = self._half_squares - vectors @ self._centres.T
+        probed = np.argpartition(distance, count - 1, axis=1)[:, :count]
+        # Cell by cell, so that a cell that several queries probe is converted once.
+        query = np.repeat(np.arange(len(vectors)), count)
         order = np.argsort(probed, axis=None, kind="stable")
-        row, cell = row[order], probed.ravel()[order]
+        query, cell = query[order], probed.ravel()[order]
         scaled = vectors * np.float32(self._step)
-        found: list[list[tuple[int, Floats]]] = [[] for _ in vectors]
+        scores: list[list[tuple[int, Floats]]] = [[] for _ in vectors]
         for first, last in pairwise(run_edges(cell).tolist()):
-            begin, until = self._starts[cell[first] : cell[first] + 2].tolist()
-            # Of many equal rows a cell may hold any number.
-            for start in range(begin, until, BLOCK_ROWS):
-                end = min(start + BLOCK_ROWS, until)
+            cell_start, cell_end = self._starts[cell[first] : cell[first] + 2].tolist()
+            # A cell may be much larger than the mean, if many rows are equal.
+            for start in range(cell_start, cell_end, BLOCK_ROWS):
+                end = min(start + BLOCK_ROWS, cell_end)
                 block = self._rows[start:end].astype(np.float32)
-                # One by one: for products of small matrices the libraries start threads that cost more than they do.
-                for r in row[first:last].tolist():
-                    found[r].append((start, block @ scaled[r] - self._less[start:end]))
-        kept = []
-        for parts in found:
+                # One by one: for small matrix products, BLAS starts threads that cost more than the product.
+                for number in query[first:last].tolist():
+                    scores[number].append((start, block @ scaled[number] - self._hubness_term[start:end]))
+        candidates = []
+        for parts in scores:
             score = np.concatenate([score for _, score in parts])
-            at = np.concatenate([np.arange(start, start + len(score)) for start, score in parts])
-            kept.append(_best(at, score))
-            if self._live is not None:
-                live = self._live[at]
-                kept.append(_best(at[live], score[live]))
-        return np.concatenate(kept)
+            rows = np.concatenate([np.arange(start, start + len(score)) for start, score in parts])
+            candidates.append(_highest(rows, score))
+            if self._remaining is not None:
+                remaining = self._remaining[rows]
+                candidates.append(_highest(rows[remaining], score[remaining]))
+        return np.concatenate(candidates)
 
 
-def _best(numbers: Integers, scores: Floats) -> Integers:
-    """The numbers of the KEPT highest scores."""
-    if len(scores) <= KEPT:
+def _highest(numbers: Integers, scores: Floats) -> Integers:
+    """Return the numbers of the MAX_CANDIDATES highest scores, in any order."""
+    if len(scores) <= MAX_CANDIDATES:
         return numbers
-    return numbers[np.argpartition(-scores, KEPT - 1)[:KEPT]]
+    return numbers[np.argpartition(-scores, MAX_CANDIDATES - 1)[:MAX_CANDIDATES]]
 
 
 def _blocks(index: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The rows some at a time; halves as single numbers, since few processors reckon with halves."""
+    """Yield BLOCK_ROWS rows at a time; float16 as float32, which most processors compute with faster."""
     for start in range(0, len(index), BLOCK_ROWS):
-        part = index[start : start + BLOCK_ROWS]
-        yield part.astype(np.float32) if part.dtype == np.float16 else part
+        block = index[start : start + BLOCK_ROWS]
+        yield block.astype(np.float32) if block.dtype == np.float16 else block
