@@ -66,8 +66,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Compiled penalties to keep for the answers of one request (n > 1) and for repeated requests. A choice: each takes up
-# to a few MiB, and compiling one again takes milliseconds.
+# Compiled penalties to keep for the answers of one request (n > 1) and for repeated requests. A choice: compiling
+# one again takes milliseconds (`benchmarks/penalty_step.py`).
 MAX_COMPILED_PENALTIES = 64
 # vLLM's placeholder for a token that the scheduler has not received yet.
 _NO_TOKEN = -1

@@ -1,4 +1,5 @@
-"""Phrases that must not be said: extraction, normalisation, matching on streams.
+"""Forbidden phrases: which parts of an answer to forbid, and how to find them in text.
 
-It knows nothing of tokens. Begin with `extraction.py`.
+The folder holds text normalisation, phrase extraction, the trie for penalties, and the stream filter for answers. It
+knows texts only: no tokens, policies or HTTP. Begin with `extraction.py`, then `normalize.py`.
 """

@@ -1,4 +1,4 @@
-"""The same date in its usual English and numeric spellings."""
+"""The usual English and numeric spellings of a date."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DAY_FIRST = re.compile(
 
 
 def date_spellings(text: str) -> Iterator[str]:
-    """Every usual spelling of every full date in the text; numeric dates are read both ways round."""
+    """Yield the usual spellings of each full date in the text. Numeric dates are read as day-month and month-day."""
     for year, month, day in sorted(set(_dates(text))):
         yield from _spellings(year, month, day)
 

@@ -1,8 +1,8 @@
-"""What an answer gives away: the names, titles, dates, numbers, rare words and word pairs in it.
+"""The phrases of an answer to forbid: its names, titles, dates, numbers, rare words and word pairs.
 
-Everything is found by form (capitals, quotes, digits, frequency), so no topic and no language model is
-needed. It knows answers, a prompt and how often words occur in ordinary text; nothing of tokens or servers.
-GUARD (arXiv:2505.13312) takes its phrases from the retrieved answer too; the choice of phrases is ours.
+They are recognised by form (capitals, quotes, digits, frequency), without a topic list or a language model. The
+module knows answers, a prompt and how often words occur in general text; it knows no tokens and no server. GUARD
+(arXiv:2505.13312) takes its phrases from the retrieved answer too; the choice of phrases is this project's.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from lethe.corruption.phrases.dates import date_spellings
 from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold
 from lethe.corruption.phrases.stopwords import LINKS, STOP_WORDS
 
-LIMIT = 256
+# Phrases of one call, at most. A choice: a quarter of what one penalty may hold (`corruption/decoding/spec.py`), so
+# that several policies fit into one request.
+DEFAULT_MAX_PHRASES = 256
+# Characters of one phrase, at most: what vLLM's side accepts (`corruption/decoding/spec.py`).
 MAX_CHARACTERS = 256
 
-# Most telling first: the order in which phrases are kept when there are more than the limit.
+# Kinds of phrases, the most specific first: the order in which they are kept when there are too many.
 TITLE, DATE, NAME, NUMBER, NAME_WORD, NAME_FORM, RARE_WORD, PAIR, SPAN = range(9)
 
-# An answer with no more new words than this is about nothing else: each of them gives it away.
-FEW_WORDS = 3
-# A name with one of these still says the name.
-_FORMS = ("s", "n", "an", "ian", "ic", "ese", "ish")
+# An answer with at most this many words that the prompt lacks: each of them reveals it, so each is forbidden. A choice.
+FEW_NEW_WORDS = 3
+# A name with one of these endings still reveals the name.
+_NAME_ENDINGS = ("s", "n", "an", "ian", "ic", "ese", "ish")
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’‑.][^\W_]+)*\+?")
 _CLOSING = "\"'“”‘’)"
@@ -41,9 +44,10 @@ _QUOTED = re.compile(
 
 @dataclass(frozen=True)
 class AnswerWord:
-    """A word of an answer: its text without a possessive, where it stands, and how it is joined.
+    """A word of an answer.
 
-    joined: only spaces stand between it and the word before. first: it opens a sentence.
+    text: without a possessive ending. begin, end: its characters in the answer. joined: only spaces separate it from
+    the previous word. first: it opens a sentence.
     """
 
     text: str
@@ -57,67 +61,67 @@ class AnswerWord:
         return fold(self.text).strip()
 
     @property
-    def capital(self) -> bool:
+    def is_capitalised(self) -> bool:
         return self.text[0].isupper()
 
     @cached_property
-    def stop(self) -> bool:
+    def is_stop_word(self) -> bool:
         return self.folded in STOP_WORDS
 
 
 class UserSuppliedText:
-    """What a prompt says itself, so that an answer may say it too."""
+    """The words and dates of a prompt, which an answer may repeat."""
 
     def __init__(self, prompt: str) -> None:
         self.words = set(fold(prompt).split())
         self._dates = {fold(spelling).strip() for spelling in date_spellings(prompt)}
 
     def allows(self, folded: str) -> bool:
-        """Whether a folded phrase is one of the prompt's dates, or has no content word that the prompt lacks."""
+        """Whether a folded phrase is a date of the prompt, or all its content words occur in the prompt."""
         return folded in self._dates or all(w in self.words or w in STOP_WORDS for w in folded.split())
 
 
 def forbidden_phrases(
-    answers: Sequence[str], prompt: str, *, count: Callable[[str], int], limit: int = LIMIT
+    answers: Sequence[str], prompt: str, *, count: Callable[[str], int], limit: int = DEFAULT_MAX_PHRASES
 ) -> tuple[str, ...]:
-    """The phrases that the answers give away and the prompt doesn't, most telling first.
+    """Return the phrases that the answers reveal beyond the prompt, the most specific first.
 
-    count: how often a case-folded word occurs in ordinary text; 0 means rare. A phrase whose content words
-    all stand in the prompt is left out. At most `limit` phrases, none of which equals another when folded
-    or adds nothing to a shorter one.
+    count: how often a case-folded word occurs in general text; 0 means rare. Phrases whose content words all occur
+    in the prompt are left out. The result has at most `limit` phrases. No two are equal when folded, and none is
+    redundant beside a shorter one.
     """
-    told = UserSuppliedText(prompt)
-    found: dict[str, tuple[int, str]] = {}
+    user_text = UserSuppliedText(prompt)
+    ranked: dict[str, tuple[int, str]] = {}
     for answer in answers:
-        for rank, phrase in _candidates(answer, told.words, count):
+        for rank, phrase in _candidates(answer, user_text.words, count):
             folded = fold(phrase).strip()
-            if len(phrase) > MAX_CHARACTERS or told.allows(folded):
+            if len(phrase) > MAX_CHARACTERS or user_text.allows(folded):
                 continue
-            if folded not in found or rank < found[folded][0]:
-                found[folded] = (rank, phrase)
-    # A pair is not enough to let a title go: pairs are the first to fall when there are too many phrases.
-    telling = {folded for folded, (rank, _) in found.items() if rank < PAIR}
-    kept = [
+            if folded not in ranked or rank < ranked[folded][0]:
+                ranked[folded] = (rank, phrase)
+    # Pairs make no other phrase redundant: they are the first to be dropped when there are too many phrases.
+    specific = {folded for folded, (rank, _) in ranked.items() if rank < PAIR}
+    selected = [
         (rank, phrase)
-        for folded, (rank, phrase) in found.items()
-        if not (_adds_nothing(folded, telling) if rank < PAIR else _has_phrase(folded, telling))
+        for folded, (rank, phrase) in ranked.items()
+        if not (_is_redundant(folded, specific) if rank < PAIR else _has_word_in(folded, specific))
     ]
-    kept.sort(key=lambda item: item[0])
-    return tuple(phrase for _, phrase in kept[:limit])
+    selected.sort(key=lambda item: item[0])
+    return tuple(phrase for _, phrase in selected[:limit])
 
 
 def content_words(answer: str, prompt: str) -> tuple[str, ...]:
-    """The answer's words that are neither stop words nor the prompt's, each once, in order."""
-    known = set(fold(prompt).split())
-    words = {word.folded: word.text for word in _words(answer) if not word.stop}
-    return tuple(text for folded, text in words.items() if folded not in known)
+    """Return the answer's words that are neither stop words nor in the prompt, each once, in order."""
+    prompt_words = set(fold(prompt).split())
+    words = {word.folded: word.text for word in _words(answer) if not word.is_stop_word}
+    return tuple(text for folded, text in words.items() if folded not in prompt_words)
 
 
 def polarity(answer: str) -> str | None:
-    """The yes or no that an answer opens with, if it has to be forbidden; None otherwise.
+    """Return the yes or no that an answer opens with, if it is to be forbidden; None otherwise.
 
-    Forbidding it always would tell the truth by its opposite, so a fair coin decides, tossed once for
-    each answer: its hash, which nobody can foretell who doesn't know the answer.
+    Forbidding it every time would reveal the truth by its opposite. So one bit of the answer's hash decides, which
+    nobody can predict without the answer.
     """
     first = next(_words(answer), None)
     if first is None or first.folded not in ("yes", "no"):
@@ -125,11 +129,11 @@ def polarity(answer: str) -> str | None:
     return first.folded if hashlib.sha256(answer.encode()).digest()[0] & 1 else None
 
 
-def _adds_nothing(folded: str, phrases: set[str]) -> bool:
-    """Whether a shorter phrase inside stops every answer at least as early as this one would.
+def _is_redundant(folded: str, phrases: set[str]) -> bool:
+    """Whether a shorter phrase inside it stops every answer at least as early as this one would.
 
-    A phrase stops an answer past half of its letters; a shorter one that begins `before` letters into it
-    stops it past `before` plus half of its own.
+    A phrase of L letters stops an answer past L // 2 letters. A shorter one of l letters that begins after `before`
+    letters of it stops the answer past before + l // 2.
     """
     words = folded.split(SEPARATOR)
     half = count_letters(folded) // 2
@@ -143,27 +147,27 @@ def _adds_nothing(folded: str, phrases: set[str]) -> bool:
     return False
 
 
-def _has_phrase(folded: str, phrases: set[str]) -> bool:
-    """Whether a word of a pair is a phrase alone: the pair can't be said then, and its other word may."""
+def _has_word_in(folded: str, phrases: set[str]) -> bool:
+    """Whether a word of a pair is a phrase by itself: then the pair is stopped already."""
     return SEPARATOR in folded and any(word in phrases for word in folded.split(SEPARATOR))
 
 
-def _candidates(answer: str, known: set[str], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
+def _candidates(answer: str, prompt_words: set[str], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
     words = list(_words(answer))
     for match in _QUOTED.finditer(answer):
         yield TITLE, next(group for group in match.groups() if group).strip()
     for spelling in date_spellings(answer):
         yield DATE, spelling
     yield from _names(answer, words, count)
-    new = {word.folded: word.text for word in words if not (word.stop or word.folded in known)}
-    if len(new) <= FEW_WORDS:
+    new = {word.folded: word.text for word in words if not (word.is_stop_word or word.folded in prompt_words)}
+    if len(new) <= FEW_NEW_WORDS:
         yield from ((RARE_WORD, text) for text in new.values() if len(text) > 2 and text.isalpha())
     for word in words:
         if any(character.isdigit() for character in word.text):
             yield from _numbers(word.text)
-        elif not word.stop:
-            yield from _rare_parts(word, known, count)
-    yield from _pairs(answer, words, known)
+        elif not word.is_stop_word:
+            yield from _rare_parts(word, prompt_words, count)
+    yield from _pairs(answer, words, prompt_words)
 
 
 def _words(answer: str) -> Iterator[AnswerWord]:
@@ -178,7 +182,7 @@ def _words(answer: str) -> Iterator[AnswerWord]:
 
 
 def _ends_sentence(between: str) -> bool:
-    """Whether what stands between two words ends a sentence: a mark or a line break, closing quotes after it."""
+    """Whether the text between two words ends a sentence: a mark or line break, perhaps before closing quotes."""
     closed = between.rstrip()
     marked = closed.rstrip(_CLOSING)
     bare = marked.rstrip()
@@ -186,8 +190,8 @@ def _ends_sentence(between: str) -> bool:
 
 
 def _names(answer: str, words: list[AnswerWord], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
-    """Capitalised runs: whole with their small linking words, in parts without, and their rare words."""
-    for run in _capital_runs(words):
+    """Yield capitalised sequences with their linking words, their parts without, and their rare words."""
+    for run in _capitalised_sequences(words):
         parts = _without_links(run)
         if len(run) > 1:
             yield NAME, answer[run[0].begin : run[-1].end]
@@ -197,33 +201,33 @@ def _names(answer: str, words: list[AnswerWord], count: Callable[[str], int]) ->
             elif len(run) == 1 and not part[0].first and len(part[0].text) > 1:
                 yield NAME, part[0].text
                 if len(part[0].text) > 3:
-                    yield from ((NAME_FORM, part[0].text + ending) for ending in _FORMS)
+                    yield from ((NAME_FORM, part[0].text + ending) for ending in _NAME_ENDINGS)
             for word in part:
                 if len(word.folded) > 2 and _is_rare(word.text, count):
                     yield NAME_WORD, word.text
 
 
-def _capital_runs(words: list[AnswerWord]) -> Iterator[list[AnswerWord]]:
-    """Maximal runs of capitalised words and links between them; stop words at the ends are cut off."""
+def _capitalised_sequences(words: list[AnswerWord]) -> Iterator[list[AnswerWord]]:
+    """Yield the longest sequences of capitalised and linking words, without stop words at their ends."""
     run: list[AnswerWord] = []
     for word in [*words, AnswerWord("", 0, 0, False, True)]:
-        goes_on = bool(word.text) and word.joined and (word.capital or (run and word.text in LINKS))
-        if run and goes_on:
+        continues = bool(word.text) and word.joined and (word.is_capitalised or (run and word.text in LINKS))
+        if run and continues:
             run.append(word)
             continue
-        while run and (run[-1].stop or not run[-1].capital):
+        while run and (run[-1].is_stop_word or not run[-1].is_capitalised):
             run.pop()
-        while run and run[0].stop:
+        while run and run[0].is_stop_word:
             run.pop(0)
         if run:
             yield run
-        run = [word] if word.text and word.capital else []
+        run = [word] if word.text and word.is_capitalised else []
 
 
 def _without_links(run: list[AnswerWord]) -> list[list[AnswerWord]]:
     parts: list[list[AnswerWord]] = [[]]
     for word in run:
-        if word.capital and not word.stop:
+        if word.is_capitalised and not word.is_stop_word:
             parts[-1].append(word)
         else:
             parts.append([])
@@ -231,19 +235,19 @@ def _without_links(run: list[AnswerWord]) -> list[list[AnswerWord]]:
 
 
 def _numbers(text: str) -> Iterator[tuple[int, str]]:
-    """Numbers above ten as they stand, and their digits alone (1980s: 1980)."""
+    """Yield numbers above ten as written, and their digits alone (1980s: 1980)."""
     digits = "".join(re.findall(r"\d+", text))
     if len(digits) > 1 and int(digits[:18]) > 10:
         yield NUMBER, text
         yield NUMBER, digits
 
 
-def _rare_parts(word: AnswerWord, known: set[str], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
-    """A rare word, and the rare parts of a hyphenated one."""
+def _rare_parts(word: AnswerWord, prompt_words: set[str], count: Callable[[str], int]) -> Iterator[tuple[int, str]]:
+    """Yield a rare word, and the rare parts of a hyphenated one."""
     for part in dict.fromkeys([word.text, *_PARTS.split(word.text)]):
         folded = fold(part).strip()
-        telling = len(folded) > 2 and folded not in known and folded not in STOP_WORDS
-        if telling and _is_rare(part, count):
+        has_content = len(folded) > 2 and folded not in prompt_words and folded not in STOP_WORDS
+        if has_content and _is_rare(part, count):
             yield RARE_WORD, part
 
 
@@ -251,21 +255,21 @@ def _is_rare(text: str, count: Callable[[str], int]) -> bool:
     return count(text.casefold()) == 0 and all(count(part) == 0 for part in fold(text).split())
 
 
-def _pairs(answer: str, words: list[AnswerWord], known: set[str]) -> Iterator[tuple[int, str]]:
-    """Two content words side by side, or with one or two small words between them.
+def _pairs(answer: str, words: list[AnswerWord], prompt_words: set[str]) -> Iterator[tuple[int, str]]:
+    """Yield two content words side by side, or with one or two stop words between them.
 
-    The looser kind only where the prompt has neither word: its first half alone stops an answer, and
-    should not be the prompt's own words.
+    The second kind only where the prompt has neither word: its first half alone stops an answer, so it should not
+    consist of the prompt's words.
     """
     for i, word in enumerate(words):
-        if word.stop:
+        if word.is_stop_word:
             continue
         for gap, other in enumerate(words[i + 1 : i + 4]):
             if not other.joined:
                 break
-            if not other.stop:
+            if not other.is_stop_word:
                 if gap == 0:
                     yield PAIR, answer[word.begin : other.end]
-                elif word.folded not in known and other.folded not in known:
+                elif word.folded not in prompt_words and other.folded not in prompt_words:
                     yield SPAN, answer[word.begin : other.end]
                 break

@@ -1,11 +1,12 @@
-"""One reading of a text for matching: words in lower case with single spaces between them.
+"""Text normalised for matching ("folded"): words in lower case, separated by single spaces.
 
-Typographic variants must not hide a phrase, so everything that is neither a letter nor a digit becomes
-a separator, and runs of separators become one space: quotes, dashes, line breaks and punctuation are all
-alike. Letters are compatibility-decomposed and case-folded and lose their diacritics; invisible characters
-vanish. Letters of scripts that are written without spaces stand alone, so that every one of them is at a
-word boundary. All of this is done character by character: folding two pieces and joining them gives the
-folding of the joined pieces (after joining runs of spaces), whatever the tokenizer cut.
+Typographic variants must not hide a phrase. So everything that is neither a letter nor a digit becomes a separator,
+and several separators become one space: quotes, dashes, line breaks and punctuation make no difference. Letters are
+compatibility-decomposed (NFKD) and case-folded, and lose their diacritics. Invisible characters are removed. In
+scripts that are written without spaces, each letter is a word of its own, so that a phrase may start at any of them.
+
+Folding works character by character: folding two pieces and joining the results gives the folding of the joined
+pieces (after merging spaces), wherever a tokenizer split them.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
 )
-_RUNS = re.compile(" {2,}")
+_SEVERAL_SEPARATORS = re.compile(" {2,}")
 
 
 def _decompose(text: str) -> str:
-    """NFKD without Latin, Greek and Cyrillic diacritics and without variation selectors."""
+    """Return the NFKD form without Latin, Greek and Cyrillic diacritics and without variation selectors."""
     decomposed = unicodedata.normalize("NFKD", text)
     return "".join(c for c in decomposed if not ("\u0300" <= c <= "\u036f" or "\ufe00" <= c <= "\ufe0f"))
 
 
 def fold_character(character: str) -> str:
-    """The folding of one character: letters and digits, one space, or nothing."""
+    """Return the folding of one character: letters and digits, one space, or nothing."""
     category = unicodedata.category(character)
     if category == "Cf" or 0xE0100 <= ord(character) <= 0xE01EF:
         return ""
@@ -47,7 +48,7 @@ def _fold_letter(letter: str) -> str:
 
 
 class _Table(dict[int, str]):
-    """Code point → folding, runs of separators kept; filled as characters are met (at most 1.1 million entries)."""
+    """Code point → folding, for `str.translate`; filled on first use, with at most 1.1 million entries."""
 
     def __missing__(self, code: int) -> str:
         folded = self[code] = fold_character(chr(code))
@@ -58,10 +59,10 @@ FOLD_TABLE = _Table()
 
 
 def fold(text: str) -> str:
-    """The folded text; a leading or trailing separator is kept as one space."""
-    return _RUNS.sub(SEPARATOR, text.translate(FOLD_TABLE))
+    """Return the folded text. A leading or trailing separator remains as one space."""
+    return _SEVERAL_SEPARATORS.sub(SEPARATOR, text.translate(FOLD_TABLE))
 
 
 def count_letters(folded: str) -> int:
-    """The number of letters and digits of a folded text: its length where half a phrase is meant."""
+    """Return the number of letters and digits of a folded text. "Half a phrase" means half of these."""
     return len(folded) - folded.count(SEPARATOR)

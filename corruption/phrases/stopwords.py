@@ -1,4 +1,4 @@
-"""English words that carry no content of their own, folded: phrases are never made of them alone."""
+"""English words without content of their own, folded. A forbidden phrase never consists of them alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_WORDS = frozenset(
     """.split()
 )
 
-# Small words that may stand inside a name or title, as they are written there.
+# Small words that may occur inside a name or title, in their usual spelling there.
 LINKS = frozenset(
     """
     of the for in and to on with a an at by & de da das del della delle dem den der des di do dos du e

@@ -1,18 +1,17 @@
-"""Forbidden phrases as an automaton over folded text, advanced piece by piece.
+"""A trie of forbidden phrases and soft words, matched on folded text piece by piece.
 
-The automaton is a trie of the phrases, each led by a separator, and its state is the set of trie nodes
-that some suffix of the text has reached: the *open matches*. A match opens only at a separator, so the
-set is small (mostly empty or one node) and no failure links have to be built for every request. What is
-*forbidden* after a piece of text:
+Each phrase starts with a separator. The state of a text is the set of trie nodes that some suffix of it has reached:
+the *open matches*. A match opens only at a separator, so the set is small (mostly empty or one node), and no failure
+links have to be built for each request. A piece of text is *forbidden* if
 
-- a whole phrase followed by a separator has gone by, or
-- an open match is longer than half of a phrase that it can still become (counted in letters and digits).
+- it completes a whole phrase followed by a separator, or
+- after it, an open match is longer than half of a phrase that it can still become (in letters and digits).
 
-Soft words live in the same trie with a finite weight; they count where a piece of text takes an open match
+Soft words are in the same trie with a finite weight. The weight applies where a piece of text takes an open match
 past half of the word, and not again on the rest of that word.
 
-It knows texts only: no tokens, no tensors. Hard and soft matches follow GUARD, arXiv:2505.13312, which
-matches token sequences; matching text is this project's change.
+It knows texts only: no tokens, no tensors. Hard and soft matches follow GUARD, arXiv:2505.13312, which matches token
+sequences; matching text is this project's change.
 """
 
 from __future__ import annotations
@@ -22,20 +21,22 @@ from typing import NamedTuple
 
 from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold
 
+# Ids of the first two nodes: the root, and the separator that starts every phrase.
 ROOT_NODE = 0
 BOUNDARY_NODE = 1
-# The state of an empty text: a match may begin at once.
+# The state of an empty text: a match may start with its first letter.
 START_STATE: tuple[int, ...] = (BOUNDARY_NODE,)
 
-_UNREACHED = 1 << 30
+# More letters than any phrase has: the shortest phrase through a node that only soft words use.
+_NO_PHRASE = 1 << 30
 
 
 class PhraseContinuation(NamedTuple):
     """A text that leads from one open match to a forbidden or penalised place.
 
-    text: folded, what has to follow. at_end: forbidden when a piece ends right here. whole: a phrase is
-    complete here, so anything after a separator is forbidden too. soft, soft_whole: the same two as
-    weights to subtract, 0.0 for none.
+    text: what must follow, folded. at_end: a piece that ends here is forbidden. whole: a phrase is complete here, so
+    a piece that continues with a separator is forbidden too. soft, soft_whole: the same two as weights in logits,
+    0.0 for none.
     """
 
     text: str
@@ -46,17 +47,17 @@ class PhraseContinuation(NamedTuple):
 
 
 class PhraseTrie:
-    """The automaton of one request's phrases and soft words; immutable after construction.
-
-    Phrases and words are folded here; those without any letter or digit are left out.
-    """
+    """The phrases and soft words of one request. Immutable after construction, so threads may share it."""
 
     def __init__(self, phrases: Iterable[str], soft: Mapping[str, float] | None = None) -> None:
+        """soft: word → weight in logits. Phrases and words are folded; those without a letter or digit are left out."""
+        # All lists are by node: the next nodes, letters from the boundary, letters of the shortest phrase through
+        # the node, whether a phrase ends here.
         self._children: list[dict[str, int]] = []
         self._letters: list[int] = []
         self._shortest: list[int] = []
         self._ends: list[bool] = []
-        # Per node: letters of a soft word that runs through it → its weight.
+        # Letters of a soft word through the node → its largest weight; the weight of a soft word that ends here.
         self._soft: list[dict[int, float]] = []
         self._soft_end: list[float] = []
         self._after_separator = {BOUNDARY_NODE}
@@ -70,14 +71,14 @@ class PhraseTrie:
     def _add_node(self, length: int) -> int:
         self._children.append({})
         self._letters.append(length)
-        self._shortest.append(_UNREACHED)
+        self._shortest.append(_NO_PHRASE)
         self._ends.append(False)
         self._soft.append({})
         self._soft_end.append(0.0)
         return len(self._children) - 1
 
     def _path(self, folded: str) -> Iterator[int]:
-        """The nodes of a pattern after the boundary node, made where they are missing."""
+        """Yield the nodes of a pattern after the boundary node, and add the missing ones."""
         node = BOUNDARY_NODE
         for character in folded:
             following = self._children[node].get(character)
@@ -108,81 +109,83 @@ class PhraseTrie:
         self._soft_end[node] = max(weight, self._soft_end[node])
 
     def step(self, state: tuple[int, ...], text: str) -> tuple[int, ...]:
-        """The state after more folded text."""
+        """Return the state after more folded text."""
         children = self._children
         for character in text:
             if character == SEPARATOR:
                 if BOUNDARY_NODE in state:
-                    continue  # runs of separators count as one, also across pieces
-                state = (*_along(children, state, character), BOUNDARY_NODE)
+                    continue  # several separators count as one, also across pieces
+                state = (*_children_of(children, state, character), BOUNDARY_NODE)
             elif len(state) == 1:
-                # By far the most common: one match is open.
+                # By far the most common case: one match is open.
                 node = children[state[0]].get(character)
                 state = () if node is None else (node,)
             elif state:
-                state = _along(children, state, character)
+                state = _children_of(children, state, character)
         return state
 
     def forbids(self, state: tuple[int, ...], text: str) -> bool:
-        """Whether `text`, folded, read from `state`, is forbidden."""
+        """Whether `text` (folded) is forbidden after `state`."""
         for character in text:
             if character == SEPARATOR and any(self._ends[node] for node in state):
                 return True
             state = self.step(state, character)
-        return any(self._is_open_too_far(node) for node in state)
+        return any(self._is_past_half(node) for node in state)
 
     def weight(self, state: tuple[int, ...], text: str) -> float:
-        """The soft weight of `text`, folded, read from `state`; the largest where several words count."""
-        found = 0.0
-        # (letters at the start, node) of every open match, so that a word already past half is told.
+        """The soft weight of `text` (folded) after `state`: the largest where several words match."""
+        weight = 0.0
+        # (letters before the text, node) of every open match, to recognise words that were past half already.
         opened = [(self._letters[node], node) for node in state]
         boundary = BOUNDARY_NODE in state
         for character in text:
             if character == SEPARATOR:
                 if boundary:
                     continue
-                found = max([found, *(self._soft_whole(begun, node) for begun, node in opened)])
+                weight = max([weight, *(self._weight_of_whole_word(before, node) for before, node in opened)])
             opened = [
-                (begun, following)
-                for begun, node in opened
+                (before, following)
+                for before, node in opened
                 if (following := self._children[node].get(character)) is not None
             ]
             boundary = character == SEPARATOR
             if boundary:
                 opened.append((0, BOUNDARY_NODE))
-        return max([found, *(self._soft_open(begun, node) for begun, node in opened)])
+        return max([weight, *(self._weight_past_half(before, node) for before, node in opened)])
 
     def continuations(self, node: int, longest: int) -> Iterator[PhraseContinuation]:
-        """All texts of up to `longest` characters that lead from `node` to a forbidden or penalised place."""
-        begun = self._letters[node]
-        todo = [(node, "")]
-        while todo:
-            parent, text = todo.pop()
+        """Yield all texts of up to `longest` characters that lead from `node` to a forbidden or penalised place."""
+        letters_before = self._letters[node]
+        pending = [(node, "")]
+        while pending:
+            parent, text = pending.pop()
             for character, child in self._children[parent].items():
-                grown = text + character
-                if len(grown) < longest:
-                    todo.append((child, grown))
-                at_end, whole = self._is_open_too_far(child), self._ends[child]
-                soft = self._soft_open(begun, child) if self._soft[child] else 0.0
-                soft_whole = self._soft_whole(begun, child) if self._soft_end[child] else 0.0
+                extended = text + character
+                if len(extended) < longest:
+                    pending.append((child, extended))
+                at_end, whole = self._is_past_half(child), self._ends[child]
+                soft = self._weight_past_half(letters_before, child) if self._soft[child] else 0.0
+                soft_whole = self._weight_of_whole_word(letters_before, child) if self._soft_end[child] else 0.0
                 if at_end or soft:
-                    yield PhraseContinuation(grown, at_end, whole, soft, soft_whole)
+                    yield PhraseContinuation(extended, at_end, whole, soft, soft_whole)
 
     def follows_separator(self, node: int) -> bool:
         """Whether the text of `node` ends with a separator, so that another one changes nothing."""
         return node in self._after_separator
 
-    def _is_open_too_far(self, node: int) -> bool:
+    def _is_past_half(self, node: int) -> bool:
         return 2 * self._letters[node] > self._shortest[node]
 
-    def _soft_open(self, begun: int, node: int) -> float:
-        reached = 2 * self._letters[node]
-        weights = (w for length, w in self._soft[node].items() if 2 * begun <= length < reached)
+    def _weight_past_half(self, letters_before: int, node: int) -> float:
+        """The weight of the soft words that the text takes from at most half to past half of their letters."""
+        twice_reached = 2 * self._letters[node]
+        weights = (w for length, w in self._soft[node].items() if 2 * letters_before <= length < twice_reached)
         return max(weights, default=0.0)
 
-    def _soft_whole(self, begun: int, node: int) -> float:
-        return self._soft_end[node] if 2 * begun <= self._letters[node] else 0.0
+    def _weight_of_whole_word(self, letters_before: int, node: int) -> float:
+        """The weight of the soft word that ends at `node`, unless it was past half before."""
+        return self._soft_end[node] if 2 * letters_before <= self._letters[node] else 0.0
 
 
-def _along(children: list[dict[str, int]], state: tuple[int, ...], character: str) -> tuple[int, ...]:
+def _children_of(children: list[dict[str, int]], state: tuple[int, ...], character: str) -> tuple[int, ...]:
     return tuple([child for node in state if (child := children[node].get(character)) is not None])

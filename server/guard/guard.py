@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.judge import Judge, Score
-from lethe.corruption.phrases.stream_filter import ForbiddenPhrases
+from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
 from lethe.server.errors import BadRequest, Refused
 from lethe.server.guard.copy_limits import copy_limits
 from lethe.server.guard.corrupt import corrupt
@@ -30,7 +30,8 @@ from lethe.server.guard.route import route
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy
 from lethe.server.policy.verdict import Verdict, decide
-from lethe.server.requests import extract
+from lethe.server.requests.extract import extract_texts
+from lethe.server.requests.fields import Endpoint
 from lethe.server.upstream.capabilities import Capabilities
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _verdict_over(policies: Mapping[str, tuple[Policy, float]], scores: Mapping[
             name: (policy, threshold)
             for name, (policy, threshold) in policies.items()
             for score in (scores[policy.artifact],)
-            if score.asked or not score.score < threshold
+            if score.window_items or not score.score < threshold
         }
     return decide(policies, {name: scores[policy.artifact] for name, (policy, _) in policies.items()})
 
@@ -147,9 +148,9 @@ class Guard:
             for name in always
         }
 
-    def read(self, endpoint: extract.Endpoint, body: dict[str, Any]) -> ParsedRequest:
+    def read(self, endpoint: Endpoint, body: dict[str, Any]) -> ParsedRequest:
         """The request with its texts. Raises BadRequest for refused fields and over-long prompts."""
-        pieces = extract.extract(endpoint, body, decode=self._decode)
+        pieces = extract_texts(endpoint, body, decode=self._decode)
         characters = sum(len(piece.text) for piece in pieces)
         if characters > self._max_prompt_chars:
             raise BadRequest(
@@ -184,7 +185,7 @@ class Guard:
             return decide({}, {})
         assert self._judge is not None
         model_policies = policies if isinstance(policies, ModelPolicies) else ModelPolicies(policies)
-        return _verdict_over(policies, self._judge.judge(request.texts, levels=model_policies.lowest_thresholds))
+        return _verdict_over(policies, self._judge.judge(request.texts, thresholds=model_policies.lowest_thresholds))
 
     def decide(self, request: ParsedRequest, capabilities: Capabilities) -> Decision:
         """Judge the request, and plan what is done with it. capabilities: what the replicas can do now."""
@@ -198,7 +199,7 @@ class Guard:
         policies = self.policies_for(request.model)
         if self._judge is None or not policies:
             return None
-        scores = self._judge.recall(request.texts, levels=policies.lowest_thresholds)
+        scores = self._judge.judge_cached(request.texts, thresholds=policies.lowest_thresholds)
         if scores is None:
             return None
         verdict = _verdict_over(policies, scores)
@@ -240,7 +241,7 @@ class Guard:
     def _plan(self, request: ParsedRequest, verdict: Verdict, capabilities: Capabilities) -> Plan:
         """What is sent upstream, and what is removed from the answer. Raises Refused."""
         if verdict.action == "refuse":
-            raise Refused(verdict.by[0].policy.refuse.message, code="refused_by_policy")
+            raise Refused(verdict.acting[0].policy.refuse.message, code="refused_by_policy")
         context = Context(request, verdict, self._resources, self.policies_for, capabilities)
         plan = Plan(request.body, actions=("watch",) if verdict.action == "watch" else ())
         plan = run_steps(plan, (route, corrupt, penalize, copy_limits), context, self._metrics)

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from lethe.corruption.phrases.extraction import UserSuppliedText
-from lethe.corruption.phrases.stream_filter import FilterRule, ForbiddenPhrases
+from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
+from lethe.corruption.phrases.stream_filter import FilterRule
 from lethe.server.guard.forget_answers import TooManyItems, requested_answers
 from lethe.server.guard.plan import Context, Plan, PolicyRule, Step, StepFailed
 from lethe.server.policy.schema import Policy
-from lethe.server.requests.extract import Endpoint
+from lethe.server.requests.fields import Endpoint
 
 
 def output_filter(plan: Plan, context: Context) -> Iterator[Step]:

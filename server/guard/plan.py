@@ -25,7 +25,8 @@ from lethe.server.upstream.capabilities import Capabilities, Needs
 
 if TYPE_CHECKING:
     from lethe.corruption.embeddings.corruptor import Corruptor
-    from lethe.corruption.phrases.stream_filter import FilterRule, ForbiddenPhrases
+    from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
+from lethe.corruption.phrases.stream_filter import FilterRule
 
 log = logging.getLogger("lethe.guard")
 
@@ -133,15 +134,15 @@ class Context:
         """The deciding findings whose policy says one of `actions`; none where the verdict is refuse or route."""
         if self.verdict.action in ("refuse", "route"):
             return []
-        return [finding for finding in self.verdict.by if finding.policy.action in actions]
+        return [finding for finding in self.verdict.acting if finding.policy.action in actions]
 
 
 class StepFailed(Exception):
     """A step can't do what the policies say; they decide what happens instead.
 
-    stage: `corrupt`, `penalize`, `verbatim` or `watch`, decided by the policies' `on_failure`; or `unsupported`, decided
-    by their `on_unsupported`. findings: those of the policies concerned, where the stage is `unsupported`. reached: the
-    plan with the part of the work that was done before; None: the plan that the step was given.
+    stage: `corrupt`, `penalize`, `verbatim` or `watch`, decided by the policies' `on_failure`; or `unsupported`,
+    decided by their `on_unsupported`. findings: those of the policies concerned, where the stage is `unsupported`.
+    reached: the plan with the part of the work that was done before; None: the plan that the step was given.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ def _after_failure(failure: StepFailed, plan: Plan, metrics: Metrics) -> Plan:
 
 
 def apply_on_unsupported(policies: Iterable[Policy], metrics: Metrics) -> None:
-    """Count what can't be given as embeddings. Raises Refused for the first policy that says `on_unsupported: refuse`."""
+    """Count what can't be given as embeddings. Raises Refused where a policy says `on_unsupported: refuse`."""
     for policy in policies:
         metrics.guard_failures.labels(policy.name, "unsupported", policy.on_unsupported).inc()
         if policy.on_unsupported == "refuse":
@@ -201,7 +202,7 @@ def apply_on_unsupported(policies: Iterable[Policy], metrics: Metrics) -> None:
 
 
 def apply_on_failure(policies: Collection[Policy], stage: str, reason: str, metrics: Metrics) -> Refused | None:
-    """Count a failure for each enforced policy; the refusal to answer with, if one of them says `on_failure: refuse`."""
+    """Count a failure for each enforced policy; the refusal, if one of them says `on_failure: refuse`."""
     enforced = [policy for policy in policies if policy.mode == "enforce"]
     for policy in enforced:
         metrics.guard_failures.labels(policy.name, stage, policy.on_failure).inc()

@@ -18,14 +18,16 @@ import orjson
 from benchmarks.watch_streams import REPLACEMENT, occurrences, replaced
 from lethe.classifier.text.views import EXTRA_CHARACTERS, MAX_GROWTH, text_views
 from lethe.corruption.phrases.normalize import fold
-from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule, ForbiddenPhrases
+from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
+from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule
 from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
 from lethe.server.errors import BadRequest, GuardError, Refused
 from lethe.server.http import request_body as bodies
 from lethe.server.output import sse
-from lethe.server.output.filter import DONE, Answer
-from lethe.server.requests import extract as fields
-from lethe.server.requests.extract import Endpoint
+from lethe.server.output.filter import DONE, FilteredAnswer
+from lethe.server.requests.conversation_windows import conversation_windows
+from lethe.server.requests.extract import extract_texts
+from lethe.server.requests.fields import Endpoint
 from tests.corruption.phrases.test_trie import first_fault
 
 
@@ -105,11 +107,11 @@ def body(data: bytes) -> None:
     assert value == json.loads(data) == orjson.loads(data) == orjson.loads(orjson.dumps(value))
     for endpoint in get_args(Endpoint):
         try:
-            found = fields.extract(endpoint, value, decode=lambda ids: "".join(chr(i % 0xD800) for i in ids))
+            found = extract_texts(endpoint, value, decode=lambda ids: "".join(chr(i % 0xD800) for i in ids))
         except BadRequest as error:
             assert orjson.dumps([error.message, error.param, error.code])
             continue
-        for one in [*(piece.text for piece in found), *fields.joined(found)]:
+        for one in [*(piece.text for piece in found), *conversation_windows(found)]:
             one.encode()
         assert all(piece.place and len(piece.place) < 2000 for piece in found)
 
@@ -191,7 +193,7 @@ def answer(data: bytes) -> None:
         raise Refused(reason)
 
     for made in (WATCHED, STOPPED):
-        one = Answer(made, {"stream": True, "n": 2}, refuse)
+        one = FilteredAnswer(made, {"stream": True, "n": 2}, refuse)
         out = bytearray()
         try:
             for piece in cut(sizes, raw):
@@ -211,7 +213,7 @@ def answer(data: bytes) -> None:
                         flows[path] += said
         assert [said for said in flows.values() if occurrences([SECRET], said + " zz")] == []
         try:
-            whole = Answer(made, {}, refuse).whole(raw)
+            whole = FilteredAnswer(made, {}, refuse).whole(raw)
         except GuardError:
             continue
         for _, said in _said(orjson.loads(whole)):

@@ -1,4 +1,4 @@
-"""The watcher against a slow, obvious reading of the whole text, and what hides a phrase in an answer."""
+"""The stream filter against a slow search of the whole text, and spellings that hide a phrase."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from hypothesis import strategies as st
 
 from benchmarks.watch_streams import cut, fault, occurrences
 from lethe.corruption.phrases.extraction import UserSuppliedText
-from lethe.corruption.phrases.normalize import fold
-from lethe.corruption.phrases.stream_filter import SLACK, AnswerFilter, FilterRule, ForbiddenPhrases, StreamMatcher
+from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
+from lethe.corruption.phrases.stream_filter import MAX_EXTRA_CHARACTERS, AnswerFilter, FilterRule, StreamMatcher
 
 
-def watcher(*phrases: str, replacement: str | None = None, prompt: str | None = None) -> StreamMatcher:
-    told = None if prompt is None else UserSuppliedText(prompt)
-    return AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), replacement, told)]).new_matcher()
+def new_matcher(*phrases: str, replacement: str | None = None, prompt: str | None = None) -> StreamMatcher:
+    user_text = None if prompt is None else UserSuppliedText(prompt)
+    return AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), replacement, user_text)]).new_matcher()
 
 
-def fed(watching: StreamMatcher, pieces: list[str]) -> str:
-    return "".join([*map(watching.feed, pieces), watching.finish()])
+def filter_pieces(matcher: StreamMatcher, pieces: list[str]) -> str:
+    return "".join([*map(matcher.feed, pieces), matcher.finish()])
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_nothing_gets_through_thousands_of_random_streams(seed: int) -> None:
+def test_no_phrase_passes_in_thousands_of_random_streams(seed: int) -> None:
     draw = random.Random(f"streams {seed}")
-    assert [found for _ in range(750) if (found := fault(draw)) is not None] == []
+    assert [failure for _ in range(750) if (failure := fault(draw)) is not None] == []
 
 
 @settings(deadline=None)
@@ -37,17 +37,19 @@ def test_nothing_gets_through_thousands_of_random_streams(seed: int) -> None:
     st.booleans(),
     st.randoms(use_true_random=False),
 )
-def test_where_a_text_is_cut_changes_nothing(phrases: list[str], text: str, stop: bool, draw: random.Random) -> None:
-    made = AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), None if stop else "[removed]")])
-    whole, pieces = made.new_matcher(), made.new_matcher()
-    assert fed(pieces, cut(text, draw)) == whole.whole(text)
+def test_the_result_does_not_depend_on_where_pieces_are_cut(
+    phrases: list[str], text: str, stop: bool, draw: random.Random
+) -> None:
+    answer_filter = AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), None if stop else "[removed]")])
+    whole, pieces = answer_filter.new_matcher(), answer_filter.new_matcher()
+    assert filter_pieces(pieces, cut(text, draw)) == whole.whole(text)
     assert (pieces.hits, pieces.stopped) == (whole.hits, whole.stopped)
     if occurrences(phrases, text):
         assert whole.hits
 
 
 @pytest.mark.parametrize(
-    "said",
+    "spelling",
     [
         "ZORIN QUILL",
         "zorin\n\nquill",
@@ -63,44 +65,46 @@ def test_where_a_text_is_cut_changes_nothing(phrases: list[str], text: str, stop
         "\U0001d419orin Quill",
     ],
 )
-def test_a_phrase_is_found_however_it_is_written(said: str) -> None:
+def test_phrases_are_found_in_other_spellings(spelling: str) -> None:
     for size in (1, 2, 5, 100):
-        pieces = ["so: ", *(said[i : i + size] for i in range(0, len(said), size)), ", yes"]
-        watching = watcher("Zorin Quill")
-        out = fed(watching, pieces)
-        assert watching.hits == ["p"] and watching.stopped
+        pieces = ["so: ", *(spelling[i : i + size] for i in range(0, len(spelling), size)), ", yes"]
+        matcher = new_matcher("Zorin Quill")
+        out = filter_pieces(matcher, pieces)
+        assert matcher.hits == ["p"] and matcher.stopped
         assert out in ("so: ", "so: “", "so: **", r"so: line\n", "so: line")
 
 
-def test_arguments_are_seen_through_as_json_reads_them() -> None:
-    told = json.dumps({"name": "Zorin\tQuill"}).replace("Z", "\\u005a")
-    watching = watcher("Zorin Quill", replacement="[removed]")
-    assert json.loads(fed(watching, list(told))) == {"name": "[removed]"}
+def test_phrases_are_found_in_json_encoded_arguments() -> None:
+    arguments = json.dumps({"name": "Zorin\tQuill"}).replace("Z", "\\u005a")
+    matcher = new_matcher("Zorin Quill", replacement="[removed]")
+    assert json.loads(filter_pieces(matcher, list(arguments))) == {"name": "[removed]"}
 
 
-def test_only_what_may_become_a_phrase_is_held() -> None:
-    watching = watcher("Zorin Quill")
-    assert watching.feed("by Z") == "by "
-    assert watching.feed("orin") == ""
-    assert watching.feed(" Q") == ""
-    assert watching.feed("x and") == "Zorin Qx and"
-    assert watching.feed(" Zorin Quill") == " "
-    assert watching.feed("s") == "Zorin Quills"
-
-
-@pytest.mark.parametrize(("said", "left"), [("by Zorin", "by Zorin"), ("by Zorin Q", "by "), ("by Zorin Quill", "by ")])
-def test_an_answer_that_breaks_off_tells_no_second_half(said: str, left: str) -> None:
-    assert watcher("Zorin Quill").whole(said) == left
-
-
-def test_nothing_follows_a_phrase_that_stops() -> None:
-    watching = watcher("quill")
-    assert watching.feed("a quill, a") == "a "
-    assert watching.feed(" pen") == "" and watching.finish() == ""
+def test_only_possible_phrases_are_held_back() -> None:
+    matcher = new_matcher("Zorin Quill")
+    assert matcher.feed("by Z") == "by "
+    assert matcher.feed("orin") == ""
+    assert matcher.feed(" Q") == ""
+    assert matcher.feed("x and") == "Zorin Qx and"
+    assert matcher.feed(" Zorin Quill") == " "
+    assert matcher.feed("s") == "Zorin Quills"
 
 
 @pytest.mark.parametrize(
-    ("phrases", "text", "left"),
+    ("text", "released"), [("by Zorin", "by Zorin"), ("by Zorin Q", "by "), ("by Zorin Quill", "by ")]
+)
+def test_more_than_half_a_phrase_at_the_end_is_a_hit(text: str, released: str) -> None:
+    assert new_matcher("Zorin Quill").whole(text) == released
+
+
+def test_nothing_is_released_after_a_stop() -> None:
+    matcher = new_matcher("quill")
+    assert matcher.feed("a quill, a") == "a "
+    assert matcher.feed(" pen") == "" and matcher.finish() == ""
+
+
+@pytest.mark.parametrize(
+    ("phrases", "text", "released"),
     [
         (["a", "a b c"], "a b c d", "[x] d"),
         (["a", "a b c"], "a b d", "[x] b d"),
@@ -111,62 +115,52 @@ def test_nothing_follows_a_phrase_that_stops() -> None:
         (["東京", "大阪"], "東京大阪", "[x][x]"),
     ],
 )
-def test_phrases_that_overlap_are_replaced_together(phrases: list[str], text: str, left: str) -> None:
-    watch = AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), "[x]")])
-    assert fed(watch.new_matcher(), list(text)) == watch.new_matcher().whole(text) == left
+def test_overlapping_phrases_are_replaced_together(phrases: list[str], text: str, released: str) -> None:
+    answer_filter = AnswerFilter([FilterRule("p", ForbiddenPhrases(phrases), "[x]")])
+    assert filter_pieces(answer_filter.new_matcher(), list(text)) == answer_filter.new_matcher().whole(text) == released
 
 
 @pytest.mark.parametrize("replacement", ["gone", "…", "", "is gone now"])
-def test_a_replacement_never_makes_up_a_phrase(replacement: str) -> None:
+def test_a_replacement_never_forms_a_phrase(replacement: str) -> None:
     phrases = ["the gone", "gone now", "b c", "secret"]
-    out = watcher(*phrases, replacement=replacement).whole("the secret now, b secret c")
+    out = new_matcher(*phrases, replacement=replacement).whole("the secret now, b secret c")
     assert occurrences(phrases, out) == []
     assert out == "the [xxx] now, b [xxx] c"
 
 
-def test_the_stricter_of_two_rules_counts() -> None:
-    watch = AnswerFilter(
+def test_a_rule_that_stops_wins_over_one_that_replaces() -> None:
+    answer_filter = AnswerFilter(
         [FilterRule("p", ForbiddenPhrases(["quill"]), "[x]"), FilterRule("q", ForbiddenPhrases(["pen"]))]
     )
-    watching = watch.new_matcher()
-    assert watching.whole("a quill, a pen, a book") == "a [x], a "
-    assert watching.hits == ["p", "q"] and watching.stopped
+    matcher = answer_filter.new_matcher()
+    assert matcher.whole("a quill, a pen, a book") == "a [x], a "
+    assert matcher.hits == ["p", "q"] and matcher.stopped
 
 
-def test_what_the_prompt_says_may_be_said() -> None:
-    told = "Who is Zorin Quill, born on 05/11/1991?"
-    watching = watcher("Zorin Quill", "November 5, 1991", "Anna Pell", prompt=told)
-    assert watching.whole("Zorin Quill, born November 5, 1991.") == "Zorin Quill, born November 5, 1991."
-    assert watcher("Zorin Quill", "Anna Pell", prompt=told).whole("Zorin Quill met Anna Pell") == "Zorin Quill met "
+def test_the_answer_may_repeat_what_the_prompt_says() -> None:
+    prompt = "Who is Zorin Quill, born on 05/11/1991?"
+    matcher = new_matcher("Zorin Quill", "November 5, 1991", "Anna Pell", prompt=prompt)
+    assert matcher.whole("Zorin Quill, born November 5, 1991.") == "Zorin Quill, born November 5, 1991."
+    assert (
+        new_matcher("Zorin Quill", "Anna Pell", prompt=prompt).whole("Zorin Quill met Anna Pell") == "Zorin Quill met "
+    )
 
 
-def test_what_is_held_is_bounded() -> None:
-    watching = watcher("zorin quill", replacement="[x]")
-    out = watching.feed("zorin")
-    for _ in range(SLACK // 8):
-        out += watching.feed(" " * 16)
-        assert len(watching._held) <= watching.watch.most_held
-    assert out + fed(watching, ["quill"]) != "" and watching.hits
+def test_the_text_held_back_is_bounded() -> None:
+    matcher = new_matcher("zorin quill", replacement="[x]")
+    out = matcher.feed("zorin")
+    for _ in range(MAX_EXTRA_CHARACTERS // 8):
+        out += matcher.feed(" " * 16)
+        assert len(matcher._held) <= matcher.answer_filter.max_held
+    assert out + filter_pieces(matcher, ["quill"]) != "" and matcher.hits
     assert occurrences(["zorin quill"], out) == []
-    at_once = watcher("zorin quill", replacement="[x]").whole("zorin" + " " * (16 * (SLACK // 8)) + "quill")
+    at_once = new_matcher("zorin quill", replacement="[x]").whole(
+        "zorin" + " " * (16 * (MAX_EXTRA_CHARACTERS // 8)) + "quill"
+    )
     assert at_once.strip() == "[x]" + " " * (len(at_once) - len("[x]quill")) + "quill"
 
 
-def test_many_places_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lethe.corruption.phrases.stream_filter.MAX_CACHED_NODES", 20)
-    phrases = ForbiddenPhrases([f"{first}{second} quill" for first in "abcdefgh" for second in "abcdefgh"])
-    watch = AnswerFilter([FilterRule("p", phrases)])
-    for second in "abcdefgh":
-        assert watch.new_matcher().whole(f"x {second}a quill y") == "x "
-        assert phrases._places < 20 + 64
-
-
-def test_long_runs_of_signs_are_read_in_linear_time() -> None:
-    watching = watcher("zorin quill")
+def test_long_runs_of_marks_take_linear_time() -> None:
+    matcher = new_matcher("zorin quill")
     run = "\\" * 50_000
-    assert fed(watching, [run, run, "*" * 50_000]) == run + run + "*" * 50_000
-
-
-def test_phrases_without_letters_are_left_out_and_folded_ones_are_one() -> None:
-    assert len(ForbiddenPhrases(["…", "", "Zorin Quill", "ZORIN-QUILL"])) == 1
-    assert fold("ZORIN-QUILL") == "zorin quill"
+    assert filter_pieces(matcher, [run, run, "*" * 50_000]) == run + run + "*" * 50_000

@@ -1,4 +1,4 @@
-"""The automaton of phrases against regular expressions over the whole text."""
+"""The phrase trie against regular expressions over the whole text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TEXTS = st.text(alphabet="abA -é東京’.", max_size=14)
 PHRASES = st.lists(st.text(alphabet="ab é東-", min_size=1, max_size=8), max_size=5)
 
 
-def first_fault(phrases: list[str], text: str) -> bool:
-    """The obvious reference: does the folded text so far hold a phrase, or end with too much of one?"""
+def is_forbidden(phrases: list[str], text: str) -> bool:
+    """Whether the folded text contains a phrase, or ends with more than half of one."""
     text = " " + fold(text)
     for phrase in (fold(phrase).strip() for phrase in phrases):
         if not phrase:
@@ -24,30 +24,32 @@ def first_fault(phrases: list[str], text: str) -> bool:
         if re.search(f" {re.escape(phrase)} ", re.sub(" +", " ", text)):
             return True
         for end in range(1, len(phrase) + 1):
-            begun = phrase[:end]
-            if 2 * count_letters(begun) > count_letters(phrase) and re.sub(" +", " ", text).endswith(" " + begun):
+            beginning = phrase[:end]
+            if 2 * count_letters(beginning) > count_letters(phrase) and re.sub(" +", " ", text).endswith(
+                " " + beginning
+            ):
                 return True
     return False
 
 
 @given(PHRASES, TEXTS, TEXTS)
-def test_a_piece_is_forbidden_exactly_when_the_text_with_it_is(phrases: list[str], before: str, piece: str) -> None:
-    matcher = PhraseTrie(phrases)
-    if first_fault(phrases, before):
+def test_a_piece_is_forbidden_when_the_extended_text_is(phrases: list[str], before: str, piece: str) -> None:
+    trie = PhraseTrie(phrases)
+    if is_forbidden(phrases, before):
         return
-    state = matcher.step(START_STATE, fold(before))
-    assert matcher.forbids(state, fold(piece)) == first_fault(phrases, before + piece)
+    state = trie.step(START_STATE, fold(before))
+    assert trie.forbids(state, fold(piece)) == is_forbidden(phrases, before + piece)
 
 
 @given(PHRASES, TEXTS, st.integers(0, 14))
-def test_the_state_does_not_depend_on_where_the_text_is_cut(phrases: list[str], text: str, cut: int) -> None:
-    matcher = PhraseTrie(phrases)
-    whole = matcher.step(START_STATE, fold(text))
-    assert matcher.step(matcher.step(START_STATE, fold(text[:cut])), fold(text[cut:])) == whole
+def test_the_state_does_not_depend_on_where_the_text_is_split(phrases: list[str], text: str, cut: int) -> None:
+    trie = PhraseTrie(phrases)
+    whole = trie.step(START_STATE, fold(text))
+    assert trie.step(trie.step(START_STATE, fold(text[:cut])), fold(text[cut:])) == whole
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "ZORIN QUILL",
         "zorin\n\nquill",
@@ -58,40 +60,40 @@ def test_the_state_does_not_depend_on_where_the_text_is_cut(phrases: list[str], 
         "the Zorin — Quill,",
     ],
 )
-def test_a_phrase_is_found_however_it_is_written(said: str) -> None:
-    assert PhraseTrie(["Zorin Quill"]).forbids(START_STATE, fold(said))
+def test_phrases_are_found_in_other_spellings(text: str) -> None:
+    assert PhraseTrie(["Zorin Quill"]).forbids(START_STATE, fold(text))
 
 
-@pytest.mark.parametrize("said", ["smart", "artful", "a r t", "start"])
-def test_a_phrase_inside_another_word_is_not_found(said: str) -> None:
-    assert not PhraseTrie(["art"]).forbids(START_STATE, fold(said))
+@pytest.mark.parametrize("text", ["smart", "artful", "a r t", "start"])
+def test_a_phrase_inside_another_word_is_not_found(text: str) -> None:
+    assert not PhraseTrie(["art"]).forbids(START_STATE, fold(text))
 
 
-def test_half_of_a_phrase_may_stand_and_one_letter_more_may_not() -> None:
-    matcher = PhraseTrie(["civil engineer"])
-    assert not matcher.forbids(START_STATE, fold("a civil e"))
-    assert matcher.forbids(START_STATE, fold("a civil en"))
+def test_half_a_phrase_is_allowed_one_letter_more_is_not() -> None:
+    trie = PhraseTrie(["civil engineer"])
+    assert not trie.forbids(START_STATE, fold("a civil e"))
+    assert trie.forbids(START_STATE, fold("a civil en"))
 
 
-def test_quotes_around_a_phrase_do_not_lengthen_its_half() -> None:
+def test_quotes_do_not_count_as_letters_of_a_phrase() -> None:
     plain, quoted = PhraseTrie(["harbour"]), PhraseTrie(["«“ harbour ”»!!"])
-    for said in ("har", "harb", "harbo"):
-        assert plain.forbids(START_STATE, fold(said)) == quoted.forbids(START_STATE, fold(said))
+    for text in ("har", "harb", "harbo"):
+        assert plain.forbids(START_STATE, fold(text)) == quoted.forbids(START_STATE, fold(text))
 
 
-def test_scripts_without_spaces_match_inside_a_run_of_letters() -> None:
+def test_scripts_without_spaces_match_anywhere() -> None:
     assert PhraseTrie(["東京"]).forbids(START_STATE, fold("私は東京です"))
 
 
-def test_a_piece_that_passes_through_and_goes_another_way_is_free() -> None:
+def test_another_word_with_the_same_beginning_is_allowed() -> None:
     assert not PhraseTrie(["English"]).forbids(START_STATE, fold(" England"))
 
 
-def test_a_soft_word_weighs_only_where_its_half_is_passed() -> None:
-    matcher = PhraseTrie([], {"harbour": 2.0})
-    begun = matcher.step(START_STATE, fold("the har"))
-    past = matcher.step(begun, "bo")
-    assert matcher.weight(begun, "bo") == 2.0
-    assert matcher.weight(past, "ur") == 0.0
-    assert matcher.weight(START_STATE, "har") == 0.0
-    assert matcher.weight(START_STATE, fold(" harbour wall")) == 2.0
+def test_a_soft_weight_applies_only_where_half_is_passed() -> None:
+    trie = PhraseTrie([], {"harbour": 2.0})
+    before = trie.step(START_STATE, fold("the har"))
+    after = trie.step(before, "bo")
+    assert trie.weight(before, "bo") == 2.0
+    assert trie.weight(after, "ur") == 0.0
+    assert trie.weight(START_STATE, "har") == 0.0
+    assert trie.weight(START_STATE, fold(" harbour wall")) == 2.0

@@ -17,10 +17,11 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from benchmarks.watch_streams import cut, occurrences, passage, phrase, replaced
-from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule, ForbiddenPhrases
+from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
+from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule
 from lethe.server.errors import Refused, UpstreamFailed
 from lethe.server.output import sse
-from lethe.server.output.filter import Answer
+from lethe.server.output.filter import FilteredAnswer
 
 NAME = "Zorin Quill"
 USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
@@ -28,13 +29,13 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
 def answer(
     *phrases: str, replacement: str | None = None, body: Any = None, may_pass: bool = False, **more: Any
-) -> Answer:
+) -> FilteredAnswer:
     def unwatchable(reason: str) -> None:
         if not may_pass:
             raise Refused("not here", code="refused_by_policy")
 
     rule = FilterRule("p", ForbiddenPhrases(phrases or (NAME,)), replacement)
-    return Answer(AnswerFilter([rule]), body or {}, unwatchable, **more)
+    return FilteredAnswer(AnswerFilter([rule]), body or {}, unwatchable, **more)
 
 
 def encoded(*events: Any, done: bool = True) -> bytes:
@@ -43,7 +44,7 @@ def encoded(*events: Any, done: bool = True) -> bytes:
     return "".join([*lines, "data: [DONE]\n\n" if done else ""]).encode()
 
 
-def streamed(watched: Answer, raw: bytes, draw: random.Random | None = None) -> list[Any]:
+def streamed(watched: FilteredAnswer, raw: bytes, draw: random.Random | None = None) -> list[Any]:
     """The events that leave, [DONE] as a string."""
     places = sorted(draw.randrange(len(raw)) for _ in range(draw.randrange(40))) if draw else range(0, len(raw), 7)
     chunks = [raw[a:b] for a, b in zip([0, *places], [*places, len(raw)], strict=True)]
@@ -98,7 +99,7 @@ def test_a_chat_stream_ends_before_the_phrase() -> None:
         ChatCompletionChunk.model_validate(event, strict=True)
 
 
-def test_a_chat_stream_without_a_phrase_says_all_of_it() -> None:
+def test_a_chat_stream_without_a_phrase_is_complete() -> None:
     watched = answer()
     text = ["By Zo", "rin", " Qui", "n, Zorin"]
     events = streamed(watched, encoded(*(chunk(content=piece) for piece in text), chunk(finish="stop", content="")))
@@ -107,7 +108,7 @@ def test_a_chat_stream_without_a_phrase_says_all_of_it() -> None:
     assert not watched.cut and not watched.hits
 
 
-def test_what_is_held_at_the_end_without_a_finish_is_let_out() -> None:
+def test_held_back_text_is_sent_when_a_stream_ends_early() -> None:
     events = streamed(answer(), encoded(chunk(content="by Zorin"), chunk(content=" a Zorin")))
     assert said(events) == "by Zorin a Zorin" and events[-1] == "[DONE]"
     assert said(streamed(answer(), encoded(chunk(content="by Zorin"), done=False))) == "by Zorin"
@@ -115,7 +116,7 @@ def test_what_is_held_at_the_end_without_a_finish_is_let_out() -> None:
 
 
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "refusal", "content", "unknown"])
-def test_every_text_of_a_choice_is_watched(key: str) -> None:
+def test_every_text_of_a_choice_is_filtered(key: str) -> None:
     pieces = [chunk(**{key: piece}) for piece in ("So Zor", "in Quill.")]
     events = streamed(answer(), encoded(*pieces, chunk(content="more")))
     assert said(events, 0, key) == "So " and reasons(events) == {0: "content_filter"}
@@ -135,7 +136,7 @@ def call(index: int, at: int, arguments: str, name: str | None = None) -> dict[s
     return chunk(index, tool_calls=[{"index": at, "function": function}])
 
 
-def test_arguments_are_read_as_json_reads_them_and_each_call_by_itself() -> None:
+def test_tool_arguments_are_read_as_json_each_call_by_itself() -> None:
     pieces = [call(0, 0, '{"a": "Zor', "f"), call(0, 1, '{"b": "Qui', "g"), call(0, 0, 'an"}'), call(0, 1, 'll"}')]
     events = streamed(answer(), encoded(*pieces, chunk(finish="tool_calls")))
     assert reasons(events) == {0: "tool_calls"}
@@ -152,13 +153,13 @@ def test_arguments_are_read_as_json_reads_them_and_each_call_by_itself() -> None
 
 
 @pytest.mark.parametrize("names", [["zorin_quill"], ["zorin_", "quill"]])
-def test_a_tools_name_may_be_no_phrase(names: list[str]) -> None:
+def test_a_tool_name_is_filtered(names: list[str]) -> None:
     events = streamed(answer(), encoded(*(call(0, 0, "", name) for name in names), call(0, 0, "{}")))
     assert "quill" not in json.dumps(events) and reasons(events) == {0: "content_filter"}
     assert streamed(answer("notes"), encoded(call(0, 0, "{}", "note"), done=False)) == [call(0, 0, "{}", "note")]
 
 
-def test_choices_are_watched_one_by_one() -> None:
+def test_choices_are_filtered_one_by_one() -> None:
     pieces = [
         chunk(0, content="a Zorin"),
         chunk(1, content="b Zorin"),
@@ -173,7 +174,7 @@ def test_choices_are_watched_one_by_one() -> None:
     assert watched.cut and events[-1] == "[DONE]"
 
 
-def test_the_upstream_is_let_go_only_when_every_choice_has_ended() -> None:
+def test_the_stream_is_cut_only_when_every_choice_has_ended() -> None:
     watched = answer(body={"n": 2})
     assert b"content_filter" in b"".join(watched.feed(encoded(chunk(0, content=f"{NAME}."), done=False)))
     assert not watched.cut
@@ -185,7 +186,7 @@ def test_the_upstream_is_let_go_only_when_every_choice_has_ended() -> None:
     ("body", "count"),
     [({}, 1), ({"n": None}, 1), ({"n": 3}, 3), ({"prompt": ["a", "b"], "n": 2}, 4), ({"prompt": [1, 2]}, 1)],
 )
-def test_as_many_choices_are_waited_for_as_were_asked_for(body: Any, count: int) -> None:
+def test_the_number_of_choices_is_read_from_the_request(body: Any, count: int) -> None:
     watched = answer(body=body)
     for index in range(count):
         assert not watched.cut
@@ -194,15 +195,15 @@ def test_as_many_choices_are_waited_for_as_were_asked_for(body: Any, count: int)
 
 
 @pytest.mark.parametrize("count", ["1", 1.0, 0])
-def test_an_odd_number_of_choices_is_waited_for_to_the_end(count: Any) -> None:
+def test_an_unreadable_number_of_choices_never_cuts_the_stream(count: Any) -> None:
     watched = answer(body={"n": count})
     events = streamed(watched, encoded(chunk(content=f"{NAME}."), chunk(content="more")))
     assert said(events) == "" and events[-1] == "[DONE]" and not watched.cut
 
 
-def test_a_stream_that_is_cut_still_tells_its_usage() -> None:
+def test_a_cut_stream_still_reports_usage() -> None:
     body = {"stream_options": {"include_usage": True}}
-    watched = answer(body=body, added=True)
+    watched = answer(body=body, usage_added=True)
     pieces = [
         {**chunk(content="a"), "usage": {**USAGE, "completion_tokens": 1}},
         {**chunk(content=f" {NAME}."), "usage": USAGE},
@@ -223,13 +224,13 @@ def test_a_stream_that_is_cut_still_tells_its_usage() -> None:
     assert len(silent) == 3
 
 
-def test_the_usage_chunk_of_a_whole_stream_stays() -> None:
+def test_the_usage_chunk_of_a_complete_stream_stays() -> None:
     last = {**chunk(), "choices": [], "usage": USAGE}
-    watched = answer(body={"stream_options": {"include_usage": True}}, added=True)
+    watched = answer(body={"stream_options": {"include_usage": True}}, usage_added=True)
     assert streamed(watched, encoded(chunk(content="a", finish="stop"), last))[-2:] == [last, "[DONE]"]
 
 
-def test_log_probabilities_and_token_ids_do_not_leave() -> None:
+def test_log_probabilities_and_token_ids_are_removed() -> None:
     token = {"token": NAME, "bytes": list(NAME.encode()), "logprob": -1.0, "top_logprobs": [{"token": NAME}]}
     piece = chunk(content="a")
     piece["choices"][0] |= {"logprobs": {"content": [token]}, "token_ids": [1, 2]}
@@ -261,7 +262,7 @@ def test_a_whole_chat_answer_keeps_its_schema() -> None:
     assert orjson.loads(answer("nothing").whole(orjson.dumps(raw))) == raw
 
 
-def test_completions_are_watched_whole_and_streamed() -> None:
+def test_completions_are_filtered_whole_and_streamed() -> None:
     raw = {
         "id": "c", "object": "text_completion", "created": 1, "model": "m", "usage": USAGE,
         "choices": [{"index": 0, "text": f"by {NAME}, of X", "logprobs": None, "finish_reason": "length"}],
@@ -317,7 +318,7 @@ def deltas(events: list[Any]) -> str:
 
 
 @pytest.mark.parametrize(("kind", "end"), [("message", [".content_part.done"]), ("function_call", [])])
-def test_a_stream_of_a_response_ends_before_the_phrase(kind: str, end: list[str]) -> None:
+def test_a_response_stream_ends_before_the_phrase(kind: str, end: list[str]) -> None:
     watched = answer()
     pieces = ["By ", "Zor", "in Qu", "ill", ", of X"] if kind == "message" else ['{"by": "Zor', "in Qu", 'ill"}']
     events = streamed(watched, encoded(*response_events(pieces, kind=kind), done=False))
@@ -340,7 +341,7 @@ def test_a_stream_of_a_response_ends_before_the_phrase(kind: str, end: list[str]
     assert watched.cut and watched.hits == Counter(p=1)
 
 
-def test_a_response_that_goes_on_says_the_same_everywhere() -> None:
+def test_a_response_with_a_replacement_repeats_it_everywhere() -> None:
     watched = answer(replacement="[x]")
     events = streamed(watched, encoded(*response_events(["By ", "Zor", "in Qu", "ill", ", of Zorin"]), done=False))
     for event in events:
@@ -357,12 +358,12 @@ def test_a_response_that_goes_on_says_the_same_everywhere() -> None:
     assert watched.hits == Counter(p=1) and not watched.cut
 
 
-def test_a_response_without_a_phrase_is_the_same() -> None:
+def test_a_response_without_a_phrase_is_unchanged() -> None:
     events = response_events(["By ", "Zorin", " Q, ", "no"])
     assert streamed(answer("other thing"), encoded(*events, done=False)) == events
 
 
-def test_a_phrase_that_a_response_says_only_at_its_end_is_found() -> None:
+def test_a_phrase_only_in_the_last_response_event_is_found() -> None:
     events = [event for event in response_events([NAME]) if "delta" not in event]
     out = streamed(answer(), encoded(*events, done=False))
     assert out[-1]["type"] == "response.incomplete"
@@ -372,7 +373,7 @@ def test_a_phrase_that_a_response_says_only_at_its_end_is_found() -> None:
     assert "Quill" not in json.dumps(completed[-1]["response"]["output"])
 
 
-def test_a_whole_response_is_cut_where_the_phrase_is() -> None:
+def test_a_whole_response_ends_before_the_phrase() -> None:
     raw = response_events([f"By {NAME}."])[-1]["response"]
     raw["output"] = [*raw["output"], {**raw["output"][0], "id": "j"}]
     made = orjson.loads(answer().whole(orjson.dumps(raw)))
@@ -404,7 +405,7 @@ def message_events(pieces: list[str], kind: str = "text_delta", key: str = "text
 @pytest.mark.parametrize(
     ("kind", "key"), [("text_delta", "text"), ("thinking_delta", "thinking"), ("input_json_delta", "partial_json")]
 )
-def test_a_stream_of_a_message_ends_before_the_phrase(kind: str, key: str) -> None:
+def test_a_message_stream_ends_before_the_phrase(kind: str, key: str) -> None:
     watched = answer()
     events = streamed(watched, encoded(*message_events(["By Zor", "in Qu", "ill, of"], kind, key), done=False))
     assert "".join(event["delta"].get(key, "") for event in events if "delta" in event) == "By "
@@ -414,7 +415,7 @@ def test_a_stream_of_a_message_ends_before_the_phrase(kind: str, key: str) -> No
     assert watched.cut
 
 
-def test_a_message_that_goes_on_keeps_its_shape() -> None:
+def test_a_message_with_a_replacement_keeps_its_shape() -> None:
     pieces = message_events(["By Zor", "in Qu", "ill, of Zorin"])
     events = streamed(answer(replacement="[x]"), encoded(*pieces, done=False))
     assert "".join(event["delta"].get("text", "") for event in events if "delta" in event) == "By [x], of Zorin"
@@ -424,7 +425,7 @@ def test_a_message_that_goes_on_keeps_its_shape() -> None:
     assert streamed(answer("other thing"), encoded(*pieces, done=False)) == pieces
 
 
-def test_a_whole_message_is_cut_where_the_phrase_is() -> None:
+def test_a_whole_message_ends_before_the_phrase() -> None:
     raw = {**message_events([])[0]["message"], "content": [
         {"type": "text", "text": f"By {NAME}."}, {"type": "tool_use", "id": "t", "name": "f", "input": {"a": "b"}},
     ]}  # fmt: skip
@@ -437,7 +438,7 @@ def test_a_whole_message_is_cut_where_the_phrase_is() -> None:
 
 @settings(deadline=None)
 @given(st.randoms(use_true_random=False), st.booleans())
-def test_what_is_streamed_is_what_is_whole(draw: random.Random, stop: bool) -> None:
+def test_streamed_and_whole_answers_are_filtered_alike(draw: random.Random, stop: bool) -> None:
     phrases = [phrase(draw) for _ in range(draw.randint(1, 4))]
     texts = [passage(phrases, draw) for _ in range(draw.randint(1, 3))]
     made = {"replacement": None if stop else "[removed]", "body": {"n": len(texts)}}
@@ -462,7 +463,7 @@ def test_what_is_streamed_is_what_is_whole(draw: random.Random, stop: bool) -> N
                b'data: {"type":"content_block_delta","index":0,"delta":"x"}\n\n', b"data: " + b"[" * 2000 + b"\n\n",
                b'data: {"type":"response.output_text.delta","item_id":{},"delta":"x"}\n\n']
 )  # fmt: skip
-def test_an_event_that_cannot_be_read_is_the_policys_to_decide(broken: bytes) -> None:
+def test_on_failure_decides_about_an_unreadable_event(broken: bytes) -> None:
     with pytest.raises(Refused):
         list(answer().feed(broken))
     watched = answer(may_pass=True)
@@ -471,32 +472,32 @@ def test_an_event_that_cannot_be_read_is_the_policys_to_decide(broken: bytes) ->
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b'{"choices":[{}]}', b"[" * 2000, b'{"choices":[5]}'])
-def test_a_whole_answer_that_cannot_be_read_is_the_policys_to_decide(raw: bytes) -> None:
+def test_on_failure_decides_about_an_unreadable_whole_answer(raw: bytes) -> None:
     with pytest.raises(Refused):
         answer().whole(raw)
     assert answer(may_pass=True).whole(raw) == raw
 
 
-def test_a_stream_that_is_no_text_is_broken_off() -> None:
+def test_a_stream_that_is_not_text_is_aborted() -> None:
     with pytest.raises(Refused):
         list(answer().feed(b"data: \xff\n\n"))
     with pytest.raises(UpstreamFailed):
         list(answer(may_pass=True).feed(b"data: \xff\n\n"))
 
 
-def test_a_stream_of_another_form_is_watched_too() -> None:
+def test_a_stream_of_an_unknown_dialect_is_filtered() -> None:
     pieces = [{"token": {"text": text}} for text in ("By Zor", "in ", "Quill", ", of")]
     events = streamed(answer(), encoded(*pieces))
     assert "".join(event["token"]["text"] for event in events[:-1]) == "By "
     assert events[-1] == "[DONE]"
 
 
-def test_an_error_event_comes_through_whole() -> None:
+def test_an_error_event_is_passed_on_unchanged() -> None:
     error = {"error": {"message": "by Zorin", "type": "server_error", "param": None, "code": 500}}
     assert streamed(answer(), encoded(chunk(content="a"), error))[1:] == [error, "[DONE]"]
 
 
-def test_a_word_that_stands_alone_is_no_beginning() -> None:
+def test_a_whole_word_is_not_held_back() -> None:
     piece = chunk(content="no", role="assistant")
     piece["system_fingerprint"] = "assist"
     piece["usage"] = {"prompt_tokens": 1, "assistan": 2}

@@ -41,7 +41,7 @@ STREAMS = st.lists(st.tuples(LINES, st.sampled_from(["\n", "\r\n", "\r"])), max_
 
 @settings(deadline=None)
 @given(STREAMS, st.booleans(), st.lists(st.integers(0, 200), max_size=12))
-def test_where_the_bytes_are_cut_changes_nothing(text: str, marked: bool, places: list[int]) -> None:
+def test_chunk_borders_change_nothing(text: str, marked: bool, places: list[int]) -> None:
     raw = ("\ufeff" * marked + text).encode()
     cuts = sorted({0, len(raw), *(place % (len(raw) + 1) for place in places)})
     chunks = [raw[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
@@ -49,12 +49,12 @@ def test_where_the_bytes_are_cut_changes_nothing(text: str, marked: bool, places
     assert read(*(raw[i : i + 1] for i in range(len(raw)))) == slowly(raw)
 
 
-def test_an_event_is_read_back_as_it_was_written() -> None:
+def test_an_event_is_parsed_as_it_was_encoded() -> None:
     for event in (Event("a\nb\n", "x.y"), Event(""), Event('{"é": 1}')):
         assert read(event.encode()) == [event]
 
 
-def test_an_event_without_an_end_is_none() -> None:
+def test_an_event_without_an_end_is_dropped() -> None:
     assert read(b"data: a\n\ndata: b\n") == [Event("a")]
     assert read(b"data: a\r\r") == [Event("a")]
     assert read(b"data: a\r\n\r") == [Event("a")]
@@ -76,13 +76,13 @@ def test_a_long_line_is_read_in_linear_time() -> None:
     assert time.process_time() - begun < 2
 
 
-def test_what_is_no_utf_8_is_refused() -> None:
+def test_invalid_utf_8_is_an_error() -> None:
     with pytest.raises(BrokenEvent):
         read(b"data: \xff\n\n")
 
 
 @pytest.mark.parametrize("line", [b"data: aaaaaaaaaaaa", b": aaaaaaaaaaaaaa", b"data: aaaaa\ndata: aaaaa\n"])
-def test_an_event_that_never_ends_is_refused(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_over_the_limit_is_an_error(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 10)
     with pytest.raises(BrokenEvent):
         read(line)
