@@ -1,21 +1,21 @@
-"""What can go wrong with a request, and how it reads to an OpenAI or Anthropic client.
+"""The errors that end a request, and their bodies for OpenAI and Anthropic clients.
 
     GuardError
-    ├── BadRequest        400  the client's fault: fields, JSON, sizes
-    ├── Unauthorized      401  no key, or none that is known
-    ├── NotFound          404  a route that is not served, a model that the key may not use
+    ├── BadRequest        400  invalid fields, JSON or sizes
+    ├── Unauthorized      401  missing or unknown API key
+    ├── NotFound          404  unknown route, or a model that the key may not use
     ├── TooSlow           408  the request did not arrive in time
-    ├── TooLarge          413  body over the limit
+    ├── TooLarge          413  the body exceeds its limit
     │   ├── UrlTooLong    414
-    │   └── HeadTooLarge  431
-    ├── RateLimited       429  the key's own limits
-    ├── Refused           403  a policy's decision
-    ├── UpstreamFailed    502  vLLM can't be reached, or broke off
-    ├── Overloaded        503  the gateway is full
-    ├── UpstreamDown      503  no replica of vLLM is there that could answer
-    └── UpstreamTimeout   504  vLLM was silent for too long
+    │   └── HeadTooLarge  431  URL and headers exceed their limit
+    ├── RateLimited       429  the key's limits are reached
+    ├── Refused           403  a policy refused the request
+    ├── UpstreamFailed    502  vLLM can't be reached, or closed the connection too early
+    ├── Overloaded        503  the gateway's limits are reached
+    ├── UpstreamDown      503  no available replica can answer
+    └── UpstreamTimeout   504  vLLM sent nothing in time
 
-A decision of the guard is never a 5xx: official clients retry those by themselves.
+A decision of the guard is never a 5xx: the official clients retry those automatically.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import orjson
 
 Dialect = Literal["openai", "responses", "anthropic"]
 
-# What Anthropic's clients call each status; its documentation of errors lists them.
+# The error type of each status in Anthropic's API (its documentation, "Errors").
 ANTHROPIC_KINDS: Final = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
     413: "request_too_large", 414: "request_too_large", 429: "rate_limit_error", 431: "request_too_large",
     503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
 
-# How much of another server's words an error repeats.
+# Characters of an upstream error message that are repeated to the client. A choice: several lines.
 MAX_MESSAGE_CHARS: Final = 2000
-# A key: within a string its quotation marks would be escaped.
-_NUMBER: Final = re.compile(rb'(?<!\\)"sequence_number":\s*(\d{1,18})')
+# Only matches a JSON key: inside a string its quotation marks would be escaped.
+_SEQUENCE_NUMBER: Final = re.compile(rb'(?<!\\)"sequence_number":\s*(\d{1,18})')
 
 
 class GuardError(Exception):
-    """An error that is answered with the error body of the route's clients."""
+    """The base of all errors that the gateway answers with."""
 
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "server_error"
@@ -57,7 +57,7 @@ class GuardError(Exception):
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        """retry_after_s: how long a client had better wait; it is told in whole seconds."""
+        """retry_after_s: seconds after which a retry makes sense; sent as whole seconds, rounded up."""
         super().__init__(message)
         self.message = message
         self.param = param
@@ -134,12 +134,12 @@ class UpstreamTimeout(GuardError):
     retryable = True
 
 
-# What an error of that status is called on OpenAI's routes when its own server has no name for it.
-OPENAI_KINDS: Final = {kind.status: kind.kind for kind in (Unauthorized, TooSlow, RateLimited)}
+# The OpenAI error type of an upstream error without a type of its own, where the status alone doesn't decide.
+OPENAI_KINDS: Final = {error.status: error.kind for error in (Unauthorized, TooSlow, RateLimited)}
 
 
-def dialect(path: str) -> Dialect:
-    """Whose error bodies the clients of a route read."""
+def dialect_of(path: str) -> Dialect:
+    """The API whose error bodies the clients of a route expect."""
     if path.startswith("/v1/messages"):
         return "anthropic"
     return "responses" if path.startswith("/v1/responses") else "openai"
@@ -150,88 +150,98 @@ def new_request_id() -> str:
 
 
 def id_headers(request_id: str, dialect: Dialect) -> list[tuple[bytes, bytes]]:
-    """The request's id under the name that the clients of the route look for."""
-    named = [(b"x-request-id", request_id.encode())]
-    return [*named, (b"request-id", request_id.encode())] if dialect == "anthropic" else named
+    """The request id in the headers in which the clients of the route look for it."""
+    headers = [(b"x-request-id", request_id.encode())]
+    return [*headers, (b"request-id", request_id.encode())] if dialect == "anthropic" else headers
 
 
-def answer(error: GuardError, path: str, request_id: str | None = None) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Headers and body of an answer that is an error, for the clients of `path`; without an id it gets a new one."""
-    request_id, whose = request_id or new_request_id(), dialect(path)
-    payload = body(error, whose, request_id)
-    length = (b"content-length", str(len(payload)).encode())
-    return [*headers(error), length, *id_headers(request_id, whose)], payload
+def error_response(
+    error: GuardError, path: str, request_id: str | None = None
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an error response for the clients of `path`. request_id: None makes a new one."""
+    request_id, dialect = request_id or new_request_id(), dialect_of(path)
+    body = error_body(error, dialect, request_id)
+    length = (b"content-length", str(len(body)).encode())
+    return [*error_headers(error), length, *id_headers(request_id, dialect)], body
 
 
-def body(error: GuardError, dialect: Dialect = "openai", request_id: str | None = None) -> bytes:
-    """The OpenAI error body, all four keys always there; or Anthropic's, which has others."""
+def error_body(error: GuardError, dialect: Dialect = "openai", request_id: str | None = None) -> bytes:
+    """The JSON body: OpenAI's, always with all four keys, or Anthropic's."""
     if dialect == "anthropic":
-        return _anthropic(error.status, error.message, request_id)
-    return orjson.dumps({"error": _told(error)})
+        return _anthropic_body(error.status, error.message, request_id)
+    return orjson.dumps({"error": _openai_fields(error)})
 
 
-def _anthropic(status: int, message: str, request_id: str | None) -> bytes:
+def _anthropic_body(status: int, message: str, request_id: str | None) -> bytes:
     kind = ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
     return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id})
 
 
-def retold(status: int, raw: bytes, dialect: Dialect, request_id: str) -> bytes | None:
-    """The upstream's error `raw` in the form that the route's clients read. None: it has that form, and may pass.
+def translate_upstream_error(status: int, raw: bytes, dialect: Dialect, request_id: str) -> bytes | None:
+    """The body of an upstream error in the route's dialect; None if `raw` has that form already.
 
-    vLLM tells what its web framework finds in the framework's form, or in OpenAI's on Anthropic's routes; and what
-    stands between gateway and vLLM has forms of its own.
+    vLLM answers errors of its web framework in the framework's form, and uses OpenAI's form on Anthropic's routes;
+    a proxy between gateway and vLLM has forms of its own.
     """
     try:
-        told = orjson.loads(raw)
+        parsed = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        told = None
-    told = told if isinstance(told, dict) else {}
-    error = told["error"] if isinstance(told.get("error"), dict) else {}
-    if isinstance(error.get("message"), str) and isinstance(error.get("type"), str):
-        if (
-            told.get("type") == "error"
-            if dialect == "anthropic"
-            else {"message", "type", "param", "code"} <= set(error)
-        ):
-            return None
-    said = (error.get("message"), told.get("message"), told.get("detail"), told.get("error"))
-    message = next((text for text in said if isinstance(text, str) and text), "")[:MAX_MESSAGE_CHARS]
-    message = message or f"the model server answered with status {status}"
+        parsed = None
+    body = parsed if isinstance(parsed, dict) else {}
+    error = body["error"] if isinstance(body.get("error"), dict) else {}
+    if _has_form(body, error, dialect):
+        return None
+    candidates = (error.get("message"), body.get("message"), body.get("detail"), body.get("error"))
+    message = next((text for text in candidates if isinstance(text, str) and text), "")[:MAX_MESSAGE_CHARS]
+    message = message or f"upstream returned status {status}"
     if dialect == "anthropic":
-        return _anthropic(status, message, request_id)
+        return _anthropic_body(status, message, request_id)
     kind = OPENAI_KINDS.get(status, BadRequest.kind if status < 500 else UpstreamFailed.kind)
     param, code = (value if isinstance(value := error.get(key), str) else None for key in ("param", "code"))
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-def event(error: GuardError, dialect: Dialect = "openai", request_id: str | None = None, last: bytes = b"") -> bytes:
-    """The same as a server-sent event, for a stream that has already begun.
+def _has_form(body: dict[str, Any], error: dict[str, Any], dialect: Dialect) -> bool:
+    """Whether an error body has the form of the dialect."""
+    if not (isinstance(error.get("message"), str) and isinstance(error.get("type"), str)):
+        return False
+    if dialect == "anthropic":
+        return body.get("type") == "error"
+    return {"message", "type", "param", "code"} <= set(error)
 
-    last: the end of what was sent of it; events of responses are numbered, and this one follows.
+
+def error_event(
+    error: GuardError, dialect: Dialect = "openai", request_id: str | None = None, last: bytes = b""
+) -> bytes:
+    """The error as a server-sent event, for a stream that has already started.
+
+    last: the last bytes sent, from which the event's sequence number follows in the Responses API.
     """
-    name, payload = b"", body(error, dialect, request_id)
+    name, data = b"", error_body(error, dialect, request_id)
     if dialect != "openai":
-        # Their events have names, and responses' events are flat; the official clients look for `error`, too.
         name = b"event: error\n"
     if dialect == "responses":
-        sent = _NUMBER.findall(last)
+        sent = _SEQUENCE_NUMBER.findall(last)
         number = int(sent[-1]) + 1 if sent else 0
-        payload = orjson.dumps({**_told(error), "type": "error", "sequence_number": number, "error": _told(error)})
-    # The stream may have broken off within a line; a blank line more between events is ignored.
-    return b"\n\n" + name + b"data: " + payload + b"\n\n"
+        fields = _openai_fields(error)
+        # The documented event has the fields at its top level; the official client also reads `error`.
+        data = orjson.dumps({**fields, "type": "error", "sequence_number": number, "error": fields})
+    # The stream may have stopped within a line; clients ignore an additional empty line between events.
+    return b"\n\n" + name + b"data: " + data + b"\n\n"
 
 
-def _told(error: GuardError) -> dict[str, str | None]:
+def _openai_fields(error: GuardError) -> dict[str, str | None]:
     return {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
 
 
-def headers(error: GuardError) -> list[tuple[bytes, bytes]]:
-    made = [
+def error_headers(error: GuardError) -> list[tuple[bytes, bytes]]:
+    """Headers of an error response, without length and request id."""
+    headers = [
         (b"content-type", b"application/json"),
         (b"x-should-retry", b"true" if error.retryable else b"false"),
     ]
     if error.retry_after_s is not None:
-        made.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
     if isinstance(error, Unauthorized):
-        made.append((b"www-authenticate", b"Bearer"))
-    return made
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers

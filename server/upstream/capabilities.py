@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,7 @@ class Needs:
     indexes: frozenset[str] = frozenset()
 
 
-class _AnyNeeds(Protocol):
-    @property
-    def parity(self) -> bool: ...
-    @property
-    def indexes(self) -> frozenset[str]: ...
+NO_NEEDS = Needs()
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class ReplicaCapabilities:
         """Whether the replica serves `model`, the value of a request's `model` field."""
         return self.models is None or (isinstance(model, str) and model in self.models)
 
-    def covers(self, needs: _AnyNeeds) -> bool:
+    def covers(self, needs: Needs) -> bool:
         """Whether the replica can do everything that `needs` names."""
         return (self.parity or not needs.parity) and needs.indexes <= self.indexes
 
@@ -61,10 +57,17 @@ class Capabilities:
         """One replica that serves every model: for measurements and tests, which have no pool."""
         return cls((ReplicaCapabilities(parity=parity, indexes=frozenset(indexes)),))
 
-    def covers(self, model: Any, needs: _AnyNeeds) -> bool:
-        """Whether a single available replica serves `model` and covers all of `needs`.
+    def usable(self, model: Any, needs: Needs) -> tuple[bool, ...]:
+        """For each replica whether it can answer a request: it is available, serves `model` and covers `needs`.
 
         If no replica serves `model`, all of them count: any of them can answer that it doesn't know the model.
         """
-        serving = [replica for replica in self.replicas if replica.serves(model)] or self.replicas
-        return any(replica.available and replica.covers(needs) for replica in serving)
+        any_serves = any(replica.serves(model) for replica in self.replicas)
+        return tuple(
+            replica.available and (replica.serves(model) or not any_serves) and replica.covers(needs)
+            for replica in self.replicas
+        )
+
+    def covers(self, model: Any, needs: Needs) -> bool:
+        """Whether a single replica can answer a request: it must cover all of `needs`, see `usable`."""
+        return any(self.usable(model, needs))

@@ -1,4 +1,4 @@
-"""The way to vLLM: raw bytes both ways, errors of the connection as the gateway's own."""
+"""One upstream server: which headers reach it and come back, and the gateway's own JSON calls."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from urllib.parse import urlsplit
 import orjson
 
 from lethe.server.errors import UpstreamFailed, UpstreamTimeout
-from lethe.server.upstream.http1 import NO_BODY, Response, Wire, broken
+from lethe.server.upstream.http1 import BODILESS_STATUSES, ConnectionPool, UpstreamResponse, connection_broken
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-# RFC 9110 7.6.1, and what the connection to vLLM sets by itself.
+# Headers that concern one connection only (RFC 9110, 7.6.1).
 HOP_BY_HOP = frozenset(
     [b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
      b"transfer-encoding", b"upgrade", b"proxy-connection"]
 )  # fmt: skip
-# vLLM reads these from anybody: which of its engines serves, before whom, and how loaded it is. They are the
-# operator's to say and to know. Those that begin with x-lethe- are the gateway's own.
-OPERATORS = frozenset([b"x-data-parallel-rank", b"x-vllm-priority", b"endpoint-load-metrics-format"])
-OWN = b"x-lethe-"
-NOT_FORWARDED = HOP_BY_HOP | OPERATORS | {b"host", b"content-length", b"expect"}
+# vLLM obeys these from any client: they choose the engine that serves, set the priority, and make vLLM report its
+# load. They are for operators only.
+VLLM_CONTROL = frozenset([b"x-data-parallel-rank", b"x-vllm-priority", b"endpoint-load-metrics-format"])
+# Headers of this prefix are the gateway's own.
+GATEWAY_PREFIX = b"x-lethe-"
+# `send` sets host and content-length itself and never waits for 100 Continue.
+NOT_FORWARDED = HOP_BY_HOP | VLLM_CONTROL | {b"host", b"content-length", b"expect"}
 
 
-def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers in lower case, less `dropped` and those that a Connection header names."""
+def _drop_headers(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers with names in lower case, without `dropped` and without those that a Connection header names."""
     lowered = [(name.lower(), value) for name, value in headers]
     for name, value in lowered:
         if name == b"connection":
@@ -37,51 +39,56 @@ def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, b
     return [pair for pair in lowered if pair[0] not in dropped]
 
 
-def response_headers(response: Response) -> list[tuple[bytes, bytes]]:
-    """vLLM's headers, less the hop-by-hop ones, and less the length of a body that such an answer doesn't have."""
-    headers = _without(HOP_BY_HOP, response.headers)
-    return [pair for pair in headers if pair[0] != b"content-length"] if response.status in NO_BODY else headers
+def response_headers(response: UpstreamResponse) -> list[tuple[bytes, bytes]]:
+    """The response's end-to-end headers. Responses without a body lose their content-length, too."""
+    headers = _drop_headers(HOP_BY_HOP, response.headers)
+    if response.status in BODILESS_STATUSES:
+        return [pair for pair in headers if pair[0] != b"content-length"]
+    return headers
 
 
 class Upstream:
-    """One vLLM server. Create inside a running event loop; `close` when done."""
+    """One vLLM server. Create it inside a running event loop; `close` it when done."""
 
     def __init__(self, url: str, *, connect_timeout_s: float, read_timeout_s: float, key: str | None = None) -> None:
+        """key: the bearer token of the gateway's own calls. read_timeout_s: maximum silence in seconds."""
         self.url = url
         self._key = key
         parts = urlsplit(url)
         assert parts.hostname is not None
         tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._prefix = parts.path.rstrip("/").encode()
-        # An address of IPv6 is no name.
+        self._path_prefix = parts.path.rstrip("/").encode()
+        # IPv6 addresses go in brackets and, unlike names, have no IDNA form.
         host = f"[{parts.hostname}]".encode() if ":" in parts.hostname else parts.hostname.encode("idna")
-        self._host = b"host: " + host + (f":{parts.port}".encode() if parts.port else b"") + b"\r\n"
-        self._wire = Wire(
+        self._host_header = b"host: " + host + (f":{parts.port}".encode() if parts.port else b"") + b"\r\n"
+        self._connections = ConnectionPool(
             parts.hostname, parts.port or (443 if tls else 80), tls,
             connect_timeout_s=connect_timeout_s, read_timeout_s=read_timeout_s,
         )  # fmt: skip
 
     async def close(self) -> None:
-        await self._wire.close()
+        await self._connections.close()
 
-    async def send(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> Response:
-        """Send a request and return the answer with its body unread; the caller has to close it.
+    async def send(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> UpstreamResponse:
+        """Send a request and return the response with its body unread; the caller must close it.
 
-        path: with its query, as it came. An answer that was not read to its end closes the connection, so that vLLM
-        stops generating. Raises UpstreamFailed or UpstreamTimeout, also while the body is read.
+        path: with its query, byte for byte. Closing a response before its end closes the connection, which makes vLLM
+        stop generating. Raises UpstreamFailed or UpstreamTimeout, also while the body is read.
         """
-        head = [method.encode(), b" ", self._prefix, path, b" HTTP/1.1\r\n", self._host]
-        for name, value in _without(NOT_FORWARDED, headers):
-            if not name.startswith(OWN):
+        head = [method.encode(), b" ", self._path_prefix, path, b" HTTP/1.1\r\n", self._host_header]
+        for name, value in _drop_headers(NOT_FORWARDED, headers):
+            if not name.startswith(GATEWAY_PREFIX):
                 head += (name, b": ", value, b"\r\n")
         if body is not None or method != "GET":
             head.append(b"content-length: %d\r\n" % len(body or b""))
         head.append(b"\r\n")
-        return await self._wire.send(b"".join(head), body, bodyless=method == "HEAD")
+        return await self._connections.send(b"".join(head), body, is_head_request=method == "HEAD")
 
     @asynccontextmanager
-    async def open(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> AsyncIterator[Response]:
-        """`send`, and closed at the end of the block."""
+    async def open(
+        self, method: str, path: bytes, headers: Headers, body: bytes | None
+    ) -> AsyncIterator[UpstreamResponse]:
+        """`send` as a context manager that closes the response."""
         response = await self.send(method, path, headers, body)
         try:
             yield response
@@ -89,10 +96,10 @@ class Upstream:
             response.close()
 
     async def call(self, method: str, path: str, payload: Any = None, *, timeout_s: float = 10.0) -> tuple[int, Any]:
-        """The gateway's own small calls (health, models, probes): status and JSON, or text.
+        """One of the gateway's own calls (health, models, probes). Returns the status and the parsed JSON, or text.
 
-        Raises UpstreamFailed or UpstreamTimeout, also for an answer that says JSON and is none, or that is longer
-        than is read whole.
+        payload: sent as JSON. Raises UpstreamFailed or UpstreamTimeout, also when a response of type JSON can't be
+        parsed or is longer than MAX_READ_BYTES.
         """
         headers, body = [], None
         if self._key:
@@ -104,13 +111,13 @@ class Upstream:
             async with asyncio.timeout(timeout_s), self.open(method, path.encode(), headers, body) as response:
                 raw = await response.read()
                 if raw is None:
-                    raise UpstreamFailed(f"the model server's answer to {path} has no end", code="too_long")
+                    raise UpstreamFailed(f"the upstream response to {path} is too long", code="too_long")
         except TimeoutError as error:
-            message = f"the model server did not answer {path} within {timeout_s:g} s"
+            message = f"upstream did not answer {path} within {timeout_s:g} s"
             raise UpstreamTimeout(message, code="read_timeout") from error
         if "json" not in response.content_type:
             return response.status, raw.decode("utf-8", "replace")
         try:
             return response.status, orjson.loads(raw)
         except orjson.JSONDecodeError as error:
-            raise broken("the model server answered with broken JSON") from error
+            raise connection_broken(f"the upstream response to {path} is not valid JSON") from error

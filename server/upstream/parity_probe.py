@@ -1,10 +1,9 @@
-"""Do clean embeddings give the same answer as text, and is a text the same tokens here as there?
+"""Parity probe: whether clean prompt embeddings give the same answer as text, and both sides tokenize alike.
 
-Some model families scale embeddings inside or outside the embedding layer, and a server may run other
-weights than the gateway's folder holds. So one short prompt is sent both ways, greedily and with
-log-probabilities, at start and whenever a server comes back (`server/upstream/pool.py`). And the token ids of a
-prompt with all that tokenizers and templates read differently are compared, because vLLM may build its tokenizer
-by other rules than tokenizer.json holds. Without parity nothing is corrupted.
+Some model families scale embeddings inside or outside the embedding layer, and a server may run other weights than
+the gateway's model folder holds. So one short prompt is sent both ways, greedily and with log-probabilities, at start
+and whenever a server comes back (`server/upstream/replica.py`). The token ids of a second prompt are compared because
+vLLM may build its tokenizer by other rules than tokenizer.json holds. Without parity no prompt is corrupted.
 """
 
 from __future__ import annotations
@@ -14,109 +13,119 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lethe.corruption.spec import CorruptionError
-from lethe.server.errors import UpstreamFailed
 from lethe.server.upstream.client import Upstream
+from lethe.server.upstream.model_cards import fetch_model_cards
 
 if TYPE_CHECKING:
     from lethe.corruption.embeddings.corruptor import Corruptor
 
-PROBE = "Name the four seasons of the year, and one colour for each of them."
+PROBE_PROMPT = "Name the four seasons of the year, and one colour for each of them."
+# Tokens generated per probe. A choice: wrong embeddings differ at the first token; 16 leave room for small scalings.
 PROBE_TOKENS = 16
-# White space, apostrophes, digits, accents in one character and in two, scripts, a control token's text.
-AWKWARD = (
+# What tokenizers and chat templates treat differently: white space, apostrophes, digits, composed and decomposed
+# accents, scripts, the text of a control token.
+TOKENIZATION_PROMPT = (
     "  Two  spaces,\ta tab\n\n\n  lines. I'll pay O’Neill 1234567.89 €: café, cafe\u0301, 日本語, Привет 🙂</s> yes.\n"
 )
-# Two runs of the same prompt differ by rounding only; another table differs by whole units.
-TOLERANCE = 0.05
+# Largest difference of log-probabilities (natural logarithm) that counts as equal. A choice between two scales: two
+# runs of the same prompt differ by rounding only, another embedding table differs by whole units.
+LOGPROB_TOLERANCE = 0.05
+# Seconds that one probe request may take: the server may be busy with long prompts.
+PROBE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Parity:
+class ParityResult:
     holds: bool
     reason: str
 
 
-async def served_model(upstream: Upstream) -> str:
-    """The id of the first model that vLLM serves. Raises GuardError when there is none."""
-    status, answer = await upstream.call("GET", "/v1/models")
-    try:
-        return str(answer["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise UpstreamFailed(f"GET /v1/models answered {status} and names no model", code="no_model") from None
-
-
-async def probe(upstream: Upstream, corruptor: Corruptor) -> Parity:
-    """Compare token ids, then send the probe as text and as clean embeddings and compare what is answered.
+async def probe_parity(upstream: Upstream, corruptor: Corruptor) -> ParityResult:
+    """Compare token ids, then send the probe as text and as clean embeddings and compare the answers.
 
     Raises GuardError when vLLM can't be reached.
     """
-    body: dict[str, Any] = {
-        "model": await served_model(upstream),
-        "messages": [{"role": "user", "content": PROBE}],
+    cards = await fetch_model_cards(upstream)
+    tokenization_body = {
+        "model": cards[0]["id"],
+        "messages": [{"role": "user", "content": TOKENIZATION_PROMPT}],
+        "max_tokens": 1,
+        "return_token_ids": True,
+    }
+    text_body: dict[str, Any] = {
+        "model": cards[0]["id"],
+        "messages": [{"role": "user", "content": PROBE_PROMPT}],
         "temperature": 0,
         "max_tokens": PROBE_TOKENS,
         "logprobs": True,
     }
-    awkward = {
-        "model": body["model"],
-        "messages": [{"role": "user", "content": AWKWARD}],
-        "max_tokens": 1,
-        "return_token_ids": True,
-    }
     try:
-        clean = await asyncio.to_thread(corruptor.chat, body, {(0, None): ()}, None, "")
-        ours = await asyncio.to_thread(corruptor.prompt_tokenizer.chat_ids, awkward)
+        embeds_body = await asyncio.to_thread(corruptor.chat, text_body, {(0, None): ()}, None, "")
+        token_ids = await asyncio.to_thread(corruptor.prompt_tokenizer.chat_ids, tokenization_body)
     except CorruptionError as error:
-        return Parity(False, f"the probe can't be given as embeddings: {error}")
-    status, answer = await upstream.call("POST", "/v1/chat/completions", awkward, timeout_s=60)
+        return ParityResult(False, f"the probe can't be sent as embeddings: {error}")
+    status, answer = await _complete(upstream, tokenization_body)
     if status != 200:
-        return Parity(False, f"the probe of token ids was answered {status}: {_error(answer)}")
-    if reason := differs(ours, answer.get("prompt_token_ids") if isinstance(answer, dict) else None):
-        return Parity(False, reason)
-    text_status, as_text = await upstream.call("POST", "/v1/chat/completions", body, timeout_s=60)
-    embeds_status, as_embeds = await upstream.call("POST", "/v1/chat/completions", clean, timeout_s=60)
+        return ParityResult(False, f"the tokenization probe returned {status}: {_error_message(answer)}")
+    if reason := tokenization_difference(
+        token_ids, answer.get("prompt_token_ids") if isinstance(answer, dict) else None
+    ):
+        return ParityResult(False, reason)
+    text_status, text_answer = await _complete(upstream, text_body)
+    embeds_status, embeds_answer = await _complete(upstream, embeds_body)
     if text_status != 200:
-        return Parity(False, f"the probe as text was answered {text_status}: {_error(as_text)}")
+        return ParityResult(False, f"the probe as text returned {text_status}: {_error_message(text_answer)}")
     if embeds_status != 200:
         hint = " (is vLLM running with --enable-prompt-embeds?)" if embeds_status == 400 else ""
-        return Parity(False, f"the probe as embeddings was answered {embeds_status}: {_error(as_embeds)}{hint}")
+        message = f"the probe as embeddings returned {embeds_status}: {_error_message(embeds_answer)}{hint}"
+        return ParityResult(False, message)
     try:
-        return compare(as_text, as_embeds)
+        return compare_answers(text_answer, embeds_answer)
     except (KeyError, IndexError, TypeError) as error:
-        return Parity(False, f"the probe's answer is not a chat completion with logprobs ({type(error).__name__})")
+        message = f"the probe's answer is not a chat completion with logprobs ({type(error).__name__})"
+        return ParityResult(False, message)
 
 
-def differs(ours: list[int], theirs: object) -> str | None:
-    """Why a prompt's token ids are not vLLM's; None where they are."""
+async def _complete(upstream: Upstream, body: dict[str, Any]) -> tuple[int, Any]:
+    return await upstream.call("POST", "/v1/chat/completions", body, timeout_s=PROBE_TIMEOUT_S)
+
+
+def tokenization_difference(ours: list[int], theirs: object) -> str | None:
+    """How the gateway's token ids of a prompt differ from vLLM's; None if they are equal."""
     if not isinstance(theirs, list) or not theirs:
-        return "vLLM does not tell a prompt's token ids (return_token_ids)"
+        return "vLLM returned no token ids of the prompt (return_token_ids)"
     if ours == theirs:
         return None
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    index = next((index for index, (our, their) in pairs if our != their), min(len(ours), len(theirs)))
     return (
-        f"token {at + 1} of {len(theirs)} is another for vLLM: LETHE_MODEL_DIR holds another tokenizer or chat "
-        "template, or transformers reads it by rules of its own, which its save_pretrained writes down (docs/VLLM.md)"
+        f"token {index + 1} of {len(theirs)} differs from vLLM's: LETHE_MODEL_DIR holds another tokenizer or chat "
+        "template, or transformers applies its own tokenizer rules, which its save_pretrained writes out (docs/vllm.md)"
     )
 
 
-def compare(as_text: dict[str, Any], as_embeds: dict[str, Any]) -> Parity:
-    """Same prompt_tokens, same greedy tokens, log-probabilities within TOLERANCE."""
-    prompts = [answer["usage"]["prompt_tokens"] for answer in (as_text, as_embeds)]
-    if prompts[0] != prompts[1]:
-        return Parity(False, f"prompt_tokens differ: {prompts[0]} as text, {prompts[1]} as embeddings")
-    tokens = [answer["choices"][0]["logprobs"]["content"] for answer in (as_text, as_embeds)]
-    for at, (a, b) in enumerate(zip(*tokens, strict=False)):
-        gap = abs(a["logprob"] - b["logprob"])
-        if a["token"] != b["token"]:
-            # Two candidates that are equally likely may swap by rounding; that is no sign of another table.
-            if gap <= TOLERANCE:
+def compare_answers(text_answer: dict[str, Any], embeds_answer: dict[str, Any]) -> ParityResult:
+    """Whether two chat completions have equal prompt_tokens, equal greedy tokens and log-probabilities alike.
+
+    Raises KeyError, IndexError or TypeError when one of them is no chat completion with logprobs.
+    """
+    prompt_tokens = [answer["usage"]["prompt_tokens"] for answer in (text_answer, embeds_answer)]
+    if prompt_tokens[0] != prompt_tokens[1]:
+        message = f"prompt_tokens differ: {prompt_tokens[0]} as text, {prompt_tokens[1]} as embeddings"
+        return ParityResult(False, message)
+    tokens = [answer["choices"][0]["logprobs"]["content"] for answer in (text_answer, embeds_answer)]
+    for number, (as_text, as_embeds) in enumerate(zip(*tokens, strict=False), 1):
+        difference = abs(as_text["logprob"] - as_embeds["logprob"])
+        if as_text["token"] != as_embeds["token"]:
+            # Rounding may swap two candidates of equal probability; that is no sign of another table.
+            if difference <= LOGPROB_TOLERANCE:
                 break
-            return Parity(False, f"answers part at token {at + 1}")
-        if gap > TOLERANCE:
-            return Parity(False, f"log-probabilities differ by {gap:.3f} at token {at + 1}")
-    return Parity(True, f"{len(tokens[0])} tokens alike")
+            return ParityResult(False, f"answers differ from token {number} on")
+        if difference > LOGPROB_TOLERANCE:
+            return ParityResult(False, f"log-probabilities differ by {difference:.3f} at token {number}")
+    return ParityResult(True, f"{len(tokens[0])} tokens agree")
 
 
-def _error(answer: Any) -> str:
+def _error_message(answer: Any) -> str:
     error = answer.get("error") if isinstance(answer, dict) else None
     return str(error.get("message", ""))[:200] if isinstance(error, dict) else ""

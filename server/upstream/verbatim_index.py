@@ -1,7 +1,7 @@
-"""Protected texts: the documents of an artifact, their index for vLLM, and whether vLLM has it.
+"""Verbatim indexes of protected documents: writing them with an artifact, and asking vLLM which it has loaded.
 
-The index is too long to travel with a request. It lies in the artifact's folder; vLLM's side reads a copy of
-that folder (LETHE_VERBATIM, `corruption/decoding/suffix_index.py`), and a request names it.
+An index is too large to travel with a request. It lies in the artifact's folder; the vLLM plugin reads a copy of that
+folder (LETHE_VERBATIM, `corruption/decoding/suffix_index.py`), and a request refers to it by name.
 """
 
 from __future__ import annotations
@@ -23,57 +23,59 @@ from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 if TYPE_CHECKING:
     from lethe.server.upstream.client import Upstream
 
-# No text has this name: an engine that takes it checks nothing.
-NOBODY = "0" * suffix_index.NAME_LENGTH
+# No index has this name: a server that accepts it doesn't run the plugin.
+UNKNOWN_INDEX = "0" * suffix_index.NAME_LENGTH
+# Seconds that one probe request may take: the server may be busy with long prompts.
+PROBE_TIMEOUT_S = 60.0
 
 
-def documents(artifact: Artifact) -> list[str]:
-    """The texts of an artifact that are to be kept from being copied: its documents, not its facts."""
+def protected_documents(artifact: Artifact) -> list[str]:
+    """The texts of an artifact whose copying is limited: its documents, not its facts."""
     return [item.text for item in artifact.items if suffix_index.comparable_letters(item.text)]
 
 
 def index_name(artifact: Artifact) -> str | None:
-    """The name of the index of an artifact's documents; None when it has none."""
-    texts = documents(artifact)
+    """The name of the index of an artifact's documents; None if it has no documents."""
+    texts = protected_documents(artifact)
     return suffix_index.content_name(texts) if texts else None
 
 
-def save(artifact: Artifact, folder: Path) -> Path | None:
-    """Write the artifact's folder with the index of its documents, if it has any: all of it, or nothing.
+def save_with_index(artifact: Artifact, folder: Path) -> Path | None:
+    """Write the artifact and the index of its documents, if it has any, into `folder`: both or nothing.
 
-    Returns where the index is. Raises ValueError when something that isn't an artifact stands there.
+    Returns the index's path. Raises ValueError when the folder exists and is not an artifact.
     """
     if folder.exists() and not (folder / "manifest.json").is_file():
         raise ValueError(f"{folder}: exists and is not an artifact")
-    with beside(folder) as made:
-        artifact_io.save_artifact(artifact, made)
-        index = write_index(artifact, made)
-        put_in_place(made, folder)
+    with staging_folder(folder) as staged:
+        artifact_io.save_artifact(artifact, staged)
+        index = write_index(artifact, staged)
+        move_into_place(staged, folder)
     return folder / index.name if index else None
 
 
 @contextlib.contextmanager
-def beside(folder: Path) -> Iterator[Path]:
-    """A name beside `folder` for what is to take its place; whatever is there in the end is taken away."""
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """A path next to `folder` for the folder that will replace it; it is deleted at the end of the block."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    staged = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     try:
-        yield made
+        yield staged
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
 
 
-def put_in_place(made: Path, folder: Path) -> None:
-    """Let `made` stand where `folder` does, in one step; what stood there then stands at `made`."""
+def move_into_place(staged: Path, folder: Path) -> None:
+    """Make `staged` the new `folder` in one atomic step; an existing folder ends up at `staged`."""
     if folder.exists():
-        artifact_io.swap_folders(made, folder)
+        artifact_io.swap_folders(staged, folder)
     else:
-        os.rename(made, folder)
+        os.rename(staged, folder)
 
 
 def write_index(artifact: Artifact, folder: Path) -> Path | None:
-    """Write the index of an artifact's documents into its folder, or take away an old one when it has none."""
-    path, texts = folder / suffix_index.INDEX_FILE, documents(artifact)
+    """Write the index of an artifact's documents into its folder; without documents, delete an old index."""
+    path, texts = folder / suffix_index.INDEX_FILE, protected_documents(artifact)
     if not texts:
         path.unlink(missing_ok=True)
         return None
@@ -81,24 +83,24 @@ def write_index(artifact: Artifact, folder: Path) -> Path | None:
     return path
 
 
-async def known(upstream: Upstream, model: str, names: Iterable[str]) -> frozenset[str]:
-    """Those of the indexes that vLLM has. None of them if it takes a name that is nobody's: no plugin is at work.
+async def loaded_indexes(upstream: Upstream, model: str, names: Iterable[str]) -> frozenset[str]:
+    """Those of the named indexes that vLLM has loaded; none if it accepts an unknown name, since no plugin runs then.
 
     Raises GuardError when vLLM can't be reached.
     """
-    wanted = sorted(names)
-    if not wanted or await _takes(upstream, model, NOBODY):
+    sorted_names = sorted(names)
+    if not sorted_names or await _accepts(upstream, model, UNKNOWN_INDEX):
         return frozenset()
-    return frozenset([name for name in wanted if await _takes(upstream, model, name)])
+    return frozenset([name for name in sorted_names if await _accepts(upstream, model, name)])
 
 
-async def _takes(upstream: Upstream, model: str, name: str) -> bool:
-    argument = encode_penalty(Penalty(verbatim={name: DEFAULT_COPY_LIMIT}))
+async def _accepts(upstream: Upstream, model: str, name: str) -> bool:
+    """Whether vLLM serves a request that refers to the index `name`."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 1,
-        "vllm_xargs": {XARGS_KEY: argument},
+        "vllm_xargs": {XARGS_KEY: encode_penalty(Penalty(verbatim={name: DEFAULT_COPY_LIMIT}))},
     }
-    status, _ = await upstream.call("POST", "/v1/chat/completions", body, timeout_s=60)
+    status, _ = await upstream.call("POST", "/v1/chat/completions", body, timeout_s=PROBE_TIMEOUT_S)
     return status == 200

@@ -1,4 +1,4 @@
-"""What an OpenAI client reads when something goes wrong."""
+"""Error statuses, bodies, headers and events for OpenAI and Anthropic clients."""
 
 from __future__ import annotations
 
@@ -43,14 +43,16 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("kind", "status", "named", "retryable"), TABLE)
-def test_every_error_has_its_row(kind: type[GuardError], status: int, named: str, retryable: bool) -> None:
+def test_status_body_and_headers_of_every_error(
+    kind: type[GuardError], status: int, named: str, retryable: bool
+) -> None:
     error = kind("what happened", param="messages", code="some_code")
     assert (error.status, error.retryable, str(error)) == (status, retryable, "what happened")
-    assert json.loads(errors.body(error)) == {
+    assert json.loads(errors.error_body(error)) == {
         "error": {"message": "what happened", "type": named, "param": "messages", "code": "some_code"}
     }
     own = {b"www-authenticate": b"Bearer"} if kind is Unauthorized else {}
-    assert dict(errors.headers(error)) == own | {
+    assert dict(errors.error_headers(error)) == own | {
         b"content-type": b"application/json",
         b"x-should-retry": b"true" if retryable else b"false",
     }
@@ -61,25 +63,25 @@ def test_the_table_is_complete() -> None:
     assert {row[0] for row in TABLE} == {kind for kind in kinds if kind.__module__ == errors.__name__}
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.0, b"1"), (1.0, b"1"), (1.2, b"2"), (59.001, b"60")])
-def test_retry_after_is_whole_seconds_rounded_up(seconds: float, told: bytes) -> None:
-    assert dict(errors.headers(RateLimited("wait", retry_after_s=seconds)))[b"retry-after"] == told
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, b"1"), (1.0, b"1"), (1.2, b"2"), (59.001, b"60")])
+def test_retry_after_is_whole_seconds_rounded_up(seconds: float, expected: bytes) -> None:
+    assert dict(errors.error_headers(RateLimited("wait", retry_after_s=seconds)))[b"retry-after"] == expected
 
 
-def test_a_decision_of_the_guard_is_no_server_error() -> None:
-    """Official clients retry 408, 409, 429 and 5xx by themselves."""
+def test_guard_decisions_have_statuses_that_are_not_retried() -> None:
+    """The official clients retry 408, 409, 429 and 5xx automatically."""
     for kind in (BadRequest, NotFound, TooLarge, Refused):
         assert 400 <= kind.status < 500 and kind.status not in (408, 409, 429)
 
 
-def test_all_four_keys_are_there_without_param_and_code() -> None:
-    assert json.loads(errors.body(BadRequest("no")))["error"].keys() == {"message", "type", "param", "code"}
+def test_the_body_has_all_four_keys_without_param_and_code() -> None:
+    assert json.loads(errors.error_body(BadRequest("no")))["error"].keys() == {"message", "type", "param", "code"}
 
 
 def test_an_error_in_a_stream_is_one_event() -> None:
     error = UpstreamFailed("line\nbreak\n\ndata: x")
-    event = errors.event(error)
-    assert event == b"\n\ndata: " + errors.body(error) + b"\n\n"
+    event = errors.error_event(error)
+    assert event == b"\n\ndata: " + errors.error_body(error) + b"\n\n"
     assert event.strip().count(b"\n") == 0
 
 
@@ -87,48 +89,48 @@ def test_an_error_in_a_stream_is_one_event() -> None:
     ("/v1/messages", "anthropic"), ("/v1/messages/count_tokens", "anthropic"), ("/v1/responses", "responses"),
     ("/v1/responses/resp_1", "responses"), ("/v1/chat/completions", "openai"), ("/score", "openai"),
 ])  # fmt: skip
-def test_each_route_has_the_error_bodies_of_its_clients(path: str, dialect: str) -> None:
-    assert errors.dialect(path) == dialect
+def test_each_route_has_a_dialect(path: str, dialect: str) -> None:
+    assert errors.dialect_of(path) == dialect
 
 
-def _every() -> list[type[GuardError]]:
-    """The error classes, those of classes too."""
-    found: list[type[GuardError]] = []
+def all_error_classes() -> list[type[GuardError]]:
+    """GuardError and all its subclasses."""
+    classes: list[type[GuardError]] = []
     todo = [GuardError]
     while todo:
-        found.append(todo.pop())
-        todo += found[-1].__subclasses__()
-    return found
+        classes.append(todo.pop())
+        todo += classes[-1].__subclasses__()
+    return classes
 
 
-def test_anthropics_clients_read_anthropics_errors() -> None:
+def test_the_anthropic_client_parses_every_error() -> None:
     from anthropic.types import ErrorResponse
 
-    for kind in _every():
+    for kind in all_error_classes():
         error = kind("what happened", param="messages", code="some_code")
-        told = json.loads(errors.body(error, "anthropic", "req-1"))
-        assert told["type"] == "error" and told["request_id"] == "req-1"
-        assert set(told["error"]) == {"type", "message"} and told["error"]["message"] == "what happened"
+        body = json.loads(errors.error_body(error, "anthropic", "req-1"))
+        assert body["type"] == "error" and body["request_id"] == "req-1"
+        assert set(body["error"]) == {"type", "message"} and body["error"]["message"] == "what happened"
         if error.status not in (413, 414, 431):
-            # Those are in Anthropic's documents, and not in its client's types.
-            read = ErrorResponse.model_validate(told).error
+            # Anthropic documents these types, but its client has no classes for them.
+            read = ErrorResponse.model_validate(body).error
             assert (read.type == "api_error") == (kind.status in (500, 502))
-        lines = errors.event(error, "anthropic", "req-1").strip().split(b"\n")
-        assert lines == [b"event: error", b"data: " + errors.body(error, "anthropic", "req-1")]
+        lines = errors.error_event(error, "anthropic", "req-1").strip().split(b"\n")
+        assert lines == [b"event: error", b"data: " + errors.error_body(error, "anthropic", "req-1")]
 
 
-def test_an_error_in_a_response_is_an_event_of_its_own_and_one_that_every_client_knows() -> None:
+def test_the_openai_client_parses_an_error_event_of_responses() -> None:
     from openai.types.responses import ResponseErrorEvent
 
     error = UpstreamFailed("gone", code="broken")
-    name, data = errors.event(error, "responses").strip().split(b"\n")
-    told = json.loads(data.removeprefix(b"data: "))
+    name, data = errors.error_event(error, "responses").strip().split(b"\n")
+    body = json.loads(data.removeprefix(b"data: "))
     assert (
         name == b"event: error"
-        and told["sequence_number"] == 0
-        and told["error"] == json.loads(errors.body(error, "responses"))["error"]
+        and body["sequence_number"] == 0
+        and body["error"] == json.loads(errors.error_body(error, "responses"))["error"]
     )
-    read = ResponseErrorEvent.model_validate(told, strict=True)
+    read = ResponseErrorEvent.model_validate(body, strict=True)
     assert (read.type, read.code, read.message, read.param) == ("error", "broken", "gone", None)
 
 
@@ -137,63 +139,67 @@ def test_an_error_in_a_response_is_an_event_of_its_own_and_one_that_every_client
     (b'data: {"delta":"\\"sequence_number\\":99","sequence_number":7}\n\n', 8),
     (b"data: {}", 0),
 ])  # fmt: skip
-def test_an_error_in_a_response_has_the_number_after_the_last(last: bytes, number: int) -> None:
-    data = errors.event(UpstreamFailed("gone"), "responses", last=last).strip().split(b"data: ")[1]
+def test_an_error_event_continues_the_sequence_numbers(last: bytes, number: int) -> None:
+    data = errors.error_event(UpstreamFailed("gone"), "responses", last=last).strip().split(b"data: ")[1]
     assert json.loads(data)["sequence_number"] == number
 
 
 @pytest.mark.parametrize(("path", "names"), [
     ("/v1/chat/completions", {b"x-request-id"}), ("/v1/messages", {b"x-request-id", b"request-id"}),
 ])  # fmt: skip
-def test_an_answer_names_its_request_as_the_clients_of_the_route_look_for_it(path: str, names: set[bytes]) -> None:
-    made, payload = errors.answer(Refused("no"), path)
-    ids = {name: value for name, value in made if name.endswith(b"request-id")}
+def test_an_error_response_has_the_routes_request_id_headers(path: str, names: set[bytes]) -> None:
+    headers, body = errors.error_response(Refused("no"), path)
+    ids = {name: value for name, value in headers if name.endswith(b"request-id")}
     assert ids.keys() == names and len(set(ids.values())) == 1
-    assert dict(made)[b"content-length"] == str(len(payload)).encode()
-    assert errors.answer(Refused("no"), path)[0] != made
+    assert dict(headers)[b"content-length"] == str(len(body)).encode()
+    assert errors.error_response(Refused("no"), path)[0] != headers
 
 
 OURS = b'{"error": {"message":"m", "type":"BadRequestError", "param":"temperature", "code":400}}'
 THEIRS = b'{"type":"error","error":{"type":"NotFoundError","message":"m"}}'
 
 
-def test_the_upstreams_error_passes_in_the_form_of_the_routes_clients() -> None:
-    assert errors.retold(400, OURS, "openai", "r") is errors.retold(400, OURS, "responses", "r") is None
-    assert errors.retold(404, THEIRS, "anthropic", "r") is None
+def test_upstream_errors_in_the_routes_dialect_are_unchanged() -> None:
+    assert (
+        errors.translate_upstream_error(400, OURS, "openai", "r")
+        is errors.translate_upstream_error(400, OURS, "responses", "r")
+        is None
+    )
+    assert errors.translate_upstream_error(404, THEIRS, "anthropic", "r") is None
 
 
-@pytest.mark.parametrize(("status", "raw", "told"), [
+@pytest.mark.parametrize(("status", "raw", "expected"), [
     (404, b'{"detail":"Not Found"}', ("Not Found", "invalid_request_error", None, None)),
     (401, b'{"error":"Unauthorized"}', ("Unauthorized", "authentication_error", None, None)),
     (400, b'{"error":{"message":"m","code":"c","param":"p"}}', ("m", "invalid_request_error", "p", "c")),
     (400, b'{"error":{"message":"m","type":"t","param":1}}', ("m", "invalid_request_error", None, None)),
     (400, b'{"message":"m"}', ("m", "invalid_request_error", None, None)),
     (404, THEIRS, ("m", "invalid_request_error", None, None)),
-    (500, b"Internal Server Error", ("the model server answered with status 500", "upstream_error", None, None)),
-    (502, b"<html>bad</html>", ("the model server answered with status 502", "upstream_error", None, None)),
-    (502, b'["x"]', ("the model server answered with status 502", "upstream_error", None, None)),
-    (422, b'{"detail":[1]}', ("the model server answered with status 422", "invalid_request_error", None, None)),
-    (429, b"\xff", ("the model server answered with status 429", "rate_limit_error", None, None)),
+    (500, b"Internal Server Error", ("upstream returned status 500", "upstream_error", None, None)),
+    (502, b"<html>bad</html>", ("upstream returned status 502", "upstream_error", None, None)),
+    (502, b'["x"]', ("upstream returned status 502", "upstream_error", None, None)),
+    (422, b'{"detail":[1]}', ("upstream returned status 422", "invalid_request_error", None, None)),
+    (429, b"\xff", ("upstream returned status 429", "rate_limit_error", None, None)),
 ])  # fmt: skip
-def test_any_other_error_of_the_upstream_is_told_in_openais_form(
-    status: int, raw: bytes, told: tuple[str, str, str | None, str | None]
+def test_other_upstream_errors_are_translated_to_openais_form(
+    status: int, raw: bytes, expected: tuple[str, str, str | None, str | None]
 ) -> None:
-    made = errors.retold(status, raw, "openai", "r")
-    assert made is not None
-    assert json.loads(made) == {"error": dict(zip(("message", "type", "param", "code"), told, strict=True))}
-    assert errors.retold(status, made, "openai", "r") is None
+    translated = errors.translate_upstream_error(status, raw, "openai", "r")
+    assert translated is not None
+    assert json.loads(translated) == {"error": dict(zip(("message", "type", "param", "code"), expected, strict=True))}
+    assert errors.translate_upstream_error(status, translated, "openai", "r") is None
 
 
 @pytest.mark.parametrize(("status", "raw", "kind"), [
     (400, OURS, "invalid_request_error"), (404, b'{"detail":"m"}', "not_found_error"), (500, OURS, "api_error"),
 ])  # fmt: skip
-def test_any_other_error_of_the_upstream_is_told_in_anthropics_form(status: int, raw: bytes, kind: str) -> None:
-    made = errors.retold(status, raw, "anthropic", "r")
-    assert made is not None
-    assert json.loads(made) == {"type": "error", "error": {"type": kind, "message": "m"}, "request_id": "r"}
-    assert errors.retold(status, made, "anthropic", "r") is None
+def test_other_upstream_errors_are_translated_to_anthropics_form(status: int, raw: bytes, kind: str) -> None:
+    translated = errors.translate_upstream_error(status, raw, "anthropic", "r")
+    assert translated is not None
+    assert json.loads(translated) == {"type": "error", "error": {"type": kind, "message": "m"}, "request_id": "r"}
+    assert errors.translate_upstream_error(status, translated, "anthropic", "r") is None
 
 
-def test_a_message_is_repeated_up_to_a_length() -> None:
-    made = errors.retold(500, json.dumps({"message": "a" * 10_000}).encode(), "openai", "r")
-    assert made is not None and json.loads(made)["error"]["message"] == "a" * errors.MAX_MESSAGE_CHARS
+def test_upstream_messages_are_cut_at_the_maximum_length() -> None:
+    translated = errors.translate_upstream_error(500, json.dumps({"message": "a" * 10_000}).encode(), "openai", "r")
+    assert translated is not None and json.loads(translated)["error"]["message"] == "a" * errors.MAX_MESSAGE_CHARS

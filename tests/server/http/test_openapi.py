@@ -1,4 +1,4 @@
-"""The public port's OpenAPI document against the tables that it is made from; requests from it: tests/fuzz."""
+"""The OpenAPI document agrees with the tables it is generated from; tests/fuzz sends requests generated from it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 
-from lethe.server.app import ROUTES
 from lethe.server.http import openapi
 from lethe.server.requests.fields import REFUSED_PARTS, TABLES
+from lethe.server.requests.routes import ROUTES
 from lethe.server.settings import Settings
 
-OPEN = openapi.document(ROUTES, Settings())
+OPEN = openapi.openapi_document(ROUTES, Settings())
 SCHEMAS = OPEN["components"]["schemas"]
 
 
-def test_every_route_is_there_and_no_other() -> None:
-    there = {(path, method) for path, operations in OPEN["paths"].items() for method in operations}
+def test_the_document_lists_exactly_the_routes() -> None:
+    listed = {(path, method) for path, operations in OPEN["paths"].items() for method in operations}
     own = {("/health", "get"), ("/ready", "get")}
-    assert there == {(path, method.lower()) for path, method, _ in ROUTES} | own
+    assert listed == {(path, method.lower()) for path, method, _ in ROUTES} | own
 
 
 @pytest.mark.parametrize("endpoint", TABLES)
-def test_every_field_is_there_with_what_becomes_of_it(endpoint: Any) -> None:
+def test_the_document_describes_every_field(endpoint: Any) -> None:
     table, fields = TABLES[endpoint], SCHEMAS[endpoint]["properties"]
     known = table.shown.union(table.judged, table.words, table.numeric, table.harmless, table.refused, table.walked)
     assert set(fields) == known
@@ -40,17 +40,17 @@ def references(value: Any) -> set[str]:
     return set().union(*map(references, value)) if isinstance(value, list) else set()
 
 
-def test_every_reference_leads_somewhere() -> None:
-    there = {f"#/components/schemas/{name}" for name in SCHEMAS}
-    assert references(OPEN) == there
+def test_every_reference_has_a_target() -> None:
+    targets = {f"#/components/schemas/{name}" for name in SCHEMAS}
+    assert references(OPEN) == targets
 
 
-def test_refused_parts_are_named() -> None:
+def test_refused_part_types_are_listed() -> None:
     assert set(SCHEMAS["Part"]["anyOf"][0]["propertyNames"]["not"]["enum"]) == REFUSED_PARTS
 
 
-def test_keys_and_token_ids_are_in_it_where_they_are_served() -> None:
-    more = openapi.document(ROUTES, Settings(keys=Path("keys.json"), model_dir=Path("model")))
+def test_keys_and_token_ids_depend_on_the_settings() -> None:
+    more = openapi.openapi_document(ROUTES, Settings(keys=Path("keys.json"), model_dir=Path("model")))
     chat, open_chat = (document["paths"]["/v1/chat/completions"]["post"]["responses"] for document in (more, OPEN))
     assert set(chat) - set(open_chat) == {"401", "404", "429"}
     assert more["security"] and not OPEN["security"]
@@ -60,7 +60,7 @@ def test_keys_and_token_ids_are_in_it_where_they_are_served() -> None:
     ]  # fmt: skip
 
 
-def test_errors_are_told_in_the_words_of_the_routes_clients() -> None:
+def test_errors_have_the_form_of_the_routes_dialect() -> None:
     for path, operations in OPEN["paths"].items():
         for operation in operations.values():
             failed = operation["responses"].get("400", {"content": {}})["content"]

@@ -1,4 +1,4 @@
-"""One strict parse: what is accepted reads the same everywhere, everything else is a BadRequest."""
+"""Strict parsing: an accepted body reads the same in every parser, everything else is a BadRequest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES = st.recursive(
 OBJECTS = st.dictionaries(TEXT, VALUES, max_size=4)
 
 
-def refused(raw: bytes) -> BadRequest:
+def rejection_of(raw: bytes) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
         request_body.parse(raw)
     assert caught.value.status == 400
@@ -32,7 +32,7 @@ def refused(raw: bytes) -> BadRequest:
 
 
 @given(OBJECTS, st.booleans())
-def test_every_plain_object_is_read_as_any_parser_reads_it(value: dict[str, Any], escaped: bool) -> None:
+def test_valid_objects_parse_as_in_other_parsers(value: dict[str, Any], escaped: bool) -> None:
     raw = json.dumps(value, ensure_ascii=escaped).encode()
     assert request_body.parse(raw) == value == json.loads(raw) == orjson.loads(raw)
 
@@ -53,7 +53,7 @@ FRAGMENTS = [
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14))
-def test_what_is_accepted_reads_the_same_and_can_be_written_back(fragments: list[str]) -> None:
+def test_accepted_bodies_parse_alike_and_can_be_serialised(fragments: list[str]) -> None:
     raw = "".join(fragments).encode()
     try:
         value = request_body.parse(raw)
@@ -64,17 +64,17 @@ def test_what_is_accepted_reads_the_same_and_can_be_written_back(fragments: list
 
 @settings(deadline=None)
 @given(OBJECTS)
-def test_what_orjson_writes_is_read_at_once_and_as_by_any_other(made: dict[str, Any]) -> None:
-    raw = orjson.dumps(made)
+def test_orjsons_own_spelling_is_parsed_without_json_loads(body: dict[str, Any]) -> None:
+    raw = orjson.dumps(body)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request_body.json, "loads", None)
-        assert request_body.parse(raw) == made
-    assert json.loads(raw) == made
+        assert request_body.parse(raw) == body
+    assert json.loads(raw) == body
 
 
 @settings(deadline=None)
 @given(OBJECTS, st.integers(0, 5), TEXT, VALUES, VALUES, st.sampled_from([", ", ","]), st.sampled_from([": ", ":"]))
-def test_a_key_that_stands_twice_is_refused_at_any_depth(
+def test_duplicate_keys_are_rejected_at_any_depth(
     around: dict[str, Any], depth: int, key: str, first: Any, second: Any, comma: str, colon: str
 ) -> None:
     def dumped(value: Any) -> str:
@@ -85,11 +85,11 @@ def test_a_key_that_stands_twice_is_refused_at_any_depth(
         inner = f'[{{"x"{colon}{inner}}}]'
     around.pop("", None)
     raw = dumped({**around, "": 0})[:-1] + f'{comma}"\\u0000deep"{colon}{inner}}}'
-    assert refused(raw.encode()).code == "duplicate_key"
+    assert rejection_of(raw.encode()).code == "duplicate_key"
 
 
-def test_the_same_key_in_two_spellings_is_a_duplicate() -> None:
-    assert refused(b'{"model": 1, "\\u006dodel": 2}').code == "duplicate_key"
+def test_two_spellings_of_the_same_key_are_duplicates() -> None:
+    assert rejection_of(b'{"model": 1, "\\u006dodel": 2}').code == "duplicate_key"
 
 
 NOT_AN_OBJECT = [
@@ -100,50 +100,50 @@ NOT_AN_OBJECT = [
 
 
 @pytest.mark.parametrize("raw", NOT_AN_OBJECT)
-def test_what_is_not_one_plain_json_object_is_refused(raw: bytes) -> None:
-    assert refused(raw).code == "invalid_json"
+def test_anything_but_one_json_object_is_rejected(raw: bytes) -> None:
+    assert rejection_of(raw).code == "invalid_json"
 
 
 @pytest.mark.parametrize("digits", [str(2**64), str(-(2**63) - 1), "9" * 30, "9" * 5000])
-def test_integers_past_64_bits_are_refused(digits: str) -> None:
-    assert refused(f'{{"seed": [{digits}]}}'.encode()).code == "invalid_json"
+def test_integers_past_64_bits_are_rejected(digits: str) -> None:
+    assert rejection_of(f'{{"seed": [{digits}]}}'.encode()).code == "invalid_json"
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400 + ".0", "1e400000000000"])
-def test_numbers_that_would_become_infinite_are_refused(number: str) -> None:
-    assert "too large" in refused(f'{{"temperature": {number}}}'.encode()).message
+def test_numbers_that_would_become_infinite_are_rejected(number: str) -> None:
+    assert "too large" in rejection_of(f'{{"temperature": {number}}}'.encode()).message
 
 
-def test_numbers_that_vanish_are_read_as_everybody_reads_them() -> None:
+def test_numbers_that_underflow_become_zero() -> None:
     assert request_body.parse(b'{"a": 1e-999, "b": -0.0}') == {"a": 0.0, "b": 0.0}
     assert math.copysign(1, request_body.parse(b'{"b": -0.0}')["b"]) == -1
 
 
 @pytest.mark.parametrize("depth", [255, 2_000, 200_000])
 @pytest.mark.parametrize(("left", "right"), [("[", "]"), ('{"a":', "}")])
-def test_deep_nesting_is_refused(depth: int, left: str, right: str) -> None:
+def test_deep_nesting_is_rejected(depth: int, left: str, right: str) -> None:
     raw = '{"x":' + left * depth + ("0" if left != "[" else "") + right * depth + "}"
-    assert refused(raw.encode()).code == "too_deep"
+    assert rejection_of(raw.encode()).code == "too_deep"
 
 
-def test_ordinary_nesting_is_served() -> None:
+def test_moderate_nesting_is_accepted() -> None:
     assert request_body.parse(('{"x":' + "[" * 200 + "]" * 200 + "}").encode())
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
-def test_other_encodings_are_refused(encoding: str) -> None:
-    assert refused('{"a": "é"}'.encode(encoding)).code in ("invalid_utf8", "invalid_json")
+def test_other_encodings_are_rejected(encoding: str) -> None:
+    assert rejection_of('{"a": "é"}'.encode(encoding)).code in ("invalid_utf8", "invalid_json")
 
 
 @pytest.mark.parametrize("raw", [b'{"a": "\xff"}', b'{"a": "\xed\xa0\x80"}', b'{"a": "\xc0\xaf"}', b'{"a": "\xe9"}'])
-def test_bytes_that_are_not_utf8_are_refused(raw: bytes) -> None:
-    assert refused(raw).code == "invalid_utf8"
+def test_bytes_that_are_not_utf8_are_rejected(raw: bytes) -> None:
+    assert rejection_of(raw).code == "invalid_utf8"
 
 
 @pytest.mark.parametrize("text", ["\\ud800", "\\udfff", "x\\udc00y", "\\ude00\\ud83d", "\\ud83dx"])
-def test_lone_surrogate_escapes_are_refused_in_values_and_keys(text: str) -> None:
-    assert refused(f'{{"a": ["{text}"]}}'.encode()).code == "invalid_json"
-    assert refused(f'{{"a": {{"{text}": 1}}}}'.encode()).code == "invalid_json"
+def test_lone_surrogate_escapes_are_rejected_in_values_and_keys(text: str) -> None:
+    assert rejection_of(f'{{"a": ["{text}"]}}'.encode()).code == "invalid_json"
+    assert rejection_of(f'{{"a": {{"{text}": 1}}}}'.encode()).code == "invalid_json"
 
 
 def test_a_pair_of_surrogate_escapes_is_one_character() -> None:
@@ -154,7 +154,7 @@ def nested(depth: int) -> bytes:
     return b'{"a":' * (depth - 1) + b"{}" + b"}" * (depth - 1)
 
 
-def test_the_depth_is_bounded_to_the_level() -> None:
+def test_the_depth_limit_is_exact() -> None:
     assert request_body.parse(nested(10), max_depth=10)
     assert request_body.parse(b'{"a":[[1,2],"[[[["]}', max_depth=3)
     for raw in (nested(11), b'{"a":' + b"[" * 10 + b"]" * 10 + b"}"):
@@ -171,19 +171,19 @@ def test_the_depth_is_bounded_to_the_level() -> None:
         b"{" + b",".join(b'"%d":{}' % i for i in range(100)) + b"}",
     ],
 )
-def test_the_number_of_values_is_bounded_before_they_are_made(raw: bytes) -> None:
+def test_the_number_of_values_is_limited(raw: bytes) -> None:
     assert request_body.parse(raw, max_values=220)
     with pytest.raises(BadRequest, match="LETHE_MAX_JSON_VALUES") as caught:
         request_body.parse(raw, max_values=90)
     assert caught.value.code == "too_many_values"
 
 
-def test_commas_in_text_are_no_values() -> None:
+def test_commas_in_strings_are_not_counted_as_values() -> None:
     text = json.dumps({"a": 'one, two, "three", [four], {five}, \\' * 200, "b": "\\"}).encode()
     assert request_body.parse(text, max_values=16)
 
 
-# What the headers say of it
+# Headers
 
 JSON = (b"content-type", b"application/json")
 
@@ -194,7 +194,7 @@ JSON = (b"content-type", b"application/json")
     [JSON, (b"content-encoding", b"Identity")], [JSON, (b"content-length", b"2")],
     [JSON, (b"transfer-encoding", b"Chunked")],
 ], ids=repr)  # fmt: skip
-def test_headers_of_one_json_text_are_taken(headers: list[tuple[bytes, bytes]]) -> None:
+def test_headers_of_uncompressed_json_are_accepted(headers: list[tuple[bytes, bytes]]) -> None:
     request_body.check_headers(headers)
 
 
@@ -216,7 +216,7 @@ def test_headers_of_one_json_text_are_taken(headers: list[tuple[bytes, bytes]]) 
     ([JSON, (b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")], "transfer_encoding"),
     ([JSON, (b"transfer-encoding", b"chunked"), (b"content-length", b"2")], "transfer_encoding"),
 ], ids=repr)  # fmt: skip
-def test_headers_of_anything_else_are_refused(headers: list[tuple[bytes, bytes]], code: str) -> None:
+def test_other_content_headers_are_rejected(headers: list[tuple[bytes, bytes]], code: str) -> None:
     with pytest.raises(BadRequest) as caught:
         request_body.check_headers(headers)
     assert caught.value.code == code

@@ -1,4 +1,4 @@
-"""The way to vLLM, over real loopback sockets: headers, errors by the table, connections closed or reused."""
+"""The upstream client over loopback sockets: headers, errors, connections closed or reused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Script = Callable[["Server", asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class Server:
-    """A socket that keeps each request's head and body, and does what its script says."""
+    """A server that records each request and then runs its script."""
 
     script: Script
     url: str = ""
@@ -90,12 +90,12 @@ async def serving(script: Script) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def to(url: str, *, timeout_s: float = 5.0, key: str | None = None) -> AsyncIterator[Upstream]:
-    made = Upstream(url, connect_timeout_s=timeout_s, read_timeout_s=timeout_s, key=key)
+async def connected_to(url: str, *, timeout_s: float = 5.0, key: str | None = None) -> AsyncIterator[Upstream]:
+    upstream = Upstream(url, connect_timeout_s=timeout_s, read_timeout_s=timeout_s, key=key)
     try:
-        yield made
+        yield upstream
     finally:
-        await made.close()
+        await upstream.close()
 
 
 def refused_url() -> str:
@@ -103,40 +103,40 @@ def refused_url() -> str:
 
 
 async def sent(headers: Headers, body: bytes | None = b"{}") -> Server:
-    async with serving(answers(OK)) as server, to(server.url) as way:
-        async with way.open("POST", b"/v1/x?a=1", headers, body) as response:
+    async with serving(answers(OK)) as server, connected_to(server.url) as upstream:
+        async with upstream.open("POST", b"/v1/x?a=1", headers, body) as response:
             assert await response.read() == b"ok"
         return server
 
 
 async def received(head: bytes) -> list[tuple[bytes, bytes]]:
     async with serving(answers(b"HTTP/1.1 200 OK\r\n" + head + b"content-length: 2\r\n\r\nok")) as server:
-        async with to(server.url) as way, way.open("GET", b"/", [], None) as response:
+        async with connected_to(server.url) as upstream, upstream.open("GET", b"/", [], None) as response:
             return response_headers(response)
 
 
-async def test_method_path_query_and_body_go_up_as_they_came() -> None:
+async def test_method_path_query_and_body_are_sent_unchanged() -> None:
     body = b'{ "a":\t"\\u00e9\xc3\xa9" }'
     server = await sent([(b"content-type", b"application/json")], body)
     assert server.lines()[0] == b"POST /v1/x?a=1 HTTP/1.1"
     assert server.bodies == [body]
 
 
-async def test_nothing_is_added_to_the_request_but_host_and_length() -> None:
+async def test_only_host_and_content_length_are_added() -> None:
     server = await sent([(b"accept", b"*/*")])
     names = [line.split(b":")[0].lower() for line in server.lines()[1:]]
     assert sorted(names) == [b"accept", b"content-length", b"host"]
 
 
-async def test_a_large_body_goes_up_as_it_is_with_its_length() -> None:
-    body = b"x" * (http1.AT_ONCE * 5 + 1)
+async def test_a_large_body_is_sent_unchanged_with_its_length() -> None:
+    body = b"x" * (http1.WRITE_CHUNK_BYTES * 5 + 1)
     server = await sent([(b"content-type", b"application/json")], body)
     assert server.bodies == [body]
     names = [line.split(b":")[0].lower() for line in server.lines()[1:]]
     assert sorted(names) == [b"content-length", b"content-type", b"host"]
 
 
-async def test_hop_by_hop_headers_and_those_that_connection_names_do_not_go_up() -> None:
+async def test_hop_by_hop_request_headers_are_dropped() -> None:
     server = await sent([
         (b"Connection", b"X-Secret-Hop , close"), (b"x-secret-hop", b"1"), (b"Keep-Alive", b"5"),
         (b"TE", b"trailers"), (b"Transfer-Encoding", b"chunked"), (b"Upgrade", b"h2c"), (b"Trailer", b"x"),
@@ -149,7 +149,7 @@ async def test_hop_by_hop_headers_and_those_that_connection_names_do_not_go_up()
     assert b"gateway" not in head and b"999" not in head
 
 
-async def test_headers_by_which_a_client_could_steer_vllm_or_pose_as_the_gateway_do_not_go_up() -> None:
+async def test_vllm_control_headers_and_gateway_headers_are_dropped() -> None:
     server = await sent([
         (b"X-Data-Parallel-Rank", b"1"), (b"x-vllm-priority", b"-9"), (b"endpoint-load-metrics-format", b"JSON"),
         (b"X-Lethe-Action", b"pass"), (b"x-session-id", b"s"), (b"x-request-id", b"r"),
@@ -158,7 +158,7 @@ async def test_headers_by_which_a_client_could_steer_vllm_or_pose_as_the_gateway
     assert names == {b"x-session-id", b"x-request-id", b"content-length", b"host"}
 
 
-async def test_headers_of_one_name_are_all_kept_in_order() -> None:
+async def test_repeated_request_headers_keep_their_order() -> None:
     server = await sent([(b"x-a", b"1"), (b"x-b", b"2"), (b"X-A", b"3")])
     assert [line.lower() for line in server.lines() if line.lower().startswith(b"x-a")] == [
         b"x-a: 1",
@@ -166,50 +166,50 @@ async def test_headers_of_one_name_are_all_kept_in_order() -> None:
     ]
 
 
-async def test_header_values_keep_their_bytes() -> None:
+async def test_header_values_are_sent_byte_for_byte() -> None:
     server = await sent([(b"x-name", "Zoë".encode())])
     assert b"x-name: Zo\xc3\xab" in [line.lower()[:7] + line[7:] for line in server.lines()]
 
 
-async def test_hop_by_hop_headers_of_the_answer_do_not_come_back() -> None:
-    got = await received(b"Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nServer: x\r\n")
-    assert got == [(b"server", b"x"), (b"content-length", b"2")]
+async def test_hop_by_hop_response_headers_are_dropped() -> None:
+    headers = await received(b"Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nServer: x\r\n")
+    assert headers == [(b"server", b"x"), (b"content-length", b"2")]
 
 
-async def test_headers_of_the_answer_keep_number_order_and_bytes() -> None:
-    got = await received(b"Set-Cookie: a\r\nX-Other: \xe9\r\nset-cookie: b\r\n")
-    assert got[:3] == [(b"set-cookie", b"a"), (b"x-other", b"\xe9"), (b"set-cookie", b"b")]
+async def test_response_headers_keep_number_order_and_bytes() -> None:
+    headers = await received(b"Set-Cookie: a\r\nX-Other: \xe9\r\nset-cookie: b\r\n")
+    assert headers[:3] == [(b"set-cookie", b"a"), (b"x-other", b"\xe9"), (b"set-cookie", b"b")]
 
 
-async def test_an_encoded_answer_is_not_decoded() -> None:
+async def test_a_compressed_response_is_not_decompressed() -> None:
     raw = b"\x1f\x8b not really gzip"
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(raw)
-    async with serving(answers(head + raw)) as server, to(server.url) as way:
-        async with way.open("GET", b"/", [], None) as response:
+    async with serving(answers(head + raw)) as server, connected_to(server.url) as upstream:
+        async with upstream.open("GET", b"/", [], None) as response:
             assert await response.read() == raw
 
 
-async def test_a_redirect_is_relayed_and_not_followed() -> None:
+async def test_redirects_are_not_followed() -> None:
     head = b"HTTP/1.1 307 Go\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n"
-    async with serving(answers(head)) as server, to(server.url) as way:
-        async with way.open("POST", b"/", [], b"{}") as response:
+    async with serving(answers(head)) as server, connected_to(server.url) as upstream:
+        async with upstream.open("POST", b"/", [], b"{}") as response:
             assert response.status == 307
         assert len(server.heads) == 1
 
 
-async def test_cookies_of_one_answer_are_not_sent_with_the_next_request() -> None:
+async def test_cookies_are_not_stored() -> None:
     head = b"HTTP/1.1 200 OK\r\nset-cookie: who=me; path=/\r\ncontent-length: 0\r\n\r\n"
-    async with serving(answers(head)) as server, to(server.url) as way:
+    async with serving(answers(head)) as server, connected_to(server.url) as upstream:
         for _ in range(2):
-            async with way.open("GET", b"/", [], None) as response:
+            async with upstream.open("GET", b"/", [], None) as response:
                 await response.read()
         assert b"cookie" not in server.heads[1].lower()
 
 
-async def test_an_answer_read_to_its_end_leaves_the_connection_for_the_next() -> None:
-    async with serving(answers(OK)) as server, to(server.url) as way:
+async def test_a_connection_is_reused_after_a_complete_response() -> None:
+    async with serving(answers(OK)) as server, connected_to(server.url) as upstream:
         for _ in range(3):
-            async with way.open("GET", b"/", [], None) as response:
+            async with upstream.open("GET", b"/", [], None) as response:
                 assert await response.read() == b"ok"
         assert (server.connections, len(server.heads)) == (1, 3)
 
@@ -222,24 +222,24 @@ async def endless(server: Server, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0)
 
 
-async def test_an_answer_left_unread_closes_the_connection() -> None:
-    async with serving(endless) as server, to(server.url) as way:
-        async with way.open("GET", b"/", [], None) as response:
+async def test_an_unread_response_closes_the_connection() -> None:
+    async with serving(endless) as server, connected_to(server.url) as upstream:
+        async with upstream.open("GET", b"/", [], None) as response:
             await anext(response.chunks())
         assert await asyncio.wait_for(server.closed.wait(), 5)
 
 
-async def test_a_caller_that_is_cancelled_closes_the_connection() -> None:
+async def test_cancelling_the_caller_closes_the_connection() -> None:
     async def unfinished(server: Server, writer: asyncio.StreamWriter) -> None:
         await answers(CHUNKED, b"3\r\nabc\r\n")(server, writer)
         server.release.set()
 
-    async def call(way: Upstream) -> None:
-        async with way.open("GET", b"/", [], None) as response:
+    async def call(upstream: Upstream) -> None:
+        async with upstream.open("GET", b"/", [], None) as response:
             await response.read()
 
-    async with serving(unfinished) as server, to(server.url) as way:
-        calling = asyncio.ensure_future(call(way))
+    async with serving(unfinished) as server, connected_to(server.url) as upstream:
+        calling = asyncio.ensure_future(call(upstream))
         await asyncio.wait_for(server.release.wait(), 5)
         calling.cancel()
         await asyncio.wait({calling})
@@ -247,17 +247,17 @@ async def test_a_caller_that_is_cancelled_closes_the_connection() -> None:
 
 
 async def failure(url: str, *, timeout_s: float = 5.0) -> GuardError:
-    """The error of one request, wherever on its way it happens."""
-    async with to(url, timeout_s=timeout_s) as way:
+    """The error of one request, wherever on its upstream it happens."""
+    async with connected_to(url, timeout_s=timeout_s) as upstream:
         try:
-            async with way.open("POST", b"/", [], b"{}") as response:
+            async with upstream.open("POST", b"/", [], b"{}") as response:
                 await response.read()
         except GuardError as error:
             return error
     raise AssertionError("nothing failed")
 
 
-async def test_a_refused_connection_is_a_bad_gateway() -> None:
+async def test_a_refused_connection_is_upstream_failed() -> None:
     error = await failure(refused_url())
     assert (type(error), error.code) == (UpstreamFailed, "connect")
 
@@ -268,7 +268,7 @@ async def test_a_server_that_never_answers_is_a_timeout() -> None:
     assert (type(error), error.code) == (UpstreamTimeout, "read_timeout")
 
 
-async def test_silence_in_the_middle_of_an_answer_is_a_timeout() -> None:
+async def test_silence_in_the_middle_of_a_response_is_a_timeout() -> None:
     async def stuck(server: Server, writer: asyncio.StreamWriter) -> None:
         await answers(CHUNKED, b"3\r\nabc\r\n")(server, writer)
         await server.release.wait()
@@ -285,14 +285,14 @@ async def test_silence_in_the_middle_of_an_answer_is_a_timeout() -> None:
     [CHUNKED, b"3\r\nab"],
     [b"not http at all\r\n\r\n"],
 ], ids=["before the headers", "in the headers", "in a whole body", "in a stream", "no HTTP"])  # fmt: skip
-async def test_an_answer_that_breaks_off_is_a_bad_gateway(chunks: list[bytes]) -> None:
+async def test_an_incomplete_response_is_upstream_failed(chunks: list[bytes]) -> None:
     async with serving(then_closes(*chunks)) as server:
         error = await failure(server.url)
     assert (type(error), error.code) == (UpstreamFailed, "broken")
 
 
-async def test_a_server_that_takes_no_connection_is_told_apart_from_one_that_is_silent() -> None:
-    # Nobody accepts, and the line of those who wait to be accepted is full.
+async def test_a_connect_timeout_has_its_own_code() -> None:
+    # The listening socket accepts nothing, and its backlog is full.
     with socket.socket() as full, contextlib.ExitStack() as stack:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -308,42 +308,42 @@ def json_answer(body: bytes, kind: bytes = b"application/json") -> Script:
     return answers(b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n%s" % (kind, len(body), body))
 
 
-async def test_own_calls_read_json_and_text_and_carry_the_key() -> None:
-    async with serving(json_answer(b'{"data": []}')) as server, to(server.url, key="sesame") as way:
-        assert await way.call("POST", "/v1/models", {"a": 1}) == (200, {"data": []})
+async def test_own_calls_parse_json_and_text_and_send_the_key() -> None:
+    async with serving(json_answer(b'{"data": []}')) as server, connected_to(server.url, key="sesame") as upstream:
+        assert await upstream.call("POST", "/v1/models", {"a": 1}) == (200, {"data": []})
         assert b"authorization: bearer sesame" in server.heads[0].lower()
         assert server.bodies == [b'{"a":1}']
-    async with serving(json_answer(b"fine", b"text/plain")) as server, to(server.url) as way:
-        assert await way.call("GET", "/health") == (200, "fine")
+    async with serving(json_answer(b"fine", b"text/plain")) as server, connected_to(server.url) as upstream:
+        assert await upstream.call("GET", "/health") == (200, "fine")
         assert b"authorization" not in server.heads[0].lower()
 
 
 @pytest.mark.parametrize("body", [b"{", b"", b'"\xff"', b"NaN"])
-async def test_broken_json_for_an_own_call_is_a_bad_gateway(body: bytes) -> None:
-    async with serving(json_answer(body)) as server, to(server.url) as way:
-        with pytest.raises(UpstreamFailed, match="broken JSON"):
-            await way.call("GET", "/v1/models")
+async def test_invalid_json_in_an_own_call_is_upstream_failed(body: bytes) -> None:
+    async with serving(json_answer(body)) as server, connected_to(server.url) as upstream:
+        with pytest.raises(UpstreamFailed, match="not valid JSON"):
+            await upstream.call("GET", "/v1/models")
 
 
-async def test_own_calls_fail_as_the_table_says() -> None:
-    async with to(refused_url()) as way:
+async def test_own_calls_raise_upstream_failed_and_timeout() -> None:
+    async with connected_to(refused_url()) as upstream:
         with pytest.raises(UpstreamFailed):
-            await way.call("GET", "/health")
-    async with serving(silent) as server, to(server.url) as way:
+            await upstream.call("GET", "/health")
+    async with serving(silent) as server, connected_to(server.url) as upstream:
         with pytest.raises(UpstreamTimeout, match="/health within 0.05 s"):
-            await way.call("GET", "/health", timeout_s=0.05)
+            await upstream.call("GET", "/health", timeout_s=0.05)
 
 
-async def test_an_own_call_does_not_read_without_end() -> None:
-    async with serving(endless) as server, to(server.url) as way:
-        with pytest.raises(UpstreamFailed, match="/v1/models has no end"):
-            await way.call("GET", "/v1/models")
+async def test_an_own_call_limits_the_length_of_the_response() -> None:
+    async with serving(endless) as server, connected_to(server.url) as upstream:
+        with pytest.raises(UpstreamFailed, match="/v1/models is too long"):
+            await upstream.call("GET", "/v1/models")
         assert await asyncio.wait_for(server.closed.wait(), 5)
 
 
-async def test_an_answer_without_a_body_says_no_length_of_one() -> None:
+async def test_a_response_without_body_loses_its_content_length() -> None:
     async with serving(answers(b"HTTP/1.1 304 Not Modified\r\netag: x\r\ncontent-length: 5\r\n\r\n")) as server:
-        async with to(server.url) as way, way.open("GET", b"/", [], None) as response:
+        async with connected_to(server.url) as upstream, upstream.open("GET", b"/", [], None) as response:
             assert response_headers(response) == [(b"etag", b"x")]
 
 
@@ -355,6 +355,6 @@ async def test_an_answer_without_a_body_says_no_length_of_one() -> None:
         ("http://m\u00fcller", b"host: xn--mller-kva\r\n"),
     ],
 )
-async def test_the_host_is_named_as_http_names_it(url: str, host: bytes) -> None:
-    async with to(url) as made:
-        assert made._host == host
+async def test_the_host_header_of_names_and_ip_addresses(url: str, host: bytes) -> None:
+    async with connected_to(url) as upstream:
+        assert upstream._host_header == host

@@ -1,4 +1,4 @@
-"""The parity probe's comparison, and the watch over an upstream that goes and comes."""
+"""The parity probe's comparisons of answers and token ids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lethe.server.upstream.parity_probe import compare, differs
+from lethe.server.upstream.parity_probe import compare_answers, tokenization_difference
 
 
 def reply(*tokens: tuple[str, float], prompt_tokens: int = 7) -> dict[str, Any]:
@@ -14,14 +14,14 @@ def reply(*tokens: tuple[str, float], prompt_tokens: int = 7) -> dict[str, Any]:
     return {"usage": {"prompt_tokens": prompt_tokens}, "choices": [{"logprobs": {"content": content}}]}
 
 
-def test_the_same_tokens_at_nearly_the_same_probability_are_parity() -> None:
-    assert compare(reply(("a", -0.1), ("b", -2.0)), reply(("a", -0.11), ("b", -2.01))).holds
+def test_equal_tokens_with_close_log_probabilities_are_parity() -> None:
+    assert compare_answers(reply(("a", -0.1), ("b", -2.0)), reply(("a", -0.11), ("b", -2.01))).holds
 
 
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (reply(("a", -0.1), ("c", -3.0)), "part at token 2"),
+        (reply(("a", -0.1), ("c", -3.0)), "differ from token 2"),
         (reply(("a", -0.4), ("b", -2.0)), "differ by 0.300 at token 1"),
         (
             reply(("a", -0.1), ("b", -2.0), prompt_tokens=8),
@@ -29,13 +29,13 @@ def test_the_same_tokens_at_nearly_the_same_probability_are_parity() -> None:
         ),
     ],
 )
-def test_another_answer_is_no_parity(other: dict[str, Any], reason: str) -> None:
-    found = compare(reply(("a", -0.1), ("b", -2.0)), other)
-    assert not found.holds and reason in found.reason
+def test_different_answers_are_no_parity(other: dict[str, Any], reason: str) -> None:
+    parity = compare_answers(reply(("a", -0.1), ("b", -2.0)), other)
+    assert not parity.holds and reason in parity.reason
 
 
-def test_two_candidates_that_are_equally_likely_may_swap() -> None:
-    assert compare(reply(("a", -0.1), ("b", -0.7)), reply(("a", -0.1), ("c", -0.7), ("d", -9.0))).holds
+def test_two_equally_likely_tokens_may_swap() -> None:
+    assert compare_answers(reply(("a", -0.1), ("b", -0.7)), reply(("a", -0.1), ("c", -0.7), ("d", -9.0))).holds
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_two_candidates_that_are_equally_likely_may_swap() -> None:
         ("5 6 7", "return_token_ids"),
     ],
 )
-def test_other_token_ids_are_no_parity(theirs: object, reason: str) -> None:
-    assert reason in str(differs([5, 6, 7], theirs))
+def test_different_token_ids_are_no_parity(theirs: object, reason: str) -> None:
+    assert reason in str(tokenization_difference([5, 6, 7], theirs))
 
 
-def test_the_same_token_ids_are_parity() -> None:
-    assert differs([5, 6, 7], [5, 6, 7]) is None
+def test_equal_token_ids_are_parity() -> None:
+    assert tokenization_difference([5, 6, 7], [5, 6, 7]) is None

@@ -1,4 +1,4 @@
-"""Which replica answers, what is known of each, and what happens when one goes, hangs, or comes back changed."""
+"""The replica pool: which replica answers, and what happens when replicas go down, block or come back changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -18,29 +18,30 @@ from aiohttp import web
 from lethe.corruption.decoding.spec import XARGS_KEY, decode_penalty
 from lethe.corruption.spec import CorruptionError
 from lethe.server.errors import UpstreamDown, UpstreamFailed, UpstreamTimeout
-from lethe.server.guard.guard import Guard, Needs
 from lethe.server.observability.metrics import Metrics
-from lethe.server.upstream import pool as module
+from lethe.server.upstream.capabilities import Needs
 from lethe.server.upstream.client import Upstream
-from lethe.server.upstream.pool import Replicas, beginning
-from tests.server.fakes import gateway, make_guard
+from lethe.server.upstream.pool import MAX_LOAD_EXCESS, ReplicaPool, conversation_digest
+from lethe.server.upstream.replica import Replica, Requirements
+from tests.server.fakes import gateway
 from tests.server.upstream.test_parity_probe import reply
 
 INDEX = "1" * 32
+NOTHING = Requirements()
 
 
 @dataclass
 class FakeVllm:
-    """A model server that can be stopped, started anew on its port, hung, and made to answer otherwise."""
+    """A model server that can be stopped, restarted on its port, blocked, and given another answer."""
 
     models: tuple[str, ...] = ("m",)
     embeds: bool = True
     health: int = 200
-    started: float = 1000.0
+    process_start: float = 1000.0
     indexes: frozenset[str] = frozenset()
     ids: tuple[int, ...] = (1, 2, 3)
     answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
     runner: web.AppRunner | None = None
 
@@ -52,20 +53,20 @@ class FakeVllm:
         if request.path == "/health":
             return web.Response(status=self.health)
         if request.path == "/metrics":
-            text = f"# HELP python_info x\n# TYPE a b\nprocess_start_time_seconds {self.started}\nrest 1\n"
+            text = f"# HELP python_info x\n# TYPE a b\nprocess_start_time_seconds {self.process_start}\nrest 1\n"
             return web.Response(text=text)
         if request.path == "/v1/models":
             return web.json_response(
                 {"object": "list", "data": [{"id": name, "by": self.port} for name in self.models]}
             )
         body = json.loads(await request.read())
-        wanted = body.get("vllm_xargs", {}).get(XARGS_KEY)
-        if wanted and not set(decode_penalty(wanted).verbatim) <= self.indexes:
+        index_argument = body.get("vllm_xargs", {}).get(XARGS_KEY)
+        if index_argument and not set(decode_penalty(index_argument).verbatim) <= self.indexes:
             return web.json_response({"error": {"message": "no such index"}}, status=400)
         if "prompt_embeds" in json.dumps(body) and not self.embeds:
             return web.json_response({"error": {"message": "no embeds here"}}, status=400)
         if body.get("logprobs") is not True and body.get("max_tokens") != 1:
-            self.asked.append(body)
+            self.requests.append(body)
             if self.answer is not None:
                 return await self.answer(request)
         ids = {"prompt_token_ids": self.ids} if body.get("return_token_ids") else {}
@@ -98,15 +99,15 @@ async def running(*fakes: FakeVllm) -> AsyncIterator[None]:
             await fake.stop()
 
 
-class Clean:
-    """A corruptor whose clean embeddings are marked, so that a fake server can tell them."""
+class CleanCorruptor:
+    """A corruptor whose clean embeddings a fake server recognises."""
 
     def chat(self, body: dict[str, Any], targets: Any, spec: Any, policy: str) -> dict[str, Any]:
         assert spec is None
         return {**body, "messages": [{"role": "user", "content": [{"type": "prompt_embeds", "data": "x"}]}]}
 
     @property
-    def prompt_tokenizer(self) -> Clean:
+    def prompt_tokenizer(self) -> CleanCorruptor:
         return self
 
     def chat_ids(self, body: dict[str, Any]) -> list[int]:
@@ -114,111 +115,114 @@ class Clean:
 
 
 @contextlib.asynccontextmanager
-async def pool(
-    *fakes: FakeVllm, guard: Guard | None = None, checked: bool = True, metrics: Metrics | None = None
-) -> AsyncIterator[Replicas]:
-    ways = [Upstream(fake.url, connect_timeout_s=1, read_timeout_s=1) for fake in fakes]
-    made = Replicas(ways, guard or make_guard(), metrics or Metrics(), interval_s=0.05)
+async def pool_of(
+    *fakes: FakeVllm,
+    requirements: Requirements = NOTHING,
+    checked: bool = True,
+    metrics: Metrics | None = None,
+) -> AsyncIterator[ReplicaPool]:
+    upstreams = [Upstream(fake.url, connect_timeout_s=1, read_timeout_s=1) for fake in fakes]
+    pool = ReplicaPool(upstreams, requirements, metrics or Metrics(), interval_s=0.05)
     if checked:
-        await made.check()
+        await pool.check()
     try:
-        yield made
+        yield pool
     finally:
-        await made.close()
+        await pool.close()
 
 
-async def ask(made: Replicas, text: str = "Hello", model: str = "m", **more: Any) -> str:
+async def ask(pool: ReplicaPool, text: str = "Hello", model: str = "m", **routing: Any) -> str:
     """The port of the replica that answered."""
     body = {"model": model, "messages": [{"role": "user", "content": text}]}
-    given = {"model": model, "affinity": beginning(body), **more}
-    async with made.open("POST", b"/v1/chat/completions", [], json.dumps(body).encode(), **given) as response:
+    routing = {"model": model, "affinity": conversation_digest(body), **routing}
+    async with pool.open("POST", b"/v1/chat/completions", [], json.dumps(body).encode(), **routing) as response:
         await response.read()
         return response.header(b"x-from")
 
 
-async def until(said: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while not said():
+    while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
-# Which one ------------------------------------------------------------------------------------------------
+# Choosing a replica ------------------------------------------------------------------------------------------------
 
 
-def test_all_turns_of_a_conversation_begin_alike_and_others_do_not() -> None:
+def test_all_turns_of_a_conversation_have_the_same_digest() -> None:
     first = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     later = [*first, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "And now?"}]
-    one = beginning({"model": "m", "messages": first})
-    assert one is not None and one == beginning({"model": "m", "messages": later, "stream": True})
-    assert one != beginning({"model": "m", "messages": [first[0], {"role": "user", "content": "Bye"}]})
-    assert beginning({"input": "a" * 2000}) == beginning({"input": "a" * 3000})
-    assert beginning({"model": "m"}) is None and beginning({"messages": []}) is None
-    assert beginning({"prompt": [1, 2, 3]}) is not None and beginning({"messages": "odd"}) is not None
+    one = conversation_digest({"model": "m", "messages": first})
+    assert one is not None and one == conversation_digest({"model": "m", "messages": later, "stream": True})
+    assert one != conversation_digest({"model": "m", "messages": [first[0], {"role": "user", "content": "Bye"}]})
+    assert conversation_digest({"input": "a" * 2000}) == conversation_digest({"input": "a" * 3000})
+    assert conversation_digest({"model": "m"}) is None and conversation_digest({"messages": []}) is None
+    assert conversation_digest({"messages": "odd"}) is not None
 
 
-async def test_a_conversation_stays_with_its_replica_and_conversations_spread() -> None:
+async def test_conversations_keep_their_replica_and_are_spread_evenly() -> None:
     one, other = FakeVllm(), FakeVllm()
-    async with running(one, other), pool(one, other) as made:
+    async with running(one, other), pool_of(one, other) as pool:
         seen = collections.Counter()
         for i in range(40):
-            ports = {await ask(made, f"conversation {i}") for _ in range(3)}
+            ports = {await ask(pool, f"conversation {i}") for _ in range(3)}
             assert len(ports) == 1
             seen.update(ports)
     assert min(seen[str(one.port)], seen[str(other.port)]) >= 8
 
 
-async def test_a_replica_that_is_clearly_busier_gives_its_conversation_away() -> None:
+async def test_a_conversation_leaves_a_clearly_busier_replica() -> None:
     one, other = FakeVllm(), FakeVllm()
-    async with running(one, other), pool(one, other) as made:
-        home = await ask(made)
-        replica = next(r for r in made.all if r.url.endswith(home))
-        replica.in_flight = module.BUSIER_BY
-        assert await ask(made) == home
-        replica.in_flight = module.BUSIER_BY + 1
-        assert await ask(made) != home
+    async with running(one, other), pool_of(one, other) as pool:
+        home = await ask(pool)
+        replica = next(r for r in pool.replicas if r.url.endswith(home))
+        replica.in_flight = MAX_LOAD_EXCESS
+        assert await ask(pool) == home
+        replica.in_flight = MAX_LOAD_EXCESS + 1
+        assert await ask(pool) != home
         replica.in_flight = 0
 
 
-async def test_without_a_conversation_the_idlest_replica_answers() -> None:
+async def test_without_affinity_the_idlest_replica_answers() -> None:
     one, other = FakeVllm(), FakeVllm()
-    async with running(one, other), pool(one, other) as made:
-        made.all[0].in_flight = 1
-        assert {await ask(made, affinity=None) for _ in range(8)} == {str(other.port)}
-        made.all[0].in_flight = 0
+    async with running(one, other), pool_of(one, other) as pool:
+        pool.replicas[0].in_flight = 1
+        assert {await ask(pool, affinity=None) for _ in range(8)} == {str(other.port)}
+        pool.replicas[0].in_flight = 0
 
 
-async def test_each_model_is_asked_of_the_replicas_that_serve_it() -> None:
+async def test_requests_go_to_replicas_that_serve_their_model() -> None:
     one, other = FakeVllm(models=("m",)), FakeVllm(models=("n", "n-lora"))
-    async with running(one, other), pool(one, other) as made:
+    async with running(one, other), pool_of(one, other) as pool:
         for i in range(6):
-            assert await ask(made, f"{i}", "m") == str(one.port)
-            assert await ask(made, f"{i}", "n-lora") == str(other.port)
-        assert {await ask(made, f"{i}", "unknown") for i in range(20)} == {str(one.port), str(other.port)}
-        listed = json.loads(made.models() or b"null")
+            assert await ask(pool, f"{i}", "m") == str(one.port)
+            assert await ask(pool, f"{i}", "n-lora") == str(other.port)
+        assert {await ask(pool, f"{i}", "unknown") for i in range(20)} == {str(one.port), str(other.port)}
+        listed = json.loads(pool.merged_model_list() or b"null")
         assert {card["id"] for card in listed["data"]} == {"m", "n", "n-lora"}
         await other.stop()
-        await made.check()
+        await pool.check()
         with pytest.raises(UpstreamDown):
-            await ask(made, model="n")
-        assert made.models() is None
+            await ask(pool, model="n")
+        assert pool.merged_model_list() is None
 
 
-async def test_replicas_that_serve_the_same_have_no_list_of_their_own() -> None:
+async def test_replicas_with_equal_models_need_no_merged_list() -> None:
     one, other = FakeVllm(), FakeVllm()
-    async with running(one, other), pool(one, other) as made:
-        assert made.models() is None
+    async with running(one, other), pool_of(one, other) as pool:
+        assert pool.merged_model_list() is None
 
 
-# One that goes --------------------------------------------------------------------------------------------
+# Failures --------------------------------------------------------------------------------------------
 
 
-async def test_a_refused_connection_is_passed_over_and_the_replica_left_out() -> None:
+async def test_a_replica_that_refuses_connections_is_skipped_and_ejected() -> None:
     one, other = FakeVllm(), FakeVllm()
     metrics = Metrics()
-    async with running(one, other), pool(one, other, metrics=metrics) as made:
+    async with running(one, other), pool_of(one, other, metrics=metrics) as pool:
         await one.stop()
-        assert {await ask(made, f"{i}") for i in range(12)} == {str(other.port)}
+        assert {await ask(pool, f"{i}") for i in range(12)} == {str(other.port)}
         gone = {"replica": one.url}
         assert metrics.registry.get_sample_value("lethe_replica_ejections_total", gone) == 1
         assert metrics.registry.get_sample_value("lethe_replica_up", gone) == 0
@@ -226,207 +230,205 @@ async def test_a_refused_connection_is_passed_over_and_the_replica_left_out() ->
         assert metrics.registry.get_sample_value("lethe_replica_errors_total", {**gone, "kind": "connect"}) == 1
 
 
-async def test_what_was_sent_once_is_never_sent_again() -> None:
+async def test_a_request_that_was_sent_is_not_retried() -> None:
     async def break_off(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
 
     one, other = FakeVllm(answer=break_off), FakeVllm(answer=break_off)
-    async with running(one, other), pool(one, other) as made:
+    async with running(one, other), pool_of(one, other) as pool:
         with pytest.raises(UpstreamFailed):
-            await ask(made)
-        assert len(one.asked) + len(other.asked) == 1
+            await ask(pool)
+        assert len(one.requests) + len(other.requests) == 1
 
 
-async def test_no_replica_at_all_is_a_503_that_says_when_to_come_back() -> None:
+async def test_without_replicas_the_error_is_503_with_retry_after() -> None:
     one, other = FakeVllm(), FakeVllm()
-    async with running(one, other), pool(one, other) as made:
+    async with running(one, other), pool_of(one, other) as pool:
         await one.stop()
         await other.stop()
         with pytest.raises(UpstreamDown) as caught:
-            await ask(made)
+            await ask(pool)
         assert (caught.value.status, caught.value.retryable) == (503, True)
         assert caught.value.retry_after_s is not None and caught.value.retry_after_s >= 1
 
 
-async def test_three_failures_in_a_row_leave_a_replica_out_and_the_pause_grows() -> None:
+async def test_three_failures_in_a_row_eject_a_replica_for_growing_times() -> None:
     async def hang(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(30)
         return web.Response()
 
     one, other = FakeVllm(), FakeVllm()
-    async with running(one, other), pool(one, other) as made:
-        wire = made.all[0].upstream._wire
-        wire._read_timeout_s, wire._interval_s = 0.05, 0.01
-        homes = [f"{i}" for i in range(40) if await ask(made, f"{i}") == str(one.port)]
+    async with running(one, other), pool_of(one, other) as pool:
+        connections = pool.replicas[0].upstream._connections
+        connections._read_timeout_s, connections._check_interval_s = 0.05, 0.01
+        homes = [f"{i}" for i in range(40) if await ask(pool, f"{i}") == str(one.port)]
         one.answer = hang
         for text in homes[:3]:
             with pytest.raises(UpstreamTimeout):
-                await ask(made, text)
-        assert made.all[0].paused and made.all[0].up
-        assert {await ask(made, text) for text in homes} == {str(other.port)}
+                await ask(pool, text)
+        assert pool.replicas[0].ejected and pool.replicas[0].up
+        assert {await ask(pool, text) for text in homes} == {str(other.port)}
         one.answer = None
-        first = made.all[0].back_in_s
-        made.all[0]._paused_until = -1.0
-        assert not made.all[0].paused
-        made.all[0].pause("again")
-        assert made.all[0].back_in_s > first
+        first = pool.replicas[0].ejection_left_s
+        pool.replicas[0]._ejected_until = time.monotonic()
+        assert not pool.replicas[0].ejected
+        pool.replicas[0].eject("again")
+        assert pool.replicas[0].ejection_left_s > first
 
 
-async def test_failing_replicas_are_better_than_none() -> None:
+async def test_an_ejected_replica_answers_if_there_is_no_other() -> None:
     one = FakeVllm()
-    async with running(one), pool(one) as made:
-        made.all[0].pause("test")
-        assert await ask(made) == str(one.port)
+    async with running(one), pool_of(one) as pool:
+        pool.replicas[0].eject("test")
+        assert await ask(pool) == str(one.port)
 
 
-async def test_a_5xx_has_the_replica_looked_at_and_leaves_the_verdict_to_its_health() -> None:
+async def test_a_5xx_triggers_a_health_check_that_decides() -> None:
     async def fails(request: web.Request) -> web.StreamResponse:
         return web.json_response({}, status=500, headers={"x-from": "500"})
 
     one, other = FakeVllm(answer=fails), FakeVllm(answer=fails)
-    async with running(one, other), pool(one, other) as made:
-        watching = asyncio.ensure_future(made.run())
+    async with running(one, other), pool_of(one, other) as pool:
+        watching = asyncio.ensure_future(pool.run())
         for i in range(8):
-            assert await ask(made, f"{i}") == "500"
-        assert all(replica.up and not replica.paused for replica in made.all)
+            assert await ask(pool, f"{i}") == "500"
+        assert all(replica.up and not replica.ejected for replica in pool.replicas)
         one.health = 503
-        await until(lambda: made.all[0].up is False)
+        await until(lambda: pool.replicas[0].up is False)
         one.health = 200
-        await until(lambda: made.all[0].up is True)
+        await until(lambda: pool.replicas[0].up is True)
         watching.cancel()
         await asyncio.wait({watching})
 
 
-async def test_service_returns_with_the_server() -> None:
+async def test_a_restarted_server_is_used_again() -> None:
     one = FakeVllm()
-    async with running(one), pool(one) as made:
-        watching = asyncio.ensure_future(made.run())
+    async with running(one), pool_of(one) as pool:
+        watching = asyncio.ensure_future(pool.run())
         await one.stop()
-        await until(lambda: made.all[0].up is False)
+        await until(lambda: pool.replicas[0].up is False)
         await one.start()
-        await until(lambda: made.all[0].up is True)
-        assert await ask(made) == str(one.port)
+        await until(lambda: pool.replicas[0].up is True)
+        assert await ask(pool) == str(one.port)
         watching.cancel()
         await asyncio.wait({watching})
 
 
-async def test_a_server_without_a_health_route_is_up_while_it_lists_its_models() -> None:
+async def test_a_server_without_health_route_is_up_if_it_lists_models() -> None:
     one = FakeVllm(health=404)
-    async with running(one), pool(one) as made:
-        assert made.all[0].up and made.settled
+    async with running(one), pool_of(one) as pool:
+        assert pool.replicas[0].up and pool.ready
 
 
-async def test_the_watch_outlives_what_a_check_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_checks_continue_after_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def odd(*_: object, **__: object) -> None:
         checks.append(1)
         raise RuntimeError("odd")
 
     checks: list[int] = []
-    monkeypatch.setattr(module.Replica, "check", odd)
-    async with pool(FakeVllm(port=9), checked=False) as made:
+    monkeypatch.setattr(Replica, "check", odd)
+    async with pool_of(FakeVllm(port=9), checked=False) as pool:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(made.run(), 0.4)
+            await asyncio.wait_for(pool.run(), 0.4)
     assert len(checks) > 1
 
 
-# What each can do -----------------------------------------------------------------------------------------
+# Capabilities -----------------------------------------------------------------------------------------
 
 
-def corrupting(corruptor: Any = None) -> Guard:
-    return make_guard(corruptor=corruptor or Clean())
+def corrupting(corruptor: Any = None) -> Requirements:
+    return Requirements(corruptor=corruptor or CleanCorruptor())
 
 
-async def test_embeddings_go_only_where_parity_holds() -> None:
+async def test_requests_with_embeddings_go_only_to_replicas_with_parity() -> None:
     able, unable = FakeVllm(), FakeVllm(embeds=False)
-    guard = corrupting()
-    async with running(able, unable), pool(able, unable, guard=guard) as made:
-        assert made.settled and [replica.parity.holds for replica in made.all] == [True, False]
-        assert "--enable-prompt-embeds" in made.all[1].parity.reason
-        assert guard.can("m", Needs(parity=True))
-        assert {await ask(made, f"{i}", needs=Needs(parity=True)) for i in range(20)} == {str(able.port)}
-        assert {await ask(made, f"{i}") for i in range(20)} == {str(able.port), str(unable.port)}
+    async with running(able, unable), pool_of(able, unable, requirements=corrupting()) as pool:
+        assert pool.ready and [replica.parity.holds for replica in pool.replicas] == [True, False]
+        assert "--enable-prompt-embeds" in pool.replicas[1].parity.reason
+        assert pool.capabilities().covers("m", Needs(parity=True))
+        assert {await ask(pool, f"{i}", needs=Needs(parity=True)) for i in range(20)} == {str(able.port)}
+        assert {await ask(pool, f"{i}") for i in range(20)} == {str(able.port), str(unable.port)}
         await able.stop()
         with pytest.raises(UpstreamDown):
-            await ask(made, needs=Needs(parity=True))
-        assert not guard.can("m", Needs(parity=True))
+            await ask(pool, needs=Needs(parity=True))
+        assert not pool.capabilities().covers("m", Needs(parity=True))
 
 
-async def test_parity_of_one_model_says_nothing_about_another() -> None:
+async def test_parity_counts_only_for_the_models_of_the_replica() -> None:
     one, other = FakeVllm(models=("m",)), FakeVllm(models=("n",), embeds=False)
-    guard = corrupting()
-    async with running(one, other), pool(one, other, guard=guard):
-        assert guard.can("m", Needs(parity=True)) and not guard.can("n", Needs(parity=True))
+    async with running(one, other), pool_of(one, other, requirements=corrupting()) as pool:
+        capabilities = pool.capabilities()
+        assert capabilities.covers("m", Needs(parity=True)) and not capabilities.covers("n", Needs(parity=True))
 
 
-async def test_a_named_index_is_asked_only_of_those_that_have_it() -> None:
+async def test_requests_with_an_index_go_only_to_replicas_that_have_it() -> None:
     having, lacking = FakeVllm(indexes=frozenset([INDEX])), FakeVllm()
-    guard = make_guard(indexes={"a": INDEX})
-    async with running(having, lacking), pool(having, lacking, guard=guard) as made:
-        wanted = Needs(indexes=frozenset([INDEX]))
-        assert made.settled and guard.can("m", wanted)
-        assert {await ask(made, f"{i}", needs=wanted) for i in range(20)} == {str(having.port)}
+    requirements = Requirements(indexes=frozenset([INDEX]))
+    async with running(having, lacking), pool_of(having, lacking, requirements=requirements) as pool:
+        needs = Needs(indexes=frozenset([INDEX]))
+        assert pool.ready and pool.capabilities().covers("m", needs)
+        assert {await ask(pool, f"{i}", needs=needs) for i in range(20)} == {str(having.port)}
         lacking.indexes = frozenset([INDEX])
-        await made.check()
-        assert len({await ask(made, f"{i}", needs=wanted) for i in range(20)}) == 2
+        await pool.check()
+        assert len({await ask(pool, f"{i}", needs=needs) for i in range(20)}) == 2
 
 
-async def test_a_restart_between_two_checks_is_noticed_by_the_clock_of_the_process() -> None:
+async def test_a_restart_between_checks_is_noticed_by_process_start() -> None:
     one = FakeVllm()
     metrics = Metrics()
-    async with running(one), pool(one, guard=corrupting(), metrics=metrics) as made:
-        assert made.all[0].parity.holds
-        await made.check()
+    async with running(one), pool_of(one, requirements=corrupting(), metrics=metrics) as pool:
+        assert pool.replicas[0].parity.holds
+        await pool.check()
         assert metrics.registry.get_sample_value("lethe_replica_restarts_total", {"replica": one.url}) is None
-        one.started, one.embeds = 2000.0, False
-        await made.check()
-        assert not made.all[0].parity.holds
+        one.process_start, one.embeds = 2000.0, False
+        await pool.check()
+        assert not pool.replicas[0].parity.holds
         assert metrics.registry.get_sample_value("lethe_replica_restarts_total", {"replica": one.url}) == 1
 
 
-async def test_a_server_that_goes_away_loses_parity_until_it_is_shown_again() -> None:
+async def test_a_server_that_goes_down_loses_parity_until_probed_again() -> None:
     one = FakeVllm()
-    async with running(one), pool(one, guard=corrupting()) as made:
+    async with running(one), pool_of(one, requirements=corrupting()) as pool:
         await one.stop()
-        await made.check()
-        assert not made.settled and not made.all[0].parity.holds and made.all[0].parity.reason
+        await pool.check()
+        assert not pool.ready and not pool.replicas[0].parity.holds and pool.replicas[0].parity.reason
         await one.start()
-        await made.check()
-        assert made.settled and made.all[0].parity.holds
+        await pool.check()
+        assert pool.ready and pool.replicas[0].parity.holds
 
 
-async def test_another_tokenizer_is_no_parity() -> None:
+async def test_different_token_ids_mean_no_parity() -> None:
     one = FakeVllm(ids=(1, 4, 3))
-    async with running(one), pool(one, guard=corrupting()) as made:
-        assert made.settled and "token 2 of 3" in made.all[0].parity.reason and not made.all[0].parity.holds
+    async with running(one), pool_of(one, requirements=corrupting()) as pool:
+        assert pool.ready and "token 2 of 3" in pool.replicas[0].parity.reason and not pool.replicas[0].parity.holds
 
 
-async def test_a_template_that_cant_be_rewritten_is_no_parity() -> None:
+async def test_a_template_that_cant_be_rewritten_means_no_parity() -> None:
     class CantRewrite:
         def chat(self, body: dict[str, Any], targets: Any, spec: Any, policy: str) -> dict[str, Any]:
             raise CorruptionError("the template shares a token with the content")
 
     one = FakeVllm()
-    async with running(one), pool(one, guard=corrupting(CantRewrite())) as made:
-        assert made.settled and "shares a token" in made.all[0].parity.reason
+    async with running(one), pool_of(one, requirements=corrupting(CantRewrite())) as pool:
+        assert pool.ready and "shares a token" in pool.replicas[0].parity.reason
 
 
-async def test_what_new_policies_need_is_looked_for() -> None:
+async def test_replicas_are_probed_for_new_requirements() -> None:
     one = FakeVllm(indexes=frozenset([INDEX]))
-    async with running(one), pool(one) as made:
-        assert made.settled
-        changed = make_guard(corruptor=Clean(), indexes={"a": INDEX})
-        made.serve(changed)
-        assert not made.settled and not changed.can("m", Needs(parity=True))
-        await made.check()
-        assert made.settled and changed.can("m", Needs(parity=True, indexes=frozenset([INDEX])))
+    async with running(one), pool_of(one) as pool:
+        assert pool.ready
+        pool.require(Requirements(corruptor=cast(Any, CleanCorruptor()), indexes=frozenset([INDEX])))
+        assert not pool.ready and not pool.capabilities().covers("m", Needs(parity=True))
+        await pool.check()
+        assert pool.ready and pool.capabilities().covers("m", Needs(parity=True, indexes=frozenset([INDEX])))
 
 
 # Through the gateway --------------------------------------------------------------------------------------
 
 
-async def test_one_gateway_two_replicas_one_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_gateway_survives_the_death_of_one_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = FakeVllm(), FakeVllm()
     async with running(one, other), gateway(f"{one.url},{other.url}", probe_interval_s=0.1) as gate:
 
@@ -438,7 +440,7 @@ async def test_one_gateway_two_replicas_one_dies(monkeypatch: pytest.MonkeyPatch
 
         async with aiohttp.ClientSession() as http:
             assert {await post(http, f"{i}") for i in range(10)} == {200}
-            assert one.asked and other.asked
+            assert one.requests and other.requests
             await one.stop()
             assert {await post(http, f"{i}") for i in range(10)} == {200}
             await other.stop()
@@ -454,7 +456,7 @@ async def test_one_gateway_two_replicas_one_dies(monkeypatch: pytest.MonkeyPatch
         assert one.url not in json.dumps(facts)
 
 
-async def test_models_of_all_groups_are_listed() -> None:
+async def test_the_gateway_lists_the_models_of_all_replicas() -> None:
     one, other = FakeVllm(models=("m",)), FakeVllm(models=("n",))
     async with running(one, other), gateway(f"{one.url},{other.url}", probe_interval_s=0.1) as gate:
         async with aiohttp.ClientSession() as http:
