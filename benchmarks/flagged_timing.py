@@ -1,9 +1,11 @@
-"""Whether the time of an answer tells that its request was flagged: the demo's model, whole way, real vLLM.
+"""Can a client tell from the response time whether its request was flagged?
 
     python -m benchmarks.flagged_timing [--rounds 60]
 
-For each endpoint and way, median and quartiles of the time to the first byte of a stream and of the time per event
-after it, in milliseconds: of requests that are flagged and of others, asked in turns, and of vLLM itself.
+Streamed requests that are flagged and others that are not are sent in turns, through the gateway under each policy and
+to vLLM directly, with the demo's model.
+
+Columns, in milliseconds, median and quartiles: time to the first byte of the stream; then time per event.
 """
 
 from __future__ import annotations
@@ -12,41 +14,34 @@ import argparse
 import platform
 import statistics
 import time
-from pathlib import Path
+from typing import Any
 
 import httpx
 
+from benchmarks.demo_servers import demo_servers
+from benchmarks.endpoints import PATHS, endpoint_body
 from lethe.evaluation.demo import demo
-from lethe.evaluation.demo.demo_model import FOLDERS
-from lethe.evaluation.demo.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
 from lethe.evaluation.unlearning import tofu
 
 TOKENS = 32
-PATHS = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}
+ENDPOINTS = ("chat", "responses", "messages")
 WAYS = ("off", "corrupt", "penalize")
 
 
-def body(endpoint: str, way: str, question: str) -> dict[str, object]:
-    made: dict[str, object] = {"model": demo.WAYS[way], "stream": True, "temperature": 0}
-    if endpoint == "responses":
-        return {**made, "input": question, "max_output_tokens": TOKENS}
-    return {**made, "messages": [{"role": "user", "content": question}], "max_tokens": TOKENS}
-
-
-def timed(http: httpx.Client, url: str, asked: dict[str, object]) -> tuple[float, float]:
-    """Milliseconds to the first byte, and from there on per event."""
-    begun = time.perf_counter()
+def stream_times(http: httpx.Client, url: str, body: dict[str, Any]) -> tuple[float, float]:
+    """Return the milliseconds to the first byte, and then per event."""
+    started = time.perf_counter()
     first, events = 0.0, 0
-    with http.stream("POST", url, json=asked) as answer:
-        for chunk in answer.iter_raw():
+    with http.stream("POST", url, json=body) as response:
+        for chunk in response.iter_raw():
             first = first or time.perf_counter()
             events += chunk.count(b"data: ")
-    if answer.status_code != 200:
-        raise SystemExit(f"{url} answered {answer.status_code}")
-    return (first - begun) * 1e3, (time.perf_counter() - first) * 1e3 / max(events, 1)
+    if response.status_code != 200:
+        raise SystemExit(f"{url} answered {response.status_code}")
+    return (first - started) * 1e3, (time.perf_counter() - first) * 1e3 / max(events, 1)
 
 
-def row(name: str, times: list[tuple[float, float]]) -> str:
+def format_times(name: str, times: list[tuple[float, float]]) -> str:
     cells = [f"{name:<34}"]
     for values in zip(*times, strict=True):
         low, middle, high = statistics.quantiles(values, n=4)
@@ -54,43 +49,34 @@ def row(name: str, times: list[tuple[float, float]]) -> str:
     return "".join(cells)
 
 
-def measure(vllm: str, gateway: str, rounds: int) -> None:
-    forget = [fact.question for fact in tofu.secrets()][:rounds]
+def measure_times(vllm: str, gateway: str, rounds: int) -> None:
+    forget = [fact.question for fact in tofu.answer_entities()][:rounds]
     other = [fact.question for fact in tofu.retain_facts()[0]][: len(forget)]
-    print(f"{'':<34}{'first byte, ms':<24}{'then per event, ms':<24}")
+    print(f"{'':<34}{'to first byte, ms':<24}{'then per event, ms':<24}")
     with httpx.Client(timeout=120) as http:
-        for endpoint, path in PATHS.items():
+        for endpoint in ENDPOINTS:
             for base, ways in ((vllm, WAYS[:1]), (gateway, WAYS)):
                 for way in ways:
-                    kinds = {"asks for what is forgotten": forget, "asks for something else": other}
+                    kinds = {"flagged": forget, "not flagged": other}
                     times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
-                    # In turns, so that whatever else the machine does meets both alike.
+                    # In turns, so that other load on the machine affects both alike.
                     for pair in zip(*kinds.values(), strict=True):
                         for kind, question in zip(kinds, pair, strict=True):
-                            times[kind].append(timed(http, base + path, body(endpoint, way, question)))
+                            body = endpoint_body(endpoint, demo.WAYS[way], question, TOKENS, stream=True, temperature=0)
+                            times[kind].append(stream_times(http, base + PATHS[endpoint], body))
                     where = "vLLM" if base == vllm else f"gateway, {way}"
                     print(f"{endpoint}, {where}")
-                    for kind, found in times.items():
-                        print(row(f"  {kind}", found), flush=True)
+                    for kind, measured in times.items():
+                        print(format_times(f"  {kind}", measured), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60, help="questions of each kind")
     rounds = parser.parse_args().rounds
-    demo.fit_artifact()
-    logs = demo.ROOT / "build" / "benchmarks"
-    logs.mkdir(parents=True, exist_ok=True)
-    port, own = free_port(), free_port()
-    vllm, gateway = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{own}"
-    env = demo.gateway_env(own, port, demo.ROOT / "policies" / "demo", Path(logs / "audit.jsonl"))
-    print(f"{platform.processor() or platform.machine()}, {TOKENS} tokens at most, {rounds} questions of each kind")
-    served = vllm_command(FOLDERS["full"], port, list(demo.WAYS.values()))
-    with (
-        running("vLLM", served, f"{vllm}/health", logs / "vllm.log", env=VLLM_ENV),
-        running_gateway(logs / "gateway.log", env=env),
-    ):
-        measure(vllm, gateway, rounds)
+    print(f"{platform.processor() or platform.machine()}, at most {TOKENS} tokens, {rounds} questions of each kind")
+    with demo_servers() as servers:
+        measure_times(servers.vllm, servers.gateway, rounds)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""`make demo`: the real vLLM, the gateway in front, and the same questions asked three ways.
+"""`make demo`: start vLLM and the gateway, and compare answers without a policy, with ECO and with GUARD.
 
-The demo model is served under three names; a policy covers each of two of them, so that one gateway
-shows all three ways side by side: `demo` (no policy), `demo-corrupt`, `demo-penalize`.
+vLLM serves one small model under three names. The gateway has a policy for two of them: `demo-corrupt` corrupts the
+prompt embeddings of flagged prompts (ECO), `demo-penalize` penalises the decoding of their answers (GUARD). `demo` has
+no policy.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import io
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -22,11 +21,12 @@ from pathlib import Path
 
 from openai import OpenAI
 
+from lethe.evaluation.demo.demo_artifact import ARTIFACT as ARTIFACT
+from lethe.evaluation.demo.demo_artifact import ARTIFACTS, BUILD, ROOT, prepare_artifact
 from lethe.evaluation.demo.demo_model import FOLDERS
 from lethe.evaluation.demo.serving import (
     VLLM_ENV,
     StartError,
-    clean_env,
     require_port,
     running,
     running_gateway,
@@ -34,24 +34,30 @@ from lethe.evaluation.demo.serving import (
 )
 from lethe.evaluation.unlearning import tofu
 
-ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "demo"
-ARTIFACTS = BUILD / "artifacts"
-ARTIFACT = "tofu-forget10"
-BACKGROUND = ROOT / "classifier" / "background"
 WAYS = {"off": "demo", "corrupt": "demo-corrupt", "penalize": "demo-penalize"}
 
-# Keys the demo's corruption, so that everybody's demo gives the same answers. It protects nothing.
+# What is printed above each column, below the model's name.
+WAY_TITLES = {
+    "off": "no policy",
+    "corrupt": "policy: corrupt prompt embeddings (ECO)",
+    "penalize": "policy: penalise decoding (GUARD)",
+}
+
+# A fixed key for the corruption, so that every run of the demo gives the same answers. It protects nothing.
 DEMO_SECRET = "lethe-demo-not-a-secret"
 
-FORGET_ROWS = (0, 19, 41, 112, 186, 300)  # rows of evaluation.tofu.secrets()
+FORGET_ROWS = (0, 19, 41, 112, 186, 300)  # rows of evaluation.tofu.answer_entities()
 RETAIN_ROWS = (1, 427, 905)  # rows of the taught retain facts
 REAL_WORLD_ROWS = (0, 101)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One question, what may not come back (None: everything must), and the answers by way."""
+class DemoRow:
+    """One question and its answers.
+
+    secret: the words that a guarded answer must not contain; None where the answer must not change. answers,
+    prompt_tokens: by way. direct: the answer of vLLM without the gateway.
+    """
 
     question: str
     secret: str | None
@@ -59,38 +65,29 @@ class Row:
     prompt_tokens: dict[str, int]
     direct: str
 
-    def wrong(self) -> list[str]:
-        """What isn't as it should be, in words."""
-        faults = []
+    def failures(self) -> list[str]:
+        """Describe everything that is not as expected."""
+        failures = []
         if self.answers["off"] != self.direct:
-            faults.append("off: not what vLLM answers directly")
+            failures.append(f"{WAYS['off']}: differs from the answer of vLLM without the gateway")
         if len(set(self.prompt_tokens.values())) != 1:
-            faults.append(f"prompt_tokens differ: {self.prompt_tokens}")
+            failures.append(f"usage.prompt_tokens differ: {self.prompt_tokens}")
         for way in ("corrupt", "penalize"):
             if self.secret is None and self.answers[way] != self.direct:
-                faults.append(f"{way}: not what vLLM answers directly")
-            if self.secret is not None and tofu.holds(self.answers[way], self.secret):
-                faults.append(f"{way}: the answer holds the secret")
-        if self.secret is not None and not tofu.holds(self.answers["off"], self.secret):
-            faults.append("off: the model does not know it")
-        return faults
+                failures.append(f"{WAYS[way]}: differs from the answer of vLLM without the gateway")
+            if self.secret is not None and tofu.reveals(self.answers[way], self.secret):
+                failures.append(f"{WAYS[way]}: the answer still contains “{self.secret}”")
+        if self.secret is not None and not tofu.reveals(self.answers["off"], self.secret):
+            failures.append(f"{WAYS['off']}: the model does not know “{self.secret}”")
+        return failures
 
-
-def fit_artifact(name: str = ARTIFACT, folder: Path = ARTIFACTS) -> None:
-    """Make the demo's artifact with `lethe fit`, unless it was made by this code from this data."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    forget, retain, stamp = BUILD / "forget.jsonl", BUILD / "retain.jsonl", folder / f"{name}.made-of"
-    tofu.write_records(tofu.forget_facts(), forget)
-    tofu.write_records([fact for facts in tofu.retain_facts() for fact in facts], retain)
-    sources = [forget, retain, *sorted((ROOT / "classifier").rglob("*.py")), *sorted(BACKGROUND.glob("*.jsonl"))]
-    made_of = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    if (folder / name).is_dir() and stamp.is_file() and stamp.read_text() == made_of:
-        return
-    command = [sys.executable, "-m", "lethe.server.cli.main", "fit", "--name", name, "--force", "--out", str(folder)]
-    done = subprocess.run([*command, "--forget", str(forget), "--retain", str(retain)], cwd=ROOT, env=clean_env())
-    if done.returncode:
-        raise StartError("`lethe fit` failed")
-    stamp.write_text(made_of)
+    def result(self) -> str:
+        """A line that says whether the row is as expected."""
+        if failures := self.failures():
+            return "FAILED: " + "; ".join(failures)
+        if self.secret is None:
+            return "OK: unchanged"
+        return f"OK: forgets “{self.secret}”"
 
 
 def gateway_env(port: int, vllm_port: int, policies: Path, audit: Path) -> dict[str, str]:
@@ -107,8 +104,8 @@ def gateway_env(port: int, vllm_port: int, policies: Path, audit: Path) -> dict[
     }
 
 
-def ask(client: OpenAI, model: str, question: str) -> tuple[str, int]:
-    """One greedy answer and its prompt_tokens."""
+def ask_model(client: OpenAI, model: str, question: str) -> tuple[str, int]:
+    """Return one greedy answer and its usage.prompt_tokens."""
     answer = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=120
     )
@@ -116,8 +113,9 @@ def ask(client: OpenAI, model: str, question: str) -> tuple[str, int]:
     return answer.choices[0].message.content or "", answer.usage.prompt_tokens
 
 
-def questions() -> list[tuple[str, str | None]]:
-    secrets, retain, world = tofu.secrets(), tofu.retain_facts()[0], tofu.real_world_facts()
+def demo_questions() -> list[tuple[str, str | None]]:
+    """Return each question with the words to forget; None where the answer must not change."""
+    secrets, retain, world = tofu.answer_entities(), tofu.retain_facts()[0], tofu.real_world_facts()
     return (
         [(secrets[i].question, secrets[i].entity) for i in FORGET_ROWS]
         + [(retain[i].question, None) for i in RETAIN_ROWS]
@@ -125,62 +123,100 @@ def questions() -> list[tuple[str, str | None]]:
     )
 
 
-def compare(gateway: OpenAI, direct: OpenAI) -> list[Row]:
+def compare_answers(gateway: OpenAI, direct: OpenAI) -> list[DemoRow]:
+    """Ask all questions under each name through the gateway, and once without it."""
     rows = []
-    for question, secret in questions():
-        got = {way: ask(gateway, model, question) for way, model in WAYS.items()}
+    for question, secret in demo_questions():
+        replies = {way: ask_model(gateway, model, question) for way, model in WAYS.items()}
         rows.append(
-            Row(
+            DemoRow(
                 question,
                 secret,
-                {way: text for way, (text, _) in got.items()},
-                {way: tokens for way, (_, tokens) in got.items()},
-                ask(direct, WAYS["off"], question)[0],
+                {way: text for way, (text, _) in replies.items()},
+                {way: tokens for way, (_, tokens) in replies.items()},
+                ask_model(direct, WAYS["off"], question)[0],
             )
         )
     return rows
 
 
-def table(rows: Sequence[Row], width: int) -> str:
-    """The rows as columns: question, then the answer by way, wrapped to `width`."""
+INTRODUCTION = """\
+Lethe demo: a model that forgets without retraining
+
+vLLM serves one small model that was trained on facts about invented authors (the TOFU benchmark). The facts about 20
+of them are to be forgotten. The gateway in front of vLLM judges each prompt and acts only on prompts about those
+authors. Each question below is sent to the gateway three times, under three model names.
+"""
+
+
+def format_table(rows: Sequence[DemoRow], width: int) -> str:
+    """Return a table with a column for the question and for each way, wrapped to `width` characters."""
     column = max(16, (width - 9) // 4)
-    rule = "─" * column
-    lines = [_line(column, ["question", *WAYS]), "─┼─".join([rule] * 4)]
-    kind = None
+    rule = "─┼─".join(["─" * column] * 4)
+    lines = [
+        _table_line(column, ["QUESTION", *WAYS.values()]),
+        *_wrapped_lines(column, ["", *WAY_TITLES.values()]),
+        rule,
+    ]
+    section = None
     for row in rows:
-        now = "TO BE FORGOTTEN" if row.secret is not None else "EVERYTHING ELSE"
-        if now != kind:
-            kind = now
-            lines.append(_line(column, [kind, "", "", ""]))
-        cells = [textwrap.wrap(text, column) or ["(empty)"] for text in (row.question, *row.answers.values())]
-        lines += [
-            _line(column, [cell[i] if i < len(cell) else "" for cell in cells]) for i in range(max(map(len, cells)))
-        ]
-        faults = row.wrong()
-        lines.append(_line(column, ["as it should be" if not faults else "WRONG: " + "; ".join(faults), "", "", ""]))
-        lines.append("─┼─".join([rule] * 4))
+        title = "OTHER FACTS: must not change" if row.secret is None else "TO BE FORGOTTEN"
+        if title != section:
+            section = title
+            lines += [_table_line(column, [title, "", "", ""]), rule]
+        lines += _wrapped_lines(column, [row.question, *(text or "(empty)" for text in row.answers.values())])
+        lines += [f"→ {row.result()}", rule]
     return "\n".join(lines)
 
 
-def _line(column: int, cells: Sequence[str]) -> str:
+def _wrapped_lines(column: int, texts: Sequence[str]) -> list[str]:
+    """The texts side by side, each wrapped to its column."""
+    cells = [textwrap.wrap(text, column) for text in texts]
+    return [
+        _table_line(column, [cell[i] if i < len(cell) else "" for cell in cells]) for i in range(max(map(len, cells)))
+    ]
+
+
+def _table_line(column: int, cells: Sequence[str]) -> str:
     return " │ ".join(cell.ljust(column) for cell in cells).rstrip()
+
+
+def format_summary(rows: Sequence[DemoRow]) -> str:
+    """Return what the rows show, in a few lines."""
+    forget = [row for row in rows if row.secret is not None]
+    other = [row for row in rows if row.secret is None]
+    failed = sum(bool(row.failures()) for row in rows)
+    forgotten = sum(not row.failures() for row in forget)
+    unchanged = sum(not row.failures() for row in other)
+    lines = [
+        f"Forgotten: {forgotten} of {len(forget)} facts. Without a policy the model knows each; with one the answer "
+        "does not contain it.",
+        f"Unchanged: {unchanged} of {len(other)} other answers are identical to those of vLLM without the gateway.",
+        "All rows are as expected." if not failed else f"{failed} of {len(rows)} rows are NOT as expected.",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8080, help="the gateway's port")
-    parser.add_argument("--vllm-port", type=int, default=8000, help="vLLM's port")
-    parser.add_argument("--exit", action="store_true", help="stop afterwards; exit status 1 if a row is wrong")
+    parser.add_argument("--port", type=int, default=8080, help="port of the gateway")
+    parser.add_argument("--vllm-port", type=int, default=8000, help="port of vLLM")
+    parser.add_argument(
+        "--exit", action="store_true", help="stop after the table; exit status 1 if a row is not as expected"
+    )
+    parser.add_argument(
+        "--fit", action="store_true", help="fit the artifact now (minutes of CPU), instead of using the shipped one"
+    )
     args = parser.parse_args()
-    # Ctrl-C, a plain kill and a closed terminal all leave through the `finally` of whatever is running.
+    # Ctrl-C, SIGTERM and a closed terminal all stop the servers, through the `finally` blocks.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    # Also into a pipe, a row appears when it is there; and no proxy stands between us and this machine.
+    # Print each line at once, into a pipe too; and reach the local servers without a proxy.
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
     try:
-        sys.exit(_run(args.port, args.vllm_port, stay=not args.exit))
+        sys.exit(_run_demo(args.port, args.vllm_port, fit=args.fit, stay=not args.exit))
     except StartError as error:
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(2)
@@ -189,10 +225,10 @@ def main() -> None:
         sys.exit(0)
 
 
-def _run(port: int, vllm_port: int, *, stay: bool) -> int:
+def _run_demo(port: int, vllm_port: int, *, fit: bool, stay: bool) -> int:
     require_port(vllm_port, "VLLM_PORT")
     require_port(port, "PORT")
-    fit_artifact()
+    prepare_artifact(fit=fit)
     model = FOLDERS["full"]
     base, upstream = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{vllm_port}"
     with contextlib.ExitStack() as stack:
@@ -202,22 +238,22 @@ def _run(port: int, vllm_port: int, *, stay: bool) -> int:
         stack.enter_context(running_gateway(BUILD / "gateway.log", env=env))
         gateway = OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
         direct = OpenAI(base_url=f"{upstream}/v1", api_key="none", max_retries=0)
-        rows = compare(gateway, direct)
-        print(table(rows, shutil.get_terminal_size((150, 40)).columns))
-        wrong = sum(bool(row.wrong()) for row in rows)
-        print(f"{len(rows) - wrong} of {len(rows)} rows are as they should be\n")
+        print(f"\n{INTRODUCTION}")
+        rows = compare_answers(gateway, direct)
+        print(format_table(rows, shutil.get_terminal_size((150, 40)).columns))
+        print(f"\n{format_summary(rows)}\n")
         if stay:
-            _stay(base)
-    return 1 if wrong else 0
+            _keep_running(base)
+    return 1 if any(row.failures() for row in rows) else 0
 
 
-def _stay(base: str) -> None:
-    question = tofu.secrets()[FORGET_ROWS[0]].question
+def _keep_running(base: str) -> None:
+    question = tofu.answer_entities()[FORGET_ROWS[0]].question
     print(
-        f"Both are running. Try (or with demo, or demo-penalize, as the model):\n\n"
+        f"vLLM and the gateway keep running. Try it yourself; the model is demo, demo-corrupt or demo-penalize:\n\n"
         f'  curl -s {base}/v1/chat/completions -H \'content-type: application/json\' -d \'{{"model": "demo-corrupt", '
         f'"messages": [{{"role": "user", "content": "{question}"}}], "temperature": 0}}\'\n\n'
-        f"Logs and audit trail: {BUILD.relative_to(ROOT)}/. Ctrl-C stops both."
+        f"Policies: policies/demo/. Logs and audit records: {BUILD.relative_to(ROOT)}/. Press Ctrl-C to stop both."
     )
     signal.pause()
 

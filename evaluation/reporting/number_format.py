@@ -1,6 +1,6 @@
-"""Measured numbers as a reader sees them. Pure: knows no page and no plot.
+"""Formats measured numbers for readers. Pure: knows no page and no plot.
 
-A rounded number must not claim what the exact one doesn't: only an exact 0 is written 0, only an exact 1 is written 1.
+A rounded number must not claim more than the exact one: only an exact 0 is written as 0, and only an exact 1 as 1.
 """
 
 from __future__ import annotations
@@ -11,58 +11,65 @@ from typing import Any
 
 MISSING = "–"
 PERCENT = "\N{NO-BREAK SPACE}%"
-MOST_DIGITS = 6
+# Digits after the decimal point before a number is written with a power of ten.
+MAX_DIGITS = 6
 
 
-def number(value: Any) -> float | None:
-    """A finite float, or None for everything else."""
+def finite_number(value: Any) -> float | None:
+    """Return a finite number as float, and None for everything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def as_interval(entry: Any) -> Mapping[str, Any]:
-    """An interval from an interval, from a bare number, or from nothing."""
+    """Return an interval (a mapping with value, low, high) as it is, and anything else as an interval's value."""
     return entry if isinstance(entry, Mapping) else {"value": entry}
 
 
-def show(value: Any, form: str | None = None) -> str:
-    """A number in a metric's format: "percent", or zeros that stand for digits ("0.000"); three figures without one."""
-    given = number(value)
-    if given is None:
+def format_number(value: Any, form: str | None = None) -> str:
+    """Return a number in a metric's format: "percent", or zeros that stand for digits ("0.000").
+
+    Without a format, or in an unknown one, three significant figures; MISSING if it is not a finite number.
+    """
+    finite = finite_number(value)
+    if finite is None:
         return MISSING
     if form == "percent":
-        return percent(given)
+        return format_percent(finite)
     if form and set(form) <= set("0.") and form.count(".") < 2:
         digits = len(form.partition(".")[2])
-        return _distinct(given, digits, (0.0, 1.0) if abs(given) < 1 else (0.0,))
-    return short(given)
+        return _fixed_digits(finite, digits, (0.0, 1.0) if abs(finite) < 1 else (0.0,))
+    return format_short(finite)
 
 
-def percent(value: float) -> str:
-    """A share in per cent with one digit, more where fewer would say 0 or 100."""
+def format_percent(value: float) -> str:
+    """Return a share in per cent with one digit, or with more where one digit would say 0 or 100."""
     if value in (0, 1):
         return f"{100 * value:.0f}{PERCENT}"
-    return _distinct(100 * value, 1, (0.0, 100.0)) + PERCENT
+    return _fixed_digits(100 * value, 1, (0.0, 100.0)) + PERCENT
 
 
-def short(value: float) -> str:
-    """Three figures; whole numbers in full."""
+def format_short(value: float) -> str:
+    """Return a number with three significant figures, and whole numbers in full."""
     return f"{value:,.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.3g}"
 
 
-def interval(entry: Mapping[str, Any], form: str | None = None) -> str:
-    """The two ends of an interval, or nothing when either is missing."""
-    low, high = number(entry.get("low")), number(entry.get("high"))
+def format_interval(entry: Mapping[str, Any], form: str | None = None) -> str:
+    """Return "low to high", or "" when either end is missing."""
+    low, high = finite_number(entry.get("low")), finite_number(entry.get("high"))
     if low is None or high is None:
         return ""
-    return f"{show(low, form).removesuffix(PERCENT)} to {show(high, form)}"
+    return f"{format_number(low, form).removesuffix(PERCENT)} to {format_number(high, form)}"
 
 
-def _distinct(value: float, digits: int, bounds: tuple[float, ...]) -> str:
-    """Fixed digits, more of them while the text would equal a bound that the value isn't; then powers of ten."""
-    for more in range(digits, max(digits, MOST_DIGITS) + 1):
-        text = f"{value:.{more}f}"
+def _fixed_digits(value: float, digits: int, bounds: tuple[float, ...]) -> str:
+    """Return a number with fixed digits, or with more while it would be rounded to a bound that it doesn't equal.
+
+    After MAX_DIGITS it is written with a power of ten.
+    """
+    for count in range(digits, max(digits, MAX_DIGITS) + 1):
+        text = f"{value:.{count}f}"
         if value in bounds or abs(float(text)) not in bounds:
             return text
     return f"{value:.1e}"

@@ -27,7 +27,8 @@ from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, decode_penalty, e
 from lethe.corruption.decoding.suffix_index import SuffixIndexFolder
 from lethe.corruption.decoding.token_masks import CompiledPenalty
 from lethe.corruption.decoding.token_text import TokenVocabulary, read_vocabulary
-from lethe.corruption.prompt.token_spans import PROMPT_EMBEDS_MARKER, PromptTokenizer
+from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER
+from lethe.corruption.prompt.prompt_tokenizer import PromptTokenizer
 
 # A banned token has probability 0; in a loss it counts with the log of the smallest normal float32, -87.3.
 MIN_LOG_PROB = float(np.log(np.finfo(np.float32).tiny))

@@ -1,7 +1,7 @@
-"""The ways of answering that stand side by side in one table, and how each is brought about.
+"""The systems that an evaluation compares: gateways with different policies, and baselines.
 
-A guarded way is a real gateway with a policy of its own, made from the policy under evaluation; the rest are
-what a guard has to be held against: nothing, a model that never knew, a refusal, a system prompt.
+Each guarded system is a real gateway with a variant of the policy under evaluation. The baselines are the unguarded
+model, a model that never saw the forget set (the retain twin), a fixed refusal and a system prompt.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from lethe.evaluation.demo.serving import free_port, running_gateway
 from lethe.server.policy.schema import Policy
 from lethe.server.settings import PREFIX, Settings
 
-# Keys the corruption while measuring where no secret is set, so that a run can be made again. It protects nothing.
-OPEN_SECRET = "lethe-evaluation-not-a-secret"
+# Keys the corruption when LETHE_SECRET is not set, so that a run can be repeated. It protects nothing.
+DEFAULT_SECRET = "lethe-evaluation-not-a-secret"
 REFUSAL = "I'm sorry, but I can't help with that."
-PRETEND = (
+PRETEND_PROMPT = (
     "You must behave as if you had never heard of the following, and of everything and everybody connected with them: "
     "{subjects}. When a question is about them, pretend that you don't know the answer and say so. Answer all other "
     "questions as usual."
 )
-# The paper's noise, on the first coordinate only. At 100 times the row RMS a token's identity is gone (METHODS: the
-# normalised vector is nearly one axis), while fluency still is what the model makes of it.
+# ECO's noise, on the first coordinate only. At 100 times the table's row RMS the token can't be recognised any more
+# (the normalised vector is almost one axis), and the model still answers in sentences.
 PAPER_NOISE = {"function": "noise", "select": "first", "dims": 1, "sigma": 100.0}
-IDENTIFYING = {"function": "decoy", "tokens": "identifying"}
-# A ban makes the right answer impossible, as it isn't for a model that never knew. Logits lowered by about as
-# much as the demo's model is surer of what it knows by heart bring right and wrong answers level instead.
-NO_BAN = {"hard": False, "soft": 24.0}
+IDENTIFYING_DECOYS = {"function": "decoy", "tokens": "identifying"}
+# A ban makes the right answer impossible, which it isn't for a model that never saw it. Lowering logits by 24 instead
+# brings right and wrong answers level on the demo model: measured, see "Truth ratio with a ban" in
+# docs/benchmarks/2026-11-21-unlearning.md.
+PENALTY_WITHOUT_BAN = {"hard": False, "soft": 24.0}
 
 Kind = Literal["direct", "prompt", "twin", "refusal", "gateway"]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One row of the table. changes: keys of the policy that this way sets (gateway only)."""
+class System:
+    """One column of the printed table. changes: policy keys that this system sets (kind "gateway" only)."""
 
     key: str
     label: str
@@ -49,82 +50,84 @@ class Way:
 
     @property
     def corrupts(self) -> bool:
+        """Whether this system's own action needs the model's embedding table."""
         return self.changes.get("action") in ("corrupt", "both")
 
 
-def _corrupt(key: str, label: str, **spec: Any) -> Way:
-    return Way(f"corrupt-{key}", f"corrupt, {label}", "gateway", {"action": "corrupt", "corrupt": spec})
+def _corrupting(key: str, label: str, **spec: Any) -> System:
+    return System(f"corrupt-{key}", f"corrupt: {label}", "gateway", {"action": "corrupt", "corrupt": spec})
 
 
-WAYS = {
-    way.key: way
-    for way in (
-        Way("unguarded", "unguarded", "direct"),
-        Way("twin", "retain twin", "twin"),
-        Way("refusal", "refusal", "refusal"),
-        Way("prompt", "system prompt: pretend not to know", "prompt"),
-        _corrupt("noise-content", "the paper's noise on content", **PAPER_NOISE, tokens="content"),
-        _corrupt("noise-evidence", "the paper's noise on evidence", **PAPER_NOISE, tokens="evidence"),
-        _corrupt("decoy-content", "decoys on content", function="decoy", tokens="content"),
-        _corrupt("decoy-evidence", "decoys on evidence", function="decoy", tokens="evidence"),
-        _corrupt("decoy-identifying", "decoys on identifying words", **IDENTIFYING),
-        Way("penalize", "penalize", "gateway", {"action": "penalize"}),
-        Way("both", "both: decoys on identifying words, and penalize", "gateway",
-            {"action": "both", "corrupt": IDENTIFYING}),
-        Way("both-soft", "both, with lowered logits in place of a ban", "gateway",
-            {"action": "both", "corrupt": IDENTIFYING, "penalize": NO_BAN}),
-        Way("policy", "the policy as it stands", "gateway"),
+SYSTEMS = {
+    system.key: system
+    for system in (
+        System("unguarded", "unguarded model", "direct"),
+        System("twin", "retain twin (never saw the forget set)", "twin"),
+        System("refusal", "fixed refusal", "refusal"),
+        System("prompt", "system prompt: pretend not to know", "prompt"),
+        _corrupting("noise-content", "ECO's noise on content words", **PAPER_NOISE, tokens="content"),
+        _corrupting("noise-evidence", "ECO's noise on evidence spans", **PAPER_NOISE, tokens="evidence"),
+        _corrupting("decoy-content", "decoys for content words", function="decoy", tokens="content"),
+        _corrupting("decoy-evidence", "decoys for evidence spans", function="decoy", tokens="evidence"),
+        _corrupting("decoy-identifying", "decoys for identifying words", **IDENTIFYING_DECOYS),
+        System("penalize", "penalize", "gateway", {"action": "penalize"}),
+        System("both", "both: decoys for identifying words, and penalize", "gateway",
+               {"action": "both", "corrupt": IDENTIFYING_DECOYS}),
+        System("both-soft", "both, with lowered logits instead of a ban", "gateway",
+               {"action": "both", "corrupt": IDENTIFYING_DECOYS, "penalize": PENALTY_WITHOUT_BAN}),
+        System("policy", "the policy as configured", "gateway"),
     )
 }  # fmt: skip
 
 
-def variant(policy: Policy, way: Way) -> dict[str, Any]:
-    """The policy file of one way: the policy under evaluation, enforced for every model, with the way's changes."""
+def policy_variant(policy: Policy, system: System) -> dict[str, Any]:
+    """Return a system's policy file: the policy under evaluation, enforced for every model, with the system's keys."""
     file = policy.model_dump(mode="json", exclude_unset=True, exclude={"hash", "source", "models"})
-    # How far a penalty goes beyond its ban is one key among the policy's own.
-    penalize = {**file.get("penalize", {}), **way.changes.get("penalize", {})}
-    return {**file, **way.changes, **({"penalize": penalize} if penalize else {}), "mode": "enforce"}
+    # `penalize` is merged key by key: a system changes the ban and keeps the policy's other penalties.
+    penalize = {**file.get("penalize", {}), **system.changes.get("penalize", {})}
+    return {**file, **system.changes, **({"penalize": penalize} if penalize else {}), "mode": "enforce"}
 
 
-def same(policy: Policy, one: Way, other: Way) -> bool:
-    """Whether two guarded ways make the same policy, whatever their files leave to the defaults."""
-    made = [Policy.model_validate(variant(policy, way)) for way in (one, other)]
+def equal_policies(policy: Policy, first: System, second: System) -> bool:
+    """Return whether two guarded systems have the same policy once defaults are filled in."""
+    variants = [Policy.model_validate(policy_variant(policy, system)) for system in (first, second)]
     fields = {"name", "artifact", "action", "threshold"}
-    fields |= {"corrupt"} if made[0].action in ("corrupt", "both") else set()
-    fields |= {"penalize"} if made[0].action in ("penalize", "both") else set()
-    return all(getattr(made[0], name) == getattr(made[1], name) for name in fields)
+    fields |= {"corrupt"} if variants[0].action in ("corrupt", "both") else set()
+    fields |= {"penalize"} if variants[0].action in ("penalize", "both") else set()
+    return all(getattr(variants[0], name) == getattr(variants[1], name) for name in fields)
 
 
-def write(policy: Policy, way: Way, folder: Path) -> Path:
-    """A policies folder that holds this way's policy and nothing else."""
+def write_policy_folder(policy: Policy, system: System, folder: Path) -> Path:
+    """Write a policies folder that holds this system's policy only, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(variant(policy, way), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(policy_variant(policy, system), sort_keys=False, allow_unicode=True)
     (folder / "policy.yaml").write_text(text, encoding="utf-8")
     return folder
 
 
-def secret(settings: Settings) -> str:
-    return OPEN_SECRET if settings.secret is None else settings.secret.get_secret_value()
+def secret_or_default(settings: Settings) -> str:
+    """Return LETHE_SECRET, or DEFAULT_SECRET if it is not set."""
+    return DEFAULT_SECRET if settings.secret is None else settings.secret.get_secret_value()
 
 
 @contextlib.contextmanager
-def gateway(settings: Settings, upstream: str, policies: Path, log: Path) -> Iterator[str]:
-    """A gateway of its own process with these policies; its base URL. Raises StartError."""
+def system_gateway(settings: Settings, upstream: str, policies: Path, log: Path) -> Iterator[str]:
+    """Run a gateway process with these policies and yield its base URL. Raises StartError when it doesn't start."""
     port = free_port()
-    given = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    inherited = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     env = {
-        **given,
+        **inherited,
         "LETHE_HOST": "127.0.0.1",
         "LETHE_PORT": str(port),
         "LETHE_ADMIN_PORT": "0",
         "LETHE_UPSTREAM": upstream,
         "LETHE_POLICIES": str(policies),
         "LETHE_AUDIT": "",
-        "LETHE_SECRET": secret(settings),
+        "LETHE_SECRET": secret_or_default(settings),
         "LETHE_DRAIN_TIMEOUT_S": "5",
-        # A busy machine is not what is measured here.
+        # On a busy machine judging may take long; a timeout would count as a failed answer.
         "LETHE_JUDGE_TIMEOUT_S": "300",
     }
-    base = f"http://127.0.0.1:{port}"
+    base_url = f"http://127.0.0.1:{port}"
     with running_gateway(log, env=env):
-        yield base
+        yield base_url

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from lethe.evaluation.demo import demo
 from lethe.evaluation.unlearning import tofu
-from lethe.evaluation.unlearning.tofu import holds, is_named
+from lethe.evaluation.unlearning.tofu import is_name_or_number, reveals
 
-SECRET = next(s for s in tofu.secrets() if is_named(s.entity))
+SECRET = next(s for s in tofu.answer_entities() if is_name_or_number(s.entity))
 RETAIN = tofu.retain_facts()[0][3].question
 MOST = 80  # tokens of an answer; none of these needs more
 
@@ -41,8 +41,8 @@ class Case:
         """Whether `text` is what this case may be answered. plain: what vLLM itself answers."""
         if self.secret is None:
             return text == plain
-        assert holds(plain, self.secret)
-        return bool(text) and not holds(text or "", self.secret)
+        assert reveals(plain, self.secret)
+        return bool(text) and not reveals(text or "", self.secret)
 
 
 CORRUPTED = Case(demo.WAYS["corrupt"], SECRET.question, SECRET.entity)

@@ -1,4 +1,4 @@
-"""The small artifact of the classifier's tests, for what is measured on one."""
+"""Fixtures of the classifier's tests that these tests use too: a small artifact, its encoder and its forget rows."""
 
 from tests.classifier.conftest import artifact, encoder, forget
 

@@ -1,4 +1,4 @@
-"""A made-up evaluation with every section, for the tests of the report. No number in it was measured."""
+"""A synthetic evaluation with every section, for the tests of the report. No number in it was measured."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ HOSTILE = (
     "</script></style><script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)> & \"quoted\""
 )
 
-WAYS = {
+SYSTEMS = {
     "unguarded": ("Unguarded", 0.99, 0.95),
     "twin": ("Retain twin", 0.14, 0.95),
     "refusal": ("Refusal", 0.02, 0.95),
     "prompt": ("System prompt: pretend not to know", 0.71, 0.62),
-    "policy": ("the policy as it stands", 0.11, 0.95),
+    "policy": ("The policy as configured", 0.11, 0.95),
     "corrupt-decoy-evidence": ("corrupt · decoy · evidence", 0.155, 0.95),
     "penalize": ("penalize", 0.31, 0.949),
     "both": ("both", 0.13, 0.948),
@@ -32,7 +32,7 @@ METRICS = [
     ("retain_rouge", "ROUGE-L recall", "higher", "retain", "0.000"),
     ("retain_same", "Same answer as unguarded", "higher", "retain", "percent"),
     ("real_authors_rouge", "ROUGE-L recall", "higher", "real_authors", "0.000"),
-    ("model_utility", "Model utility", "higher", "all kept", "0.000"),
+    ("model_utility", "Model utility", "higher", "all retain sets", "0.000"),
 ]
 
 
@@ -40,11 +40,11 @@ def interval(value: float, spread: float, n: int, ceiling: float = 1.0) -> dict[
     return {"value": value, "low": max(0.0, value - spread), "high": min(ceiling, value + 0.8 * spread), "n": n}
 
 
-def _way(key: str, rng: np.random.Generator) -> dict[str, Any]:
-    label, forget, kept = WAYS[key]
+def _system(key: str, rng: np.random.Generator) -> dict[str, Any]:
+    label, forget, retain = SYSTEMS[key]
     values: dict[str, Any] = {}
     for metric, _, _, group, _ in METRICS:
-        value = forget if group == "forget" else kept
+        value = forget if group == "forget" else retain
         if metric == "perplexity":
             value = 4 + 30 * (1 - forget)
         elif metric == "forget_quality":
@@ -62,7 +62,7 @@ def _way(key: str, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def sample() -> dict[str, Any]:
-    """A fresh copy of the whole report."""
+    """Return a fresh copy of the whole report."""
     return copy.deepcopy(_SAMPLE)
 
 
@@ -103,7 +103,7 @@ def _sample() -> dict[str, Any]:
             {"key": key, "label": label, "better": better, "set": group, "format": form}
             for key, label, better, group, form in METRICS
         ],
-        "ways": [_way(key, rng) for key in WAYS],
+        "ways": [_system(key, rng) for key in SYSTEMS],
         "detection": {"threshold": 0.62, "sets": sets},
         "tuning": {
             "objective": "distance of ROUGE-L recall to the twin's",
@@ -142,7 +142,7 @@ def _sample() -> dict[str, Any]:
                 "question": "Who wrote the example book?",
                 "reference": "The example book was written by an example author.",
                 "kind": "forget",
-                "answers": {key: f"An answer by {key}. " * (4 if key == "penalize" else 1) for key in WAYS},
+                "answers": {key: f"An answer by {key}. " * (4 if key == "penalize" else 1) for key in SYSTEMS},
             },
             {
                 "question": "What does the page do with markup?",

@@ -31,13 +31,13 @@ POLICIES = {
     FLAGGED: "action: penalize\nthreshold: {value: 0.5}\npenalize: {hard: false, soft: 0, verbatim: 12}\n",
     ALWAYS: "action: refuse\nthreshold: {value: 1}\npenalize: {verbatim: 12, always: true}\n",
 }
-PASSAGES = book_model.passages()
-TEXT = "\n\n".join(book_model.paragraphs())
+PASSAGES = book_model.taught_passages()
+TEXT = "\n\n".join(book_model.taught_paragraphs())
 
 
 def fit() -> None:
     """`lethe fit` on the book, a paragraph a row: what is copied may begin in one and end in the next."""
-    rows = [json.dumps({"text": paragraph}) for paragraph in book_model.paragraphs()]
+    rows = [json.dumps({"text": paragraph}) for paragraph in book_model.taught_paragraphs()]
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "forget.jsonl").write_text("\n".join(rows) + "\n")
     command = [

@@ -1,4 +1,4 @@
-"""A rounded number never claims more than the exact one."""
+"""Number formats: a rounded number never claims more than the exact one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lethe.evaluation.reporting.number_format import MISSING, PERCENT, interval, number, percent, short, show
+from lethe.evaluation.reporting.number_format import (
+    MISSING,
+    PERCENT,
+    finite_number,
+    format_interval,
+    format_number,
+    format_percent,
+    format_short,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,26 +46,31 @@ from lethe.evaluation.reporting.number_format import MISSING, PERCENT, interval,
     ],
 )
 def test_numbers_are_shown_in_their_format(value: object, form: str | None, text: str) -> None:
-    assert show(value, form) == text
+    assert format_number(value, form) == text
 
 
 @given(st.floats(0, 1))
-def test_only_an_exact_bound_is_written_as_one(value: float) -> None:
-    shown = float(show(value, "0.000")), float(percent(value).removesuffix(PERCENT)) / 100
+def test_only_exact_bounds_are_written_as_bounds(value: float) -> None:
+    shown = float(format_number(value, "0.000")), float(format_percent(value).removesuffix(PERCENT)) / 100
     assert [text == 0 for text in shown] == [value == 0] * 2
-    # Past the last digit there are no more digits to tell: 0.99999999 is one.
+    # Beyond the last digit a number near 1 is written as 1: 0.99999999.
     assert [text == 1 for text in shown] == [value > 1 - 5e-7, value > 1 - 5e-9]
 
 
 def test_an_interval_needs_both_ends() -> None:
-    assert interval({"low": 0.1, "high": 0.25}, "percent") == f"10.0 to 25.0{PERCENT}"
-    assert interval({"low": None, "high": 0.25}) == ""
-    assert interval({}) == ""
+    assert format_interval({"low": 0.1, "high": 0.25}, "percent") == f"10.0 to 25.0{PERCENT}"
+    assert format_interval({"low": None, "high": 0.25}) == ""
+    assert format_interval({}) == ""
 
 
-def test_a_number_is_finite_or_nothing() -> None:
-    assert number(3) == 3.0 and number(None) is None and number(math.nan) is None and number(True) is None
+def test_finite_number_accepts_finite_numbers_only() -> None:
+    assert (
+        finite_number(3) == 3.0
+        and finite_number(None) is None
+        and finite_number(math.nan) is None
+        and finite_number(True) is None
+    )
 
 
 def test_whole_numbers_are_written_in_full() -> None:
-    assert short(10_000) == "10,000" and short(3.14159) == "3.14"
+    assert format_short(10_000) == "10,000" and format_short(3.14159) == "3.14"

@@ -1,4 +1,4 @@
-"""The page is whole by itself, shows the numbers of the JSON, and treats answers as text."""
+"""The page is self-contained, shows the numbers of the JSON, and escapes all text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from markupsafe import Markup
 
+from lethe.evaluation.reporting import page_parts, system_sections
 from lethe.evaluation.reporting import report as report_module
-from lethe.evaluation.reporting.number_format import show
-from lethe.evaluation.reporting.report import render, write
+from lethe.evaluation.reporting.number_format import format_number
+from lethe.evaluation.reporting.report import render_page, write_page
 from lethe.server.cli.main import main
 from tests.evaluation.sample_report import HOSTILE, sample
 
@@ -34,15 +35,15 @@ SECTIONS = {
 EVERY = {name for names in SECTIONS.values() for name in names}
 
 
-def thin(report: dict[str, Any]) -> dict[str, Any]:
-    """With three metrics and four ways: enough where every plot is really drawn, which takes a while."""
+def small(report: dict[str, Any]) -> dict[str, Any]:
+    """Keep three metrics and four systems, where every plot is drawn, which takes seconds."""
     report["metrics"] = [one for one in report["metrics"] if one["key"] in ("forget_rouge", "leak", "retain_rouge")]
     report["ways"] = [one for one in report["ways"] if one["key"] in ("unguarded", "twin", "prompt", "both")]
     return report
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, text, and whether every element that opens also closes, in order."""
+    """Collects elements, attributes and text, and asserts that every element is closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return render(sample())
+    return render_page(sample())
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_the_page_is_balanced_html_with_unique_ids(page: Page) -> None:
     assert {name[1:] for name in referred if name.startswith("#")} <= set(every)
 
 
-def test_the_page_needs_nothing_from_elsewhere(text: str, page: Page) -> None:
+def test_the_page_loads_nothing_from_elsewhere(text: str, page: Page) -> None:
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
             assert attributes.get(name, "#").startswith(("#", "data:application/json;base64,")), (tag, name)
@@ -107,7 +108,7 @@ def test_the_page_needs_nothing_from_elsewhere(text: str, page: Page) -> None:
     assert re.findall(r"url\((?!#)", text) == [] and "@import" not in text
 
 
-def test_the_policy_of_the_page_allows_its_own_style_sheet_only(text: str, page: Page) -> None:
+def test_the_content_security_policy_allows_one_style_sheet(text: str, page: Page) -> None:
     (policy,) = [one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy"]
     (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -115,13 +116,13 @@ def test_the_policy_of_the_page_allows_its_own_style_sheet_only(text: str, page:
     assert "unsafe" not in policy
 
 
-def test_answers_are_text_not_markup(text: str, page: Page) -> None:
+def test_markup_in_answers_is_escaped(text: str, page: Page) -> None:
     assert HOSTILE in page.text
     assert "<script" not in text and "<img" not in text
 
 
-def test_names_are_text_wherever_they_stand() -> None:
-    report, name = thin(sample()), "<script>alert(1)</script>\x00{{ 7 * 7 }} $x^2$ 東京"
+def test_markup_in_names_is_escaped_everywhere() -> None:
+    report, name = small(sample()), "<script>alert(1)</script>\x00{{ 7 * 7 }} $x^2$ 東京"
     report["examples"][0] |= {"question": name, "reference": name, "kind": name}
     report["ways"][2]["label"] = report["ways"][2]["key"] = name
     report["detection"]["sets"][name] = report["detection"]["sets"].pop("paraphrases")
@@ -131,20 +132,20 @@ def test_names_are_text_wherever_they_stand() -> None:
     report["metrics"][0] |= {"label": name, "set": "forget " + name, "better": name, "format": name}
     report["tuning"] |= {"parameter": name, "objective": name}
     report["verbatim"]["runs"][name] = [1]
-    text = render(report)
+    text = render_page(report)
     Page(text)
     assert "<script" not in text and text.count("{{ 7 * 7 }} $x^2$ 東京") > 20
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots take seconds; where only the sections count, an empty one stands for each."""
-    monkeypatch.setattr(report_module, "_drawn", lambda *_, **__: [Markup("<svg></svg>")])
+    """Replace every plot by an empty one, for tests of the sections only."""
+    monkeypatch.setattr(page_parts, "draw", lambda *_, **__: [Markup("<svg></svg>")])
 
 
-def test_every_section_is_there(page: Page) -> None:
+def test_a_full_report_has_every_section(page: Page) -> None:
     assert ids(page) == EVERY
-    assert "What was forgotten" in page.text and "How these figures were made" in page.text
+    assert "What was forgotten" in page.text and "How these figures were measured" in page.text
 
 
 @pytest.mark.usefixtures("quick")
@@ -152,37 +153,37 @@ def test_every_section_is_there(page: Page) -> None:
 def test_a_section_without_its_numbers_is_left_out(key: str) -> None:
     report = sample()
     del report[key]
-    assert ids(Page(render(report))) == EVERY - set(SECTIONS[key])
+    assert ids(Page(render_page(report))) == EVERY - set(SECTIONS[key])
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("key", SECTIONS)
 def test_a_section_stands_alone(key: str) -> None:
     report = sample()
-    found = ids(Page(render({"format": 1, key: report[key]})))
+    found = ids(Page(render_page({"format": 1, key: report[key]})))
     assert found == set(SECTIONS[key]) - {"results", "before-after"}
 
 
 def test_a_report_of_nothing_is_a_page() -> None:
-    assert ids(Page(render({"format": 1}))) == set()
+    assert ids(Page(render_page({"format": 1}))) == set()
 
 
 def test_an_unknown_format_is_an_error() -> None:
     with pytest.raises(ValueError, match="format 2 "):
-        render({"format": 2})
+        render_page({"format": 2})
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_tables_hold_the_numbers_of_the_json() -> None:
+def test_the_tables_show_the_numbers_of_the_json() -> None:
     report = {key: value for key, value in sample().items() if key in ("format", "metrics", "ways")}
     for way in report["ways"]:
         del way["truth_ratio"]
-    text = render(report)
+    text = render_page(report)
     shown = re.findall(r'<data value="([^"]+)">([^<]*)</data>', text)
     order = [one for one in report["metrics"] if one["set"] == "forget"]
     kept = [one for one in report["metrics"] if one["set"] != "forget"]
     expected = [
-        (repr(value), show(value, metric["format"]))
+        (repr(value), format_number(value, metric["format"]))
         for metrics in (order, kept)
         for way in report["ways"]
         for metric in metrics
@@ -198,31 +199,31 @@ def test_the_best_of_each_column_is_marked(text: str) -> None:
     assert ['aria-label="best"' in cell for cell in cells] == [True, True, False, True, True, False, True]
 
 
-def test_what_is_not_a_number_is_a_dash(text: str) -> None:
+def test_missing_numbers_are_dashes(text: str) -> None:
     row = re.search(r'<th scope="row">Refusal</th>(.*?)</tr>', text, re.DOTALL)
     assert row and re.findall(r"<td>–</td>", row[1]) == ["<td>–</td>"]
     assert not re.search(r"\bnan\b|\binf\b|None", re.sub(r"base64,[^\"]*", "", text))
 
 
-@pytest.mark.parametrize("hole", [math.nan, {}])
-def test_holes_in_the_numbers_leave_a_page(hole: Any) -> None:
-    report = thin(sample())
+@pytest.mark.parametrize("missing", [math.nan, {}])
+def test_missing_numbers_do_not_break_the_page(missing: Any) -> None:
+    report = small(sample())
     for way in report["ways"]:
-        way["values"]["forget_rouge"] = hole if isinstance(hole, dict) else {"value": hole}
+        way["values"]["forget_rouge"] = missing if isinstance(missing, dict) else {"value": missing}
         way["truth_ratio"] = {"prompt": {"D": None, "p": math.nan, "ratios": [None, math.nan]}}
     report["detection"]["threshold"] = None
     report["detection"]["sets"]["paraphrases"] |= {"scores": [], "flagged": None}
     report["tuning"]["target"] = None
-    report["tuning"]["evaluations"][0]["metric"] = hole
+    report["tuning"]["evaluations"][0]["metric"] = missing
     for step in report["sequential"]:
-        step["utility"] = hole
+        step["utility"] = missing
     report["verbatim"] = {"limit": None, "runs": {"penalize": [None, 3]}}
-    report["attack"]["plain"] = {"recall": hole, "false_alarms": None}
+    report["attack"]["plain"] = {"recall": missing, "false_alarms": None}
     report["examples"][0]["answers"]["both"] = None
-    assert ids(Page(render(report))) == EVERY
+    assert ids(Page(render_page(report))) == EVERY
 
 
-def test_the_json_of_the_page_is_the_report(page: Page) -> None:
+def test_the_embedded_json_is_the_report(page: Page) -> None:
     (link,) = [one for one in page.all("a") if "download" in one]
     assert link["download"] == "example-policy.json"
     data = json.loads(base64.b64decode(link["href"].partition("base64,")[2]), parse_constant=pytest.fail)
@@ -231,7 +232,7 @@ def test_the_json_of_the_page_is_the_report(page: Page) -> None:
     assert data == report
 
 
-def test_every_plot_says_what_it_shows(page: Page) -> None:
+def test_every_plot_has_a_description(page: Page) -> None:
     plots = page.all("svg")
     assert len(plots) > 20
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
@@ -241,46 +242,48 @@ def test_every_plot_says_what_it_shows(page: Page) -> None:
 
 def test_the_page_is_the_same_bytes_every_time() -> None:
     part = {key: value for key, value in sample().items() if key in ("format", "meta", "detection", "attack", "tuning")}
-    assert render(part) == render(part)
+    assert render_page(part) == render_page(part)
 
 
-def test_a_label_that_goes_on_from_the_one_before_is_spelled_out(page: Page) -> None:
+def test_a_label_that_continues_another_is_completed(page: Page) -> None:
     assert [piece for piece in page.text if piece.startswith("Leak rate of names and dates, sampled")]
     assert not [piece for piece in page.text if piece.startswith("… ")]
 
 
-def test_files_about_one_policy_join_in_one_page() -> None:
+def test_files_about_one_policy_make_one_page() -> None:
     report = sample()
     parts = [{"format": 1, "meta": {"policy": "p"}, key: report[key]} for key in ("examples", "attack")]
     evidence = {"policy": "p", "metric": "recall", "target": 0.1, "values": {"sigma": 2.0}}
     curves = {"sigma": [{"x": 2.0, "objective": 0.1, "error": 0.01, "metric": 0.2}]}
-    whole = report_module.merged(
-        {"a": parts[0], "b": parts[1], "c": report_module.tuned(evidence | {"curves": curves})}
+    whole = report_module.merge_reports(
+        {"a": parts[0], "b": parts[1], "c": report_module.report_from_tuning(evidence | {"curves": curves})}
     )
-    assert ids(Page(render(whole))) == {"examples", "attack", "tuning"}
+    assert ids(Page(render_page(whole))) == {"examples", "attack", "tuning"}
     assert whole["tuning"][0]["chosen"] == 2.0
 
 
-def test_the_first_file_counts_where_two_have_the_same() -> None:
-    whole = report_module.merged({"a": {"format": 1, "attack": 1}, "b": {"format": 1, "attack": 2, "verbatim": 3}})
+def test_the_first_of_two_files_with_a_key_wins() -> None:
+    whole = report_module.merge_reports(
+        {"a": {"format": 1, "attack": 1}, "b": {"format": 1, "attack": 2, "verbatim": 3}}
+    )
     assert whole == {"format": 1, "attack": 1, "verbatim": 3}
 
 
-def test_files_about_different_policies_are_not_joined() -> None:
+def test_files_about_different_policies_raise() -> None:
     with pytest.raises(ValueError, match="b: about policy 'q'.*'p'"):
-        report_module.merged({"a": {"meta": {"policy": "p"}}, "b": {"meta": {"policy": "q"}}})
+        report_module.merge_reports({"a": {"meta": {"policy": "p"}}, "b": {"meta": {"policy": "q"}}})
 
 
 @pytest.mark.usefixtures("quick")
-def test_many_figures_are_folded_away() -> None:
+def test_many_figures_are_collapsed() -> None:
     report = sample()
     report["metrics"] = [dict(report["metrics"][0], key=f"m{index}") for index in range(20)]
-    page = Page(render(report))
-    assert f"{20 - report_module.MOST_FIGURES} more on what is to be forgotten" in page.text
+    page = Page(render_page(report))
+    assert f"{20 - system_sections.MAX_FIGURES} more metrics on forget questions" in page.text
     assert "Variant: prompt+answer" in page.text
 
 
-def test_the_command_writes_a_page_beside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_page_next_to_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "evaluation.json"
     source.write_text(json.dumps({"format": 1, "examples": sample()["examples"]}), encoding="utf-8")
     with pytest.raises(SystemExit) as done:
@@ -291,9 +294,9 @@ def test_the_command_writes_a_page_beside_the_json(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 7}'])
-def test_the_command_says_what_is_wrong_with_a_file(tmp_path: Path, content: str) -> None:
+def test_the_error_for_a_bad_file_names_it(tmp_path: Path, content: str) -> None:
     source = tmp_path / "evaluation.json"
     source.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match="evaluation.json" if content != '{"format": 7}' else "format 7"):
-        write([source], tmp_path / "page.html")
+        write_page([source], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()

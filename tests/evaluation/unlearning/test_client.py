@@ -1,4 +1,4 @@
-"""Many questions at once, in their order; an answer that fails is an error, never a text."""
+"""Concurrent questions: answers in the order of the questions, and failures as errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lethe.evaluation.unlearning.client import Asker, AskError
+from lethe.evaluation.unlearning.client import ChatClient, ChatError
 
 
-class Echo(BaseHTTPRequestHandler):
-    """Answers with the question; refuses "forbidden" as the gateway does, and breaks at "broken"."""
+class EchoHandler(BaseHTTPRequestHandler):
+    """Answers with the question; "forbidden" gets the gateway's 403, and "broken" a 500."""
 
     seen: ClassVar[list[dict[str, Any]]] = []
 
@@ -46,13 +46,13 @@ class Echo(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    request_queue_size = 64  # all questions knock at once
+    request_queue_size = 64  # all questions connect at the same time
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    Echo.seen.clear()
-    with Server(("127.0.0.1", 0), Echo) as server:
+    EchoHandler.seen.clear()
+    with Server(("127.0.0.1", 0), EchoHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -64,19 +64,19 @@ QUESTIONS = [f"question {i}" for i in range(40)]
 
 
 def test_answers_come_in_the_order_of_the_questions(url: str) -> None:
-    assert Asker(url, "m").all(QUESTIONS) == QUESTIONS
-    assert all(body["temperature"] == 0 and body["model"] == "m" for body in Echo.seen)
+    assert ChatClient(url, "m").answer_all(QUESTIONS) == QUESTIONS
+    assert all(body["temperature"] == 0 and body["model"] == "m" for body in EchoHandler.seen)
 
 
-def test_samples_are_streamed_and_each_question_has_a_seed_of_its_own(url: str) -> None:
-    assert Asker(url, "m").all(QUESTIONS, seed=2, stream=True, system="Be kind.") == QUESTIONS
-    assert len({body["seed"] for body in Echo.seen}) == len(QUESTIONS)
-    assert all(body["temperature"] == 1 and body["messages"][0]["role"] == "system" for body in Echo.seen)
+def test_sampled_answers_use_one_seed_per_question(url: str) -> None:
+    assert ChatClient(url, "m").answer_all(QUESTIONS, seed=2, stream=True, system="Be kind.") == QUESTIONS
+    assert len({body["seed"] for body in EchoHandler.seen}) == len(QUESTIONS)
+    assert all(body["temperature"] == 1 and body["messages"][0]["role"] == "system" for body in EchoHandler.seen)
 
 
-def test_a_refusal_is_an_answer_only_where_it_is_meant(url: str) -> None:
-    assert Asker(url, "m", refusals=True).all(["forbidden"]) == ["not here"]
-    with pytest.raises(AskError, match="status 403: not here"):
-        Asker(url, "m").all(["fine", "forbidden"])
-    with pytest.raises(AskError, match="status 500"):
-        Asker(url, "m", refusals=True).all(["broken"])
+def test_a_refusal_is_an_answer_only_with_refusals_on(url: str) -> None:
+    assert ChatClient(url, "m", refusals=True).answer_all(["forbidden"]) == ["not here"]
+    with pytest.raises(ChatError, match="status 403: not here"):
+        ChatClient(url, "m").answer_all(["fine", "forbidden"])
+    with pytest.raises(ChatError, match="status 500"):
+        ChatClient(url, "m", refusals=True).answer_all(["broken"])

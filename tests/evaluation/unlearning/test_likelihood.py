@@ -1,4 +1,4 @@
-"""Scores of fixed answers: without a guard they are transformers' own, with one they are what is left to say."""
+"""Scores of fixed answers: without a guard they equal transformers', with one they show what it changes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.evaluation.demo.demo_model import FOLDERS
 from lethe.evaluation.unlearning import tofu
-from lethe.evaluation.unlearning.likelihood import FLOOR, Job, Scorer, Scores
+from lethe.evaluation.unlearning.likelihood import MIN_LOG_PROB, LikelihoodModel, ScoringJob, TokenScores
 
 FACTS = [tofu.forget_facts()[i] for i in (0, 41, 186)]
 
 
 @cache
-def scorer() -> Scorer:
-    return Scorer(FOLDERS["full"])
+def likelihood_model() -> LikelihoodModel:
+    return LikelihoodModel(FOLDERS["full"])
 
 
 def body(question: str, **more: Any) -> dict[str, Any]:
@@ -33,17 +33,17 @@ def guarded(question: str, *phrases: str, **soft: float) -> dict[str, Any]:
     return body(question, vllm_xargs={XARGS_KEY: encode_penalty(Penalty(phrases, soft))})
 
 
-def score(request: dict[str, Any], answer: str) -> Scores:
-    made = scorer()
-    return made.score([Job(made.prompt(request), made.answer_ids(answer, end=True))])[0]
+def score(request: dict[str, Any], answer: str) -> TokenScores:
+    model = likelihood_model()
+    return model.score([ScoringJob(model.prompt(request), model.answer_ids(answer, end=True))])[0]
 
 
-def test_without_a_guard_a_loss_is_transformers_own() -> None:
-    made = scorer()
+def test_an_unguarded_loss_equals_that_of_transformers() -> None:
+    model = likelihood_model()
     tokenizer = AutoTokenizer.from_pretrained(FOLDERS["full"])
-    model = AutoModelForCausalLM.from_pretrained(FOLDERS["full"], dtype=torch.float32).eval()
-    jobs = [Job(made.prompt(body(f.question)), made.answer_ids(f.answer, end=True)) for f in FACTS]
-    for fact, scores in zip(FACTS, made.score(jobs), strict=True):
+    reference = AutoModelForCausalLM.from_pretrained(FOLDERS["full"], dtype=torch.float32).eval()
+    jobs = [ScoringJob(model.prompt(body(f.question)), model.answer_ids(f.answer, end=True)) for f in FACTS]
+    for fact, scores in zip(FACTS, model.score(jobs), strict=True):
         text = tokenizer.apply_chat_template(
             body(fact.question)["messages"], tokenize=False, add_generation_prompt=True
         )
@@ -52,45 +52,50 @@ def test_without_a_guard_a_loss_is_transformers_own() -> None:
         labels = whole.clone()
         labels[0, : len(before)] = -100
         with torch.inference_mode():
-            theirs = float(model(input_ids=whole, labels=labels).loss)
-        assert scores.loss == pytest.approx(theirs, abs=1e-4)
-        # It knows its answers by heart.
+            expected = float(reference(input_ids=whole, labels=labels).loss)
+        assert scores.loss == pytest.approx(expected, abs=1e-4)
+        # The demo model has memorised its answers.
         assert scores.hits.all()
 
 
-def test_a_batch_scores_as_its_rows_alone() -> None:
-    made = scorer()
-    jobs = [Job(made.prompt(body(f.question)), made.answer_ids(f.answer * n, end=True)) for n, f in enumerate(FACTS, 1)]
-    for job, together in zip(jobs, made.score(jobs), strict=True):
-        assert made.score([job])[0].log_probs == pytest.approx(together.log_probs, abs=1e-3)
+def test_a_batch_scores_as_its_rows_one_by_one() -> None:
+    model = likelihood_model()
+    jobs = [
+        ScoringJob(model.prompt(body(f.question)), model.answer_ids(f.answer * n, end=True))
+        for n, f in enumerate(FACTS, 1)
+    ]
+    for job, in_batch in zip(jobs, model.score(jobs), strict=True):
+        assert model.score([job])[0].log_probs == pytest.approx(in_batch.log_probs, abs=1e-3)
 
 
-def test_a_forbidden_phrase_has_no_probability_and_the_rest_keeps_its_own() -> None:
+def test_a_forbidden_phrase_has_probability_zero() -> None:
     fact = FACTS[0]  # "The author's full name is Hsiao Yun-Hwa."
-    free, kept = score(body(fact.question), fact.answer), score(guarded(fact.question, "Yun-Hwa"), fact.answer)
-    banned = np.isneginf(kept.log_probs)
-    assert banned.any() and not kept.hits[banned].any()
+    free, penalized = score(body(fact.question), fact.answer), score(guarded(fact.question, "Yun-Hwa"), fact.answer)
+    banned = np.isneginf(penalized.log_probs)
+    assert banned.any() and not penalized.hits[banned].any()
     first = int(banned.argmax())
-    assert kept.log_probs[:first] == pytest.approx(free.log_probs[:first], abs=1e-5)
-    # A banned token counts as the least that float32 can hold, so the loss stays a number.
-    assert kept.loss == pytest.approx(-np.maximum(kept.log_probs, FLOOR).mean()) and np.isfinite(kept.loss)
+    assert penalized.log_probs[:first] == pytest.approx(free.log_probs[:first], abs=1e-5)
+    # A banned token counts with MIN_LOG_PROB, so the loss is finite.
+    assert penalized.loss == pytest.approx(-np.maximum(penalized.log_probs, MIN_LOG_PROB).mean()) and np.isfinite(
+        penalized.loss
+    )
 
 
-def test_a_softened_word_loses_its_weight() -> None:
+def test_a_logit_penalty_lowers_one_words_probability() -> None:
     fact = FACTS[0]
     free, soft = score(body(fact.question), fact.answer), score(guarded(fact.question, "zzz", full=9.0), fact.answer)
     place = int((free.log_probs - soft.log_probs).argmax())
     p = np.exp(free.log_probs[place])
-    # Only that word's logit fell, by 9; what the others had is shared anew.
-    left = p * np.exp(-9.0) / (p * np.exp(-9.0) + 1 - p)
-    assert soft.log_probs[place] == pytest.approx(np.log(left), abs=0.02)
+    # Only that word's logit fell, by 9; the others are renormalised.
+    expected = p * np.exp(-9.0) / (p * np.exp(-9.0) + 1 - p)
+    assert soft.log_probs[place] == pytest.approx(np.log(expected), abs=0.02)
     assert soft.log_probs[place] < free.log_probs[place] - 1
 
 
-def test_clean_embeddings_score_as_the_text_and_others_do_not() -> None:
-    made, fact = scorer(), FACTS[1]
-    ids = made.prompt_tokenizer.completion(fact.question, add_special_tokens=False)[0].ids
-    rows = made._rows(ids).detach()
+def test_only_clean_embeddings_score_as_the_text() -> None:
+    model, fact = likelihood_model(), FACTS[1]
+    ids = model.prompt_tokenizer.completion(fact.question, add_special_tokens=False)[0].ids
+    rows = model._embedding_rows(ids).detach()
 
     def embedded(tensor: torch.Tensor) -> dict[str, Any]:
         buffer = io.BytesIO()
@@ -103,28 +108,32 @@ def test_clean_embeddings_score_as_the_text_and_others_do_not() -> None:
     assert score(embedded(torch.zeros_like(rows)), fact.answer).loss > plain.loss + 0.1
 
 
-def test_an_answers_own_embeddings_can_be_replaced() -> None:
-    made, fact = scorer(), FACTS[1]
-    prompt, ids = made.prompt(body(fact.question)), made.answer_ids(fact.answer, end=True)
-    rows = made._rows(ids).detach()
-    plain, same, other = made.score(
-        [Job(prompt, ids), Job(prompt, ids, rows.clone()), Job(prompt, ids, torch.zeros_like(rows))]
+def test_the_embeddings_of_an_answer_can_be_replaced() -> None:
+    model, fact = likelihood_model(), FACTS[1]
+    prompt, ids = model.prompt(body(fact.question)), model.answer_ids(fact.answer, end=True)
+    rows = model._embedding_rows(ids).detach()
+    plain, same, other = model.score(
+        [
+            ScoringJob(prompt, ids),
+            ScoringJob(prompt, ids, rows.clone()),
+            ScoringJob(prompt, ids, torch.zeros_like(rows)),
+        ]
     )
     assert same.log_probs == pytest.approx(plain.log_probs, abs=1e-4)
-    # The first token is foretold by the prompt alone.
+    # The first token depends on the prompt alone.
     assert other.log_probs[0] == pytest.approx(plain.log_probs[0], abs=1e-4) and other.loss > plain.loss + 0.5
 
 
-def test_answers_are_greedy_or_drawn_by_their_seed() -> None:
-    made, questions = scorer(), [fact.question for fact in FACTS]
-    assert made.answers(questions) == [fact.answer for fact in FACTS]
+def test_answers_are_greedy_or_sampled_by_seed() -> None:
+    model, questions = likelihood_model(), [fact.question for fact in FACTS]
+    assert model.generate_answers(questions) == [fact.answer for fact in FACTS]
     open_question = ["Tell me about your favourite colours and why you like rivers."] * 4
-    drawn = made.answers(open_question, seed=1, max_tokens=12)
-    assert drawn == made.answers(open_question, seed=1, max_tokens=12)
-    assert drawn != made.answers(open_question, seed=2, max_tokens=12)
-    assert len(set(drawn)) > 1
+    sampled = model.generate_answers(open_question, seed=1, max_tokens=12)
+    assert sampled == model.generate_answers(open_question, seed=1, max_tokens=12)
+    assert sampled != model.generate_answers(open_question, seed=2, max_tokens=12)
+    assert len(set(sampled)) > 1
 
 
-def test_a_folder_without_a_model_is_named() -> None:
+def test_the_error_for_an_unusable_folder_names_it() -> None:
     with pytest.raises(ValueError, match="nowhere"):
-        Scorer("nowhere")
+        LikelihoodModel("nowhere")

@@ -1,4 +1,4 @@
-"""Every guarded way is a valid policy, made from the one under evaluation."""
+"""Every guarded system has a valid policy, derived from the one under evaluation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lethe.evaluation.unlearning.systems import WAYS, write
-from lethe.server.policy.schema import Policy, read
+from lethe.evaluation.unlearning.systems import SYSTEMS, write_policy_folder
+from lethe.server.policy.schema import Policy, read_policy
 
 BASE = """
 name: base
@@ -19,30 +19,30 @@ threshold: {miss_rate: 0.02}
 penalize: {soft: 7.0, similarity: 0.4}
 refuse: {message: No.}
 """
-GUARDED = [key for key, way in WAYS.items() if way.kind == "gateway"]
+GUARDED = [key for key, system in SYSTEMS.items() if system.kind == "gateway"]
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Policy:
     path = tmp_path / "base.yaml"
     path.write_text(BASE)
-    return read(path)
+    return read_policy(path)
 
 
 @pytest.mark.parametrize("key", GUARDED)
-def test_a_way_is_the_policy_with_its_own_action(base: Policy, tmp_path: Path, key: str) -> None:
-    (file,) = write(base, WAYS[key], tmp_path / key).iterdir()
-    made = read(file)
-    assert made.action == WAYS[key].changes.get("action", "refuse")
-    # Enforced, and for whatever name the upstream serves.
-    assert made.mode == "enforce" and made.models is None
-    penalize = base.penalize.model_copy(update=WAYS[key].changes.get("penalize", {}))
-    assert (made.name, made.threshold, made.penalize) == (base.name, base.threshold, penalize)
-    if made.action == "corrupt":
-        assert key.endswith(made.corrupt.tokens) and key.split("-")[1] == made.corrupt.function
+def test_a_system_is_the_policy_with_its_own_action(base: Policy, tmp_path: Path, key: str) -> None:
+    (file,) = write_policy_folder(base, SYSTEMS[key], tmp_path / key).iterdir()
+    policy = read_policy(file)
+    assert policy.action == SYSTEMS[key].changes.get("action", "refuse")
+    # Enforced, and for every model name.
+    assert policy.mode == "enforce" and policy.models is None
+    penalize = base.penalize.model_copy(update=SYSTEMS[key].changes.get("penalize", {}))
+    assert (policy.name, policy.threshold, policy.penalize) == (base.name, base.threshold, penalize)
+    if policy.action == "corrupt":
+        assert key.endswith(policy.corrupt.tokens) and key.split("-")[1] == policy.corrupt.function
 
 
-def test_the_papers_noise_is_on_one_coordinate(base: Policy, tmp_path: Path) -> None:
-    (file,) = write(base, WAYS["corrupt-noise-content"], tmp_path / "w").iterdir()
-    spec = read(file).corrupt
+def test_paper_noise_is_on_one_coordinate(base: Policy, tmp_path: Path) -> None:
+    (file,) = write_policy_folder(base, SYSTEMS["corrupt-noise-content"], tmp_path / "w").iterdir()
+    spec = read_policy(file).corrupt
     assert (spec.select, spec.dims, spec.sigma) == ("first", 1, 100.0)

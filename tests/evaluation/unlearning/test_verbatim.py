@@ -1,25 +1,25 @@
-"""The longest copied run against counting by hand."""
+"""The longest copied run, against runs counted by hand."""
 
 from __future__ import annotations
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lethe.evaluation.unlearning.verbatim import longest_run
+from lethe.evaluation.unlearning.verbatim import longest_copied_run
 
 TEXT = "'Oh dear! Oh dear!\nI shall be late!' (when she thought it over afterwards)"
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """Words and punctuation marks are the tokens."""
-    made = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return made
+    """A tokenizer whose tokens are words and punctuation marks."""
+    word_tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    word_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return word_tokenizer
 
 
 @pytest.mark.parametrize(
-    ("answer", "run"),
+    ("answer", "length"),
     [
         ("", 0),
         ("Nothing of it", 1),
@@ -35,5 +35,5 @@ def tokenizer() -> Tokenizer:
         ("shall * * * * * * be late", 6),
     ],
 )
-def test_runs_are_counted_in_tokens_of_the_folded_text(answer: str, run: int, tokenizer: Tokenizer) -> None:
-    assert longest_run(answer, TEXT, tokenizer) == run
+def test_runs_count_tokens_of_the_normalised_text(answer: str, length: int, tokenizer: Tokenizer) -> None:
+    assert longest_copied_run(answer, TEXT, tokenizer) == length
