@@ -11,7 +11,9 @@ from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.plan import Context, Plan, StepFailed
 from lethe.server.guard.targets import Span, corruption_targets
 from lethe.server.policy.schema import Policy
-from lethe.server.requests.extract import Endpoint, Target, is_ids
+from lethe.server.requests.fields import Endpoint
+from lethe.server.requests.messages import is_token_ids
+from lethe.server.requests.request_text import TargetPart
 from lethe.server.upstream.capabilities import Needs
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ NOT_WITH_EMBEDDINGS = (
 
 
 def corrupt(plan: Plan, context: Context) -> Plan:
-    """Corrupt the parts that the deciding findings point to.
+    """Corrupt the parts that the acting findings point to.
 
     Raises StepFailed: `unsupported` where the endpoint, a field or a flagged place can't be given as embeddings
     (with the parts that could be already corrupted), `corrupt` without parity or when the corruptor fails.
@@ -69,7 +71,7 @@ def _asks_for(value: Any) -> bool:
 
 
 def corrupted_body(
-    request: ParsedRequest, corruptor: Corruptor, policy: Policy, parts: Mapping[Target, Sequence[Span]]
+    request: ParsedRequest, corruptor: Corruptor, policy: Policy, parts: Mapping[TargetPart, Sequence[Span]]
 ) -> dict[str, Any]:
     """The request body with `parts` given as corrupted embeddings. Raises CorruptionError."""
     body = request.body
@@ -81,11 +83,11 @@ def corrupted_body(
 
 
 def _corrupted_completion(
-    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[Target, Sequence[Span]]
+    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[TargetPart, Sequence[Span]]
 ) -> dict[str, Any]:
     """All prompts given as embeddings: vLLM numbers embeddings before texts, which would reorder the choices."""
     prompt = body["prompt"]
-    is_list = isinstance(prompt, list) and not (prompt and is_ids(prompt))
+    is_list = isinstance(prompt, list) and not (prompt and is_token_ids(prompt))
     embeddings = [
         corruptor.completion(
             item,
@@ -101,7 +103,7 @@ def _corrupted_completion(
 
 
 def _corrupted_batch(
-    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[Target, Sequence[Span]]
+    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[TargetPart, Sequence[Span]]
 ) -> list[Any]:
     """The conversations of a batch, each rewritten as a chat of its own where one of `parts` is in it."""
     first_message, conversations = 0, []

@@ -40,6 +40,16 @@ class Decision:
     rewrite_ms: float = 0.0
 
     @property
+    def payload(self) -> bytes | None:
+        """The rewritten body; None where the bytes that came in are sent, or nothing is."""
+        return self.result.payload if isinstance(self.result, Forward) else None
+
+    @property
+    def refusal(self) -> Refused | None:
+        """The error that is answered in place of forwarding; None where the request is forwarded."""
+        return self.result.error if isinstance(self.result, Reply) else None
+
+    @property
     def is_hidden(self) -> bool:
         """Whether the client must not notice that the request was flagged.
 

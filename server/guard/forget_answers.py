@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from lethe.classifier.artifact import Artifact, ForgetItem
-from lethe.classifier.judge import MOST_ASKED
+from lethe.classifier.judge import MAX_FLAGGED_WINDOWS
 from lethe.corruption.decoding.similar_words import WordVectors
 from lethe.corruption.decoding.spec import MAX_PHRASES
 from lethe.corruption.phrases.extraction import forbidden_phrases
@@ -15,8 +15,8 @@ from lethe.server.policy.verdict import Finding
 # When the phrases of all nearby forget items are too many for one answer, fewer items of each window count: first this
 # many, then fewer. A choice: the nearest item is nearly always the one that is meant.
 ITEMS_PER_WINDOW = (8, 3, 2)
-# A request flagged in at most this many windows is one question in several views. If its items hold too many phrases, the most
-# distinctive ones are kept. More windows are several questions, which can't all be guarded. A choice.
+# A request flagged in at most this many windows is one question in several views. If its items hold too many
+# phrases, the most distinctive ones are kept. More windows are several questions, which can't all be guarded. A choice.
 FEW_WINDOWS = 4
 
 
@@ -58,8 +58,8 @@ def requested_answers(
     Returns the answers of the nearest forget items for each flagged window, nearest first, and the phrases that
     would reveal them. Words of `question`, the user's own, are left out of the phrases. Raises TooManyItems.
     """
-    nearest_items = finding.score.asked
-    if len(nearest_items) >= MOST_ASKED:
+    nearest_items = finding.score.window_items
+    if len(nearest_items) >= MAX_FLAGGED_WINDOWS:
         raise TooManyItems
     limit = finding.policy.penalize.items
     answers = [[answer_text(artifact.items[i]) for i in nearest[:limit]] for nearest in nearest_items]

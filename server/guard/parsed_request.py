@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lethe.server.requests.extract import Endpoint, Text, joined
+from lethe.server.requests.conversation_windows import conversation_windows
+from lethe.server.requests.fields import Endpoint
+from lethe.server.requests.request_text import RequestText
 
 # User messages of at most this many characters count as the user's question; longer ones may hold retrieved documents.
 # A choice: longer than a question of a few sentences.
@@ -22,7 +24,7 @@ class ParsedRequest:
 
     endpoint: Endpoint
     body: dict[str, Any]
-    pieces: list[Text]
+    pieces: list[RequestText]
 
     @property
     def model(self) -> Any:
@@ -31,12 +33,12 @@ class ParsedRequest:
 
     @cached_property
     def conversation_windows(self) -> tuple[str, ...]:
-        """Windows over the joined conversation. Computed on first use: most requests without a policy never need them."""
-        return joined(self.pieces)
+        """Windows over the conversation. Computed on first use: requests without a policy never need them."""
+        return conversation_windows(self.pieces)
 
     @property
     def texts(self) -> list[str]:
-        """What the classifier judges: the text of each piece, then the windows over the joined conversation."""
+        """What the classifier judges: the text of each piece, then the windows over the conversation."""
         return [*(piece.text for piece in self.pieces), *self.conversation_windows]
 
     def place(self, index: int) -> str:
@@ -44,7 +46,7 @@ class ParsedRequest:
         return self.pieces[index].place if index < len(self.pieces) else "conversation"
 
     def user_question(self) -> str:
-        """The user's own questions, joined by line breaks.
+        """The user's own questions, conversation_windows by line breaks.
 
         Only words in here may be repeated in the answer although they belong to a forbidden phrase. Words of
         documents, tool results and earlier answers may not.

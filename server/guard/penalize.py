@@ -23,7 +23,7 @@ MAX_SOFT_WORDS = 64
 
 
 def penalize(plan: Plan, context: Context) -> Plan:
-    """Forbid the phrases that the deciding findings ask for. Raises StepFailed (`penalize`)."""
+    """Forbid the phrases that the acting findings ask for. Raises StepFailed (`penalize`)."""
     findings = list(dict.fromkeys([*context.findings_for("penalize", "both"), *plan.to_penalize]))
     if not findings:
         return plan

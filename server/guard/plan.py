@@ -131,7 +131,7 @@ class Context:
     capabilities: Capabilities
 
     def findings_for(self, *actions: str) -> list[Finding]:
-        """The deciding findings whose policy says one of `actions`; none where the verdict is refuse or route."""
+        """The acting findings whose policy says one of `actions`; none where the verdict is refuse or route."""
         if self.verdict.action in ("refuse", "route"):
             return []
         return [finding for finding in self.verdict.acting if finding.policy.action in actions]

@@ -11,6 +11,6 @@ def route(plan: Plan, context: Context) -> Plan:
     """Put the policy's model in the place of the requested one, where the verdict is `route`."""
     if context.verdict.action != "route":
         return plan
-    destination = context.verdict.by[0].policy.route
+    destination = context.verdict.acting[0].policy.route
     assert destination is not None  # the policy's schema demands it
     return replace(plan, body={**plan.body, "model": destination.model}, actions=plan.did("route"))

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lethe.classifier.artifact import Artifact
-from lethe.classifier.attribution import evidence
+from lethe.classifier.attribution import evidence_spans
 from lethe.corruption.spec import CorruptSpec
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.policy.verdict import Finding
-from lethe.server.requests.extract import Target
+from lethe.server.requests.request_text import TargetPart
 
 # (start, end) in characters of a part's text.
 Span = tuple[int, int]
@@ -26,7 +26,7 @@ class CorruptionTargets:
     unreachable: flagged places that can't be given as embeddings (tool schemas, names), as paths in the body.
     """
 
-    parts: dict[Target, list[Span]]
+    parts: dict[TargetPart, list[Span]]
     unreachable: tuple[str, ...] = ()
 
 
@@ -34,7 +34,7 @@ def corruption_targets(
     request: ParsedRequest, findings: Sequence[Finding], artifacts: Sequence[Artifact], spec: CorruptSpec
 ) -> CorruptionTargets:
     """What all findings together flag. artifacts: that of each finding, in the same order."""
-    parts: dict[Target, list[Span]] = {}
+    parts: dict[TargetPart, list[Span]] = {}
     unreachable: tuple[str, ...] = ()
     for finding, artifact in zip(findings, artifacts, strict=True):
         targets = _targets_of(request, finding, artifact, spec)
@@ -59,8 +59,8 @@ def _targets_of(request: ParsedRequest, finding: Finding, artifact: Artifact, sp
 def _conversation_targets(request: ParsedRequest, artifact: Artifact, spec: CorruptSpec) -> CorruptionTargets:
     """Only the conversation as a whole was flagged: corrupt the parts that hold the evidence, or all parts."""
     pieces = {p.target: p for p in request.pieces if p.target is not None and p.text.strip()}
-    with_evidence = {target: spans for target, p in pieces.items() if (spans := list(evidence(artifact, p.text)))}
-    fragments: dict[Target, list[Span]] = {
+    with_evidence = {target: spans for target, p in pieces.items() if (spans := list(evidence_spans(artifact, p.text)))}
+    fragments: dict[TargetPart, list[Span]] = {
         target: [] for target, p in pieces.items() if p.role == "user" and len(p.text.strip()) <= FRAGMENT_CHARS
     }
     if with_evidence and spec.uses_evidence:
@@ -70,4 +70,4 @@ def _conversation_targets(request: ParsedRequest, artifact: Artifact, spec: Corr
 
 
 def _spans(artifact: Artifact, text: str, spec: CorruptSpec) -> list[Span]:
-    return list(evidence(artifact, text)) if spec.uses_evidence else []
+    return list(evidence_spans(artifact, text)) if spec.uses_evidence else []

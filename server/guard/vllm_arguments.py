@@ -9,7 +9,7 @@ from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.corruption.phrases.normalize import fold
 from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
 from lethe.server.guard.plan import Context, Plan
-from lethe.server.requests.extract import Endpoint
+from lethe.server.requests.fields import Endpoint
 from lethe.server.upstream.capabilities import Needs
 
 

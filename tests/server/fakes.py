@@ -17,11 +17,14 @@ from multidict import CIMultiDict
 from lethe.classifier.judge import Score
 from lethe.evaluation.demo.serving import free_port
 from lethe.server.app import create_app
+from lethe.server.guard.decision import Decision
 from lethe.server.guard.guard import Guard
+from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.http.connection_limits import uvicorn_options
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy
 from lethe.server.settings import Settings
+from lethe.server.upstream.capabilities import Capabilities
 
 KEYWORD = "zanzibar"
 
@@ -30,7 +33,7 @@ def score(value: float, *, texts: Sequence[float] = (), asked: tuple[tuple[int, 
     """A score of `value`; `texts` are the single texts' scores."""
     return Score(
         score=value, text=0, view="raw", window=(0, 1), lexical=0.0, head=0.0, cosine=0.0, decided_by="lexical",
-        text_scores=tuple(texts) or (value,), asked=asked, characters_seen=1, characters_present=1, windows=1,
+        text_scores=tuple(texts) or (value,), window_items=asked, characters_seen=1, characters_present=1, windows=1,
     )  # fmt: skip
 
 
@@ -44,7 +47,7 @@ class KeywordJudge:
     begun: threading.Event = field(default_factory=threading.Event)
     remembered: bool = False
 
-    def judge(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> dict[str, Score]:
+    def judge(self, texts: Sequence[str], *, thresholds: Mapping[str, float]) -> dict[str, Score]:
         self.judged.append(list(texts))
         self.begun.set()
         if self.hold is not None:
@@ -54,7 +57,7 @@ class KeywordJudge:
         found = [float(KEYWORD in text.casefold()) for text in texts]
         return {"a": score(max(found, default=0.0), texts=found)}
 
-    def recall(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> dict[str, Score] | None:
+    def judge_cached(self, texts: Sequence[str], *, thresholds: Mapping[str, float]) -> dict[str, Score] | None:
         """Remembers nothing, unless told to: `remembered`."""
         if not self.remembered:
             return None
@@ -65,10 +68,19 @@ def policy(**given: Any) -> Policy:
     return Policy.model_validate({"name": "p", "artifact": "a", "action": "refuse", **given})
 
 
+class GuardWithReplicas(Guard):
+    """A guard, and what the replicas can do that it decides for."""
+
+    capabilities = Capabilities()
+
+    def examine(self, request: ParsedRequest) -> Decision:
+        return self.decide(request, self.capabilities)
+
+
 def make_guard(
     *policies: Policy, judge: KeywordJudge | None = None, metrics: Metrics | None = None, **given: Any
-) -> Guard:
-    return Guard(
+) -> GuardWithReplicas:
+    return GuardWithReplicas(
         {p.name: (p, 0.5) for p in policies},
         given.pop("artifacts", {}),
         judge or KeywordJudge(),  # type: ignore[arg-type]  # judges by keyword, without an encoder

@@ -14,10 +14,12 @@ from lethe.classifier.artifact import Artifact, ForgetItem, Manifest
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, decode_penalty
 from lethe.corruption.spec import CorruptionError, CorruptSpec
 from lethe.server.errors import BadRequest
-from lethe.server.guard import rewrite
-from lethe.server.guard.guard import Guard, Needs, Outcome
+from lethe.server.guard import targets
+from lethe.server.guard.decision import Decision, Forward
+from lethe.server.guard.plan import Plan
 from lethe.server.observability.metrics import Metrics
-from tests.server.fakes import KEYWORD, KeywordJudge, make_guard, policy
+from lethe.server.upstream.capabilities import Capabilities
+from tests.server.fakes import KEYWORD, GuardWithReplicas, KeywordJudge, make_guard, policy
 
 QUESTION = f"Who wrote the book about {KEYWORD}?"
 ITEM = ForgetItem("Who wrote it?", "The book was written by Ozren Dalmatin, a notary, in 1931.", "")
@@ -69,16 +71,16 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> None:
         at = text.casefold().find(KEYWORD)
         return ((at, at + len(KEYWORD)),) if at >= 0 else ()
 
-    monkeypatch.setattr(rewrite, "evidence", found)
+    monkeypatch.setattr(targets, "evidence_spans", found)
 
 
-def guard(*policies: Any, corruptor: Any = None, parity: bool = True) -> Guard:
+def guard(*policies: Any, corruptor: Any = None, parity: bool = True) -> GuardWithReplicas:
     made = make_guard(*policies, artifacts={"a": artifact()}, corruptor=corruptor)
-    made.parity = parity
+    made.capabilities = Capabilities.of_any_model(parity=parity)
     return made
 
 
-def examine(made: Guard, body: dict[str, Any], endpoint: Any = "chat") -> Outcome:
+def examine(made: GuardWithReplicas, body: dict[str, Any], endpoint: Any = "chat") -> Decision:
     return made.examine(made.read(endpoint, body))
 
 
@@ -86,12 +88,12 @@ def chat(*contents: Any, **more: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": c} for c in contents], **more}
 
 
-def test_nothing_flagged_means_the_bytes_that_came() -> None:
+def test_an_unflagged_request_is_sent_unchanged() -> None:
     outcome = examine(guard(policy(action="both")), chat("Hello"))
     assert (outcome.payload, outcome.action, outcome.refusal) == (None, "pass", None)
 
 
-def test_corrupt_gives_the_flagged_message_and_its_evidence() -> None:
+def test_corrupt_targets_the_evidence_in_the_flagged_message() -> None:
     corruptor = Recorder()
     outcome = examine(guard(policy(action="corrupt"), corruptor=corruptor), chat("Hello", QUESTION))
     at = QUESTION.find(KEYWORD)
@@ -100,23 +102,23 @@ def test_corrupt_gives_the_flagged_message_and_its_evidence() -> None:
     assert outcome.action == "corrupt"
 
 
-def test_corrupting_content_asks_for_all_of_the_message() -> None:
+def test_corrupting_content_targets_the_whole_part() -> None:
     corruptor = Recorder()
     made = guard(policy(action="corrupt", corrupt={"tokens": "content"}), corruptor=corruptor)
     examine(made, chat([{"type": "text", "text": QUESTION}, {"type": "text", "text": "Hello"}]))
     assert corruptor.calls[0][0] == {(0, 0): []}
 
 
-def test_a_conversation_flagged_only_as_a_whole_is_corrupted_where_the_evidence_is() -> None:
+def test_a_flagged_conversation_is_corrupted_where_the_evidence_is() -> None:
     class Whole:
-        def judge(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> Any:
+        def judge(self, texts: Sequence[str], *, thresholds: Mapping[str, float]) -> Any:
             from tests.server.fakes import score
 
             return {"a": score(1.0, texts=[0.0] * (len(texts) - 1) + [1.0])}
 
     corruptor = Recorder()
     made = make_guard(policy(action="corrupt"), judge=Whole(), artifacts={"a": artifact()}, corruptor=corruptor)  # type: ignore[arg-type]
-    made.parity = True
+    made.capabilities = Capabilities.of_any_model(parity=True)
     examine(made, chat("Hello", f"it is {KEYWORD}"))
     # What is short enough to be a piece of a split question is corrupted whole.
     assert corruptor.calls[0][0] == {(0, None): [], (1, None): [(6, 6 + len(KEYWORD))]}
@@ -128,7 +130,7 @@ def test_a_conversation_flagged_only_as_a_whole_is_corrupted_where_the_evidence_
 
 @pytest.mark.parametrize(("on_failure", "action"), [("refuse", "refuse"), ("pass", "pass")])
 @pytest.mark.parametrize("fault", ["no parity", "no corruptor", "error"])
-def test_a_corruption_that_fails_is_the_policys_to_decide(on_failure: str, action: str, fault: str) -> None:
+def test_on_failure_decides_when_corruption_fails(on_failure: str, action: str, fault: str) -> None:
     corruptor = None if fault == "no corruptor" else Recorder(CorruptionError("no") if fault == "error" else None)
     made = guard(policy(action="corrupt", on_failure=on_failure), corruptor=corruptor, parity=fault != "no parity")
     outcome = examine(made, chat(QUESTION))
@@ -147,7 +149,7 @@ def test_a_corruption_that_fails_is_the_policys_to_decide(on_failure: str, actio
     ],
 )
 @pytest.mark.parametrize("on_unsupported", ["refuse", "penalize"])
-def test_what_embeddings_cant_carry_is_penalised_or_refused(
+def test_on_unsupported_decides_what_embeddings_cant_carry(
     on_unsupported: str, more: dict[str, Any], otherwise: str
 ) -> None:
     made = guard(policy(action="corrupt", on_unsupported=on_unsupported), corruptor=Recorder())
@@ -157,7 +159,7 @@ def test_what_embeddings_cant_carry_is_penalised_or_refused(
         assert outcome.payload is not None and XARGS_KEY in json.loads(outcome.payload)["vllm_xargs"]
 
 
-def test_penalize_forbids_the_nearest_answers_phrases_and_keeps_the_clients_own_arguments() -> None:
+def test_penalize_adds_its_argument_to_the_clients_own() -> None:
     outcome = examine(guard(policy(action="penalize")), chat(QUESTION, vllm_xargs={"mine": 1}))
     assert outcome.payload is not None
     sent = json.loads(outcome.payload)["vllm_xargs"]
@@ -169,20 +171,20 @@ def test_penalize_forbids_the_nearest_answers_phrases_and_keeps_the_clients_own_
     assert "lawyer" in penalty.soft and "river" not in penalty.soft
 
 
-def test_soft_alone_forbids_nothing() -> None:
+def test_soft_penalties_alone_forbid_no_phrase() -> None:
     outcome = examine(guard(policy(action="penalize", penalize={"hard": False})), chat(QUESTION))
     assert outcome.payload is not None
     penalty = decode_penalty(json.loads(outcome.payload)["vllm_xargs"][XARGS_KEY])
     assert penalty.phrases == () and penalty.soft
 
 
-def test_beam_search_cant_be_penalised_so_the_policy_decides() -> None:
+def test_on_failure_decides_about_beam_search() -> None:
     assert examine(guard(policy(action="penalize")), chat(QUESTION, use_beam_search=True)).action == "refuse"
     passing = guard(policy(action="penalize", on_failure="pass"))
     assert examine(passing, chat(QUESTION, use_beam_search=True)).action == "pass"
 
 
-def test_both_corrupts_and_penalises() -> None:
+def test_both_corrupts_and_penalizes() -> None:
     outcome = examine(guard(policy(action="both"), corruptor=Recorder()), chat(QUESTION))
     assert outcome.action == "both" and outcome.payload is not None
     sent = json.loads(outcome.payload)
@@ -199,7 +201,7 @@ def test_completions_keep_the_order_of_their_prompts() -> None:
     assert [call[2] for call in corruptor.calls] == [False, True]
 
 
-def test_a_prompt_over_the_limit_is_refused_and_never_cut() -> None:
+def test_a_prompt_over_the_limit_is_refused_not_cut() -> None:
     made = make_guard(policy(), max_prompt_chars=10)
     with pytest.raises(BadRequest, match="has 11 characters; at most 10"):
         made.read("chat", chat("x" * 11))
@@ -211,27 +213,27 @@ TEXT = "Zanzibar is an island. The observatory there was founded by a notary, in
 INDEX = "0123456789abcdef" * 2
 
 
-def keeping(*policies: Any, there: bool = True, raw_logprobs: bool = True) -> Guard:
+def keeping(*policies: Any, there: bool = True, raw_logprobs: bool = True) -> GuardWithReplicas:
     """A guard whose artifact holds a document as well, with its index at vLLM's side or not."""
     whole = dataclasses.replace(artifact(), items=(ITEM, ForgetItem("", "", TEXT)))
     made = make_guard(*policies, artifacts={"a": whole}, indexes={"a": INDEX}, raw_logprobs=raw_logprobs)
-    made.indexes_there = frozenset([INDEX] if there else [])
+    made.capabilities = Capabilities.of_any_model(indexes=[INDEX] if there else [])
     return made
 
 
-def argument(outcome: Outcome) -> Penalty:
+def argument(outcome: Decision) -> Penalty:
     assert outcome.payload is not None
     return decode_penalty(json.loads(outcome.payload)["vllm_xargs"][XARGS_KEY])
 
 
-def test_a_flagged_request_carries_the_name_of_the_text_and_its_limit_beside_the_phrases() -> None:
+def test_a_penalty_holds_phrases_and_copy_limits() -> None:
     outcome = examine(keeping(policy(action="penalize", penalize={"verbatim": 7})), chat(QUESTION))
     made = argument(outcome)
     assert outcome.action == "penalize"
     assert made.verbatim == {INDEX: 7} and made.phrases
 
 
-def test_unflagged_requests_pass_unless_the_policy_says_always() -> None:
+def test_unflagged_requests_are_limited_only_with_always() -> None:
     assert examine(keeping(policy(action="penalize")), chat("Hello")).payload is None
     outcome = examine(keeping(policy(action="refuse", penalize={"always": True})), chat("Hello", stream=True, n=2))
     assert outcome.action == "verbatim" and outcome.refusal is None
@@ -241,12 +243,12 @@ def test_unflagged_requests_pass_unless_the_policy_says_always() -> None:
     assert {key: sent[key] for key in ("model", "messages", "stream", "n")} == chat("Hello", stream=True, n=2)
 
 
-def test_only_the_text_is_kept_where_nothing_else_is_asked_for() -> None:
+def test_a_policy_may_limit_copies_alone() -> None:
     alone = policy(action="penalize", penalize={"hard": False, "soft": 0})
     assert argument(examine(keeping(alone), chat(QUESTION))) == Penalty(verbatim={INDEX: 12})
 
 
-def test_always_holds_beside_every_action_and_the_strictest_limit_counts() -> None:
+def test_the_strictest_copy_limit_counts() -> None:
     flagging = policy(name="f", action="penalize", penalize={"verbatim": 9})
     always = policy(name="w", action="corrupt", threshold={"value": 1}, penalize={"verbatim": 5, "always": True})
     judge = KeywordJudge()
@@ -258,7 +260,7 @@ def test_always_holds_beside_every_action_and_the_strictest_limit_counts() -> No
     assert argument(outcome).verbatim == {INDEX: 5} and argument(outcome).phrases
 
 
-def test_always_follows_a_routed_request_to_a_model_it_covers() -> None:
+def test_copy_limits_apply_to_the_model_routed_to() -> None:
     for models, held in ((["m", "small"], True), (["m"], False)):
         routing = policy(action="route", route={"model": "small"}, models=models, penalize={"always": True})
         outcome = examine(keeping(routing), chat(QUESTION))
@@ -267,12 +269,12 @@ def test_always_follows_a_routed_request_to_a_model_it_covers() -> None:
         assert sent["model"] == "small" and ("vllm_xargs" in sent) == held
 
 
-def test_a_policy_in_shadow_keeps_nothing() -> None:
+def test_a_shadow_policy_limits_nothing() -> None:
     shadow = policy(action="penalize", mode="shadow", penalize={"always": True})
     assert examine(keeping(shadow), chat("Hello")).payload is None
 
 
-def test_always_takes_away_what_would_tell_how_the_text_goes_on() -> None:
+def test_copy_limits_remove_log_probabilities_of_other_tokens() -> None:
     always = policy(action="penalize", penalize={"always": True})
     body = chat("Hello", logprobs=True, top_logprobs=5, prompt_logprobs=2)
     for raw, left in ((True, 0), (False, 5)):
@@ -285,7 +287,7 @@ def test_always_takes_away_what_would_tell_how_the_text_goes_on() -> None:
 @pytest.mark.parametrize("content", [QUESTION, "Hello"])
 @pytest.mark.parametrize("fault", [{}, {"use_beam_search": True}])
 @pytest.mark.parametrize("on_failure", ["refuse", "pass"])
-def test_a_text_that_cant_be_kept_is_the_policys_to_decide(
+def test_on_failure_decides_when_copies_cant_be_limited(
     content: str, fault: dict[str, Any], on_failure: str
 ) -> None:
     always = policy(action="penalize", on_failure=on_failure, penalize={"always": True})
@@ -295,14 +297,16 @@ def test_a_text_that_cant_be_kept_is_the_policys_to_decide(
     assert outcome.note
 
 
-def test_a_request_that_could_not_be_judged_and_may_pass_is_kept_all_the_same() -> None:
+def test_copy_limits_apply_when_judging_failed() -> None:
     always = policy(action="penalize", on_failure="pass", penalize={"always": True})
     made = keeping(always)
-    payload, needs, _ = made.unjudged(made.read("chat", chat("Hello")))
+    payload = made.decide_without_scores(made.read("chat", chat("Hello")), made.capabilities, "broken").payload
     assert payload is not None
     assert decode_penalty(json.loads(payload)["vllm_xargs"][XARGS_KEY]).verbatim == {INDEX: 12}
-    without = keeping(policy(action="penalize"))
-    assert without.unjudged(without.read("chat", chat("Hello"))) == (None, Needs(), None)
+    without = keeping(policy(action="penalize", on_failure="pass"))
+    passed = without.decide_without_scores(without.read("chat", chat("Hello")), without.capabilities, "broken")
+    assert isinstance(passed.result, Forward) and passed.result.payload is None
+    assert passed.result.plan == Plan(passed.result.plan.body)
 
 
 # Other endpoints, and text that comes back by the conversation
@@ -314,7 +318,7 @@ ELSEWHERE: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("endpoint", "body"), ELSEWHERE)
-def test_where_vllm_takes_no_embeddings_the_policy_says_what_corrupt_becomes(endpoint: Any, body: Any) -> None:
+def test_on_unsupported_decides_where_vllm_takes_no_embeddings(endpoint: Any, body: Any) -> None:
     corruptor = Recorder()
     outcome = examine(guard(policy(action="corrupt"), corruptor=corruptor), body, endpoint)
     assert outcome.action == "penalize" and corruptor.calls == []
@@ -326,18 +330,18 @@ def test_where_vllm_takes_no_embeddings_the_policy_says_what_corrupt_becomes(end
     assert examine(refusing, body, endpoint).refusal is not None
 
 
-def penalty_of(outcome: Outcome) -> Penalty:
+def penalty_of(outcome: Decision) -> Penalty:
     assert outcome.payload is not None
     return decode_penalty(json.loads(outcome.payload)["vllm_xargs"][XARGS_KEY])
 
 
-def test_candidates_of_a_penalised_response_would_tell_what_is_forbidden() -> None:
+def test_a_penalized_response_has_no_candidate_tokens() -> None:
     body = {"model": "m", "input": QUESTION, "include": ["message.output_text.logprobs"], "top_logprobs": 5}
     outcome = examine(guard(policy(action="penalize")), body, "responses")
     assert outcome.payload is not None and json.loads(outcome.payload)["top_logprobs"] == 0
 
 
-def test_of_a_batch_the_conversation_that_is_flagged_is_corrupted_and_the_others_stay() -> None:
+def test_only_the_flagged_conversation_of_a_batch_is_corrupted() -> None:
     class Rewriter(Recorder):
         def chat(self, body: Any, targets: Any, spec: Any, policy: str) -> dict[str, Any]:
             super().chat(body, targets, spec, policy)
@@ -351,13 +355,13 @@ def test_of_a_batch_the_conversation_that_is_flagged_is_corrupted_and_the_others
     made = guard(policy(action="corrupt", corrupt={"tokens": "content"}), corruptor=corruptor)
     outcome = examine(made, body, "batch")
     assert corruptor.calls == [({(1, None): []}, "p")]
-    assert outcome.payload is not None and outcome.needs.parity
+    assert outcome.payload is not None and isinstance(outcome.result, Forward) and outcome.result.plan.needs.parity
     assert json.loads(outcome.payload)["messages"] == [
         said("Hello", "you"), [*said("Well,"), "corrupted"], said("Bye"),
     ]  # fmt: skip
 
 
-def test_counting_tokens_is_decided_as_the_message_would_be_and_counts_what_came() -> None:
+def test_counting_tokens_is_decided_as_the_message_would_be() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": QUESTION}]}
     for action in ("corrupt", "penalize", "both"):
         outcome = examine(guard(policy(action=action)), body, "count_tokens")
@@ -389,13 +393,13 @@ def turns(*said: tuple[str, Any]) -> dict[str, Any]:
     ({**turns(("user", QUESTION)), "system": BROUGHT_BACK}, "messages"),
     (turns(("user", f"Answer from this: {BROUGHT_BACK} {'It rained. ' * 30} {QUESTION}")), "chat"),
 ])  # fmt: skip
-def test_what_a_document_a_tool_or_an_earlier_answer_says_stays_forbidden(body: Any, endpoint: Any) -> None:
+def test_words_of_documents_tools_and_answers_stay_forbidden(body: Any, endpoint: Any) -> None:
     """Only words of the user's own question are the user's to hear again ("ununlearning")."""
     phrases = penalty_of(examine(guard(policy(action="penalize")), body, endpoint)).phrases
     assert {"Ozren", "Dalmatin", "notary", "1931"} <= set(phrases)
 
 
-def test_what_the_user_says_is_not_forbidden() -> None:
+def test_the_users_own_words_are_not_forbidden() -> None:
     asked = f"{QUESTION} Was it the notary Ozren Dalmatin?"
     for body, endpoint in [(turns(("user", asked)), "chat"), ({"model": "m", "prompt": asked}, "completions")]:
         phrases = penalty_of(examine(guard(policy(action="penalize")), body, endpoint)).phrases
@@ -403,14 +407,14 @@ def test_what_the_user_says_is_not_forbidden() -> None:
 
 
 @pytest.mark.parametrize("role", ["tool", "assistant", "system", "developer", "user"])
-def test_the_part_that_brings_it_back_is_the_part_that_is_corrupted(role: str) -> None:
+def test_the_part_with_the_question_is_corrupted_in_any_role(role: str) -> None:
     corruptor = Recorder()
     made = guard(policy(action="corrupt", corrupt={"tokens": "content"}), corruptor=corruptor)
     outcome = examine(made, turns((role, ["Hello", {"type": "text", "text": QUESTION}]), ("user", "And then?")))
     assert outcome.action == "corrupt" and corruptor.calls == [({(0, 1): []}, "p")]
 
 
-def test_every_failure_that_a_policy_may_meet_is_counted_from_zero() -> None:
+def test_every_possible_failure_has_a_series_at_zero() -> None:
     metrics = Metrics()
     make_guard(
         policy(name="c", action="corrupt", on_failure="pass"),
@@ -428,49 +432,49 @@ def test_every_failure_that_a_policy_may_meet_is_counted_from_zero() -> None:
     assert found == dict.fromkeys(c | {("w", stage, "refuse") for stage in ("judge", "verbatim", "watch")}, 0.0)
 
 
-def test_it_is_kept_for_few_models_which_policies_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lethe.server.guard.guard.MODELS_KEPT", 2)
+def test_matching_policies_are_cached_for_few_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lethe.server.guard.guard.MAX_CACHED_MODELS", 2)
     made = guard(policy(action="refuse", models=["m1"]), policy(name="all", action="refuse"))
-    assert list(made.covering({"model": "m1"})) == ["p", "all"] and list(made.covering({"model": "x"})) == ["all"]
-    assert made.covering({"model": "m1"}) is made.covering({"model": "m1"})
-    assert made.covering({"model": "m1"}).levels == {"a": 0.5}
+    assert list(made.policies_for("m1")) == ["p", "all"] and list(made.policies_for("x")) == ["all"]
+    assert made.policies_for("m1") is made.policies_for("m1")
+    assert made.policies_for("m1").lowest_thresholds == {"a": 0.5}
     for model in ("y", "z", "m" * 1000):
-        assert list(made.covering({"model": model})) == ["all"]
+        assert list(made.policies_for(model)) == ["all"]
     for model in (["m1"], None):
-        assert list(made.covering({"model": model})) == ["p", "all"]
-    assert len(made._covering) <= 2
-    assert list(made.only({"p"}).covering({"model": "m1"})) == ["p"]
+        assert list(made.policies_for(model)) == ["p", "all"]
+    assert len(made._policies_by_model) <= 2
+    assert list(made.restricted_to({"p"}).policies_for("m1")) == ["p"]
 
 
-def test_what_was_judged_lately_and_is_not_flagged_is_decided_at_once() -> None:
+def test_unflagged_requests_are_decided_from_the_cache() -> None:
     judge = KeywordJudge()
     made = make_guard(policy(action="refuse"), judge=judge, artifacts={"a": artifact()})
     ordinary, flagged = (made.read("chat", chat(text)) for text in ("Hello there", QUESTION))
-    assert made.examine_at_once(ordinary) is None
+    assert made.decide_from_cache(ordinary, Capabilities()) is None
     judge.remembered = True
-    outcome = made.examine_at_once(ordinary)
+    outcome = made.decide_from_cache(ordinary, Capabilities())
     assert outcome is not None and (outcome.action, outcome.payload, judge.judged) == ("pass", None, [])
     # A flagged one has to be rewritten, which is work.
-    assert made.examine_at_once(flagged) is None
+    assert made.decide_from_cache(flagged, Capabilities()) is None
     shadow = make_guard(policy(mode="shadow"), judge=judge, artifacts={"a": artifact()})
-    assert shadow.examine_at_once(shadow.read("chat", chat(QUESTION))) is None
-    assert made.only(()).examine_at_once(ordinary) is None
+    assert shadow.decide_from_cache(shadow.read("chat", chat(QUESTION)), Capabilities()) is None
+    assert made.restricted_to(()).decide_from_cache(ordinary, Capabilities()) is None
 
 
-def test_of_very_many_policies_only_those_that_looked_closer_are_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_policies_only_those_past_the_prefilter_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Judge(KeywordJudge):
-        def judge(self, texts: Sequence[str], *, levels: Mapping[str, float]) -> dict[str, Any]:
-            found = super().judge(texts, levels=levels)["a"]
-            return {"a": found, "b": dataclasses.replace(found, score=0.0, asked=())}
+        def judge(self, texts: Sequence[str], *, thresholds: Mapping[str, float]) -> dict[str, Any]:
+            found = super().judge(texts, thresholds=thresholds)["a"]
+            return {"a": found, "b": dataclasses.replace(found, score=0.0, window_items=())}
 
     policies = [policy(name=f"p{i}", artifact="b") for i in range(3)]
     made = make_guard(policy(), *policies, judge=Judge(), artifacts={"a": artifact(), "b": artifact()})
     judged = made.read("chat", chat(QUESTION))
-    assert len(made.find(judged, made.covering(judged.body)).findings) == 4
-    monkeypatch.setattr("lethe.server.guard.guard.MOST_NAMED", 3)
-    verdict = made.find(judged, made.covering(judged.body))
+    assert len(made.judge(judged, made.policies_for(judged.model)).findings) == 4
+    monkeypatch.setattr("lethe.server.guard.guard.MAX_LISTED_POLICIES", 3)
+    verdict = made.judge(judged, made.policies_for(judged.model))
     assert [finding.policy.name for finding in verdict.findings] == ["p"] and verdict.action == "refuse"
     # A policy that flags everything still does.
     made.policies = {name: (policy, 0.0) for name, (policy, _) in made.policies.items()}
-    made._covering.clear()
-    assert len(made.find(judged, made.covering(judged.body)).by) == 4
+    made._policies_by_model.clear()
+    assert len(made.judge(judged, made.policies_for(judged.model)).acting) == 4

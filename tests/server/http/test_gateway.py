@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from lethe.server.guard.rewrite import Judged
+from lethe.server.guard.parsed_request import ParsedRequest
 from tests.server import fakes
 from tests.server.fakes import (
     KEYWORD,
@@ -82,7 +82,7 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def test_an_unflagged_request_reaches_the_upstream_as_the_same_bytes(
+async def test_an_unflagged_request_reaches_upstream_byte_for_byte(
     http: aiohttp.ClientSession,
 ) -> None:
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy())) as gate:
@@ -97,7 +97,7 @@ async def test_an_unflagged_request_reaches_the_upstream_as_the_same_bytes(
         assert got.headers["content-length"] == str(len(ANSWER))
 
 
-async def test_a_stream_comes_back_as_the_same_bytes(http: aiohttp.ClientSession) -> None:
+async def test_a_stream_is_relayed_byte_for_byte(http: aiohttp.ClientSession) -> None:
     async with upstream(stream) as fake, gateway(fake.url, make_guard(policy())) as gate:
         async with http.post(f"{gate.url}/v1/completions", data=b'{"prompt":"a","stream":true}', headers=JSON) as got:
             assert await got.read() == b"data: 0\r\n\r\ndata: 1\r\n\r\ndata: 2\r\n\r\ndata: [DONE]\n\n"
@@ -112,7 +112,7 @@ async def test_models_are_relayed_without_judging(http: aiohttp.ClientSession) -
         assert judge.judged == []
 
 
-async def test_a_flagged_request_is_refused_in_openai_shape_and_goes_no_further(
+async def test_a_refusal_has_openais_shape_and_sends_nothing_upstream(
     http: aiohttp.ClientSession,
 ) -> None:
     guard = make_guard(policy(refuse={"message": "not here"}))
@@ -140,7 +140,7 @@ async def test_a_shadow_policy_changes_no_byte(http: aiohttp.ClientSession) -> N
         assert gate.count("lethe_verdicts_total", policy="p", mode="shadow", flagged="true") == 1
 
 
-async def test_a_policy_for_other_models_is_not_asked(http: aiohttp.ClientSession) -> None:
+async def test_a_policy_for_other_models_does_not_judge(http: aiohttp.ClientSession) -> None:
     judge = KeywordJudge()
     async with (
         upstream(answer) as fake,
@@ -154,7 +154,7 @@ async def test_a_policy_for_other_models_is_not_asked(http: aiohttp.ClientSessio
             assert got.status == 403
 
 
-async def test_routing_changes_the_model_alone(http: aiohttp.ClientSession) -> None:
+async def test_routing_changes_only_the_model(http: aiohttp.ClientSession) -> None:
     guard = make_guard(policy(action="route", route={"model": "twin"}))
     async with upstream(answer) as fake, gateway(fake.url, guard) as gate:
         async with http.post(f"{gate.url}/v1/chat/completions", data=FLAGGED, headers=JSON) as got:
@@ -163,7 +163,7 @@ async def test_routing_changes_the_model_alone(http: aiohttp.ClientSession) -> N
 
 
 @pytest.mark.parametrize(("on_failure", "status"), [("refuse", 403), ("pass", 200)])
-async def test_a_failing_judge_is_the_policys_to_decide(
+async def test_on_failure_decides_when_judging_fails(
     http: aiohttp.ClientSession, on_failure: str, status: int
 ) -> None:
     guard = make_guard(policy(on_failure=on_failure), judge=KeywordJudge(error=RuntimeError("broken")))
@@ -174,7 +174,7 @@ async def test_a_failing_judge_is_the_policys_to_decide(
         assert gate.count("lethe_guard_failures_total", policy="p", stage="judge", outcome=on_failure) == 1
 
 
-async def test_a_judge_that_takes_too_long_has_failed(http: aiohttp.ClientSession) -> None:
+async def test_on_failure_decides_when_judging_takes_too_long(http: aiohttp.ClientSession) -> None:
     hold = threading.Event()
     guard = make_guard(policy(), judge=KeywordJudge(hold=hold))
     async with upstream(answer) as fake, gateway(fake.url, guard, judge_timeout_s=0.05) as gate:
@@ -184,12 +184,12 @@ async def test_a_judge_that_takes_too_long_has_failed(http: aiohttp.ClientSessio
         hold.set()
 
 
-async def test_a_failure_on_reading_never_forwards(
+async def test_a_failure_while_reading_never_forwards(
     http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guard = make_guard(policy())
 
-    def read(endpoint: str, body: object) -> Judged:
+    def read(endpoint: str, body: object) -> ParsedRequest:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(guard, "read", read)
@@ -216,7 +216,7 @@ async def test_a_failure_on_reading_never_forwards(
         ),
     ],
 )
-async def test_what_cant_be_judged_is_answered_with_a_clear_error(
+async def test_a_request_that_cant_be_read_gets_a_clear_error(
     http: aiohttp.ClientSession, body: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
     guard = make_guard(policy(), max_prompt_chars=1000)
@@ -229,7 +229,7 @@ async def test_what_cant_be_judged_is_answered_with_a_clear_error(
         assert fake.bodies == []
 
 
-async def test_unknown_routes_and_methods_answer_in_openai_shape(http: aiohttp.ClientSession) -> None:
+async def test_unknown_routes_and_methods_answer_in_openais_shape(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake, gateway(fake.url) as gate:
         for method, path, status in [("GET", "/v1/responses/resp_1", 404), ("POST", "/invocations", 404),
                                      ("GET", "/v1/chat/completions", 405), ("GET", "/docs", 404),
@@ -260,7 +260,7 @@ async def test_a_silent_upstream_is_a_504(http: aiohttp.ClientSession) -> None:
             assert got.status == 504
 
 
-async def test_a_stream_that_breaks_off_ends_in_an_error_event(http: aiohttp.ClientSession) -> None:
+async def test_a_broken_stream_ends_with_an_error_event(http: aiohttp.ClientSession) -> None:
     async with upstream(breaks_off) as fake, gateway(fake.url) as gate:
         async with http.post(f"{gate.url}/v1/chat/completions?sse", data=ODD, headers=JSON) as got:
             events = [event for event in (await got.read()).split(b"\n\n") if event]
@@ -270,7 +270,7 @@ async def test_a_stream_that_breaks_off_ends_in_an_error_event(http: aiohttp.Cli
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_whole_answer_that_breaks_off_breaks_the_connection(http: aiohttp.ClientSession) -> None:
+async def test_a_broken_whole_answer_closes_the_connection(http: aiohttp.ClientSession) -> None:
     async with upstream(breaks_off) as fake, gateway(fake.url) as gate:
         with pytest.raises(aiohttp.ClientError):
             async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
@@ -309,7 +309,7 @@ async def until(condition: object, what: str) -> None:
     raise AssertionError(what)
 
 
-async def test_a_client_that_leaves_while_judging_never_reaches_the_upstream() -> None:
+async def test_a_disconnect_while_judging_sends_nothing_upstream() -> None:
     hold = threading.Event()
     judge = KeywordJudge(hold=hold)
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy(), judge=judge)) as gate:
@@ -323,7 +323,7 @@ async def test_a_client_that_leaves_while_judging_never_reaches_the_upstream() -
 @pytest.mark.parametrize(
     ("handler", "window"), [(never, "headers"), (headers_only, "first_byte"), (endless, "streaming")]
 )
-async def test_a_client_that_leaves_aborts_the_upstream(handler: fakes.Handler, window: str) -> None:
+async def test_a_disconnect_aborts_the_upstream_request(handler: fakes.Handler, window: str) -> None:
     async with upstream(handler) as fake, gateway(fake.url, make_guard(policy())) as gate:
         await leave(gate, ODD, None if handler is endless else fake.arrived, headers=handler is headers_only)
         await asyncio.wait_for(fake.closed.wait(), 5)
@@ -331,7 +331,7 @@ async def test_a_client_that_leaves_aborts_the_upstream(handler: fakes.Handler, 
         assert gate.count("lethe_client_gone_total", window=window) == 1
 
 
-async def test_the_request_id_is_the_clients_own_unless_it_is_odd(http: aiohttp.ClientSession) -> None:
+async def test_a_valid_request_id_of_the_client_is_kept(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake, gateway(fake.url) as gate:
         for sent, same in [("abc-1", True), ("x" * 300, False)]:
             async with http.get(f"{gate.url}/v1/models", headers={"x-request-id": sent}) as got:

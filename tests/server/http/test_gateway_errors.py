@@ -16,8 +16,10 @@ import pytest
 from aiohttp import web
 
 from lethe.corruption.spec import CorruptionError
-from lethe.server.http import api_keys, concurrency
-from lethe.server.http import gateway as routes
+from lethe.server.http import api_keys, rate_limits
+from lethe.server.http import original_request
+from lethe.server.upstream.capabilities import Capabilities
+from lethe.server.upstream.pool import ReplicaPool
 from tests.clients import strict
 from tests.clients.tap import Exchange
 from tests.server.fakes import KEYWORD, FakeUpstream, Handler, Running, gateway, make_guard, policy, upstream
@@ -88,7 +90,7 @@ async def counted(gate: Running, endpoint: str, status: int, times: int) -> bool
     return gate.count("lethe_requests_total", endpoint=endpoint, status=str(status)) == times
 
 
-async def test_a_refusal_is_told_once_and_never_asked_again() -> None:
+async def test_clients_do_not_retry_a_refusal() -> None:
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy())) as gate:
         async with of_openai(gate.url) as client:
             calls: list[Callable[[], Any]] = [
@@ -112,11 +114,11 @@ async def test_a_refusal_is_told_once_and_never_asked_again() -> None:
             assert await counted(gate, endpoint, 403, times), endpoint
 
 
-async def test_a_full_key_is_asked_again_after_the_time_that_it_was_told(
+async def test_clients_retry_a_rate_limit_after_the_stated_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "keys.json"
-    token = api_keys.make(path, name="team", requests_per_minute=60)
+    token = api_keys.create_key(path, name="team", requests_per_minute=60)
     now, waited = 0.0, []
 
     async def wait(seconds: float) -> None:
@@ -125,7 +127,7 @@ async def test_a_full_key_is_asked_again_after_the_time_that_it_was_told(
         now += seconds
 
     # The limit's clock goes on only while the client waits to ask again.
-    monkeypatch.setattr(concurrency.KeyLimits.__init__, "__defaults__", (lambda: now, None))
+    monkeypatch.setattr(rate_limits.KeyLimits.__init__, "__defaults__", (lambda: now, None))
     monkeypatch.setattr("openai._base_client.anyio", SimpleNamespace(sleep=wait))
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy()), keys=path) as gate:
         async with of_openai(gate.url, api_key=token, max_retries=0) as client:
@@ -145,7 +147,7 @@ async def test_a_full_key_is_asked_again_after_the_time_that_it_was_told(
         assert stranger.value.type == "authentication_error" and await counted(gate, "models", 401, 1)
 
 
-async def test_an_upstream_that_is_away_is_asked_again() -> None:
+async def test_clients_retry_when_upstream_is_away() -> None:
     async with upstream(answer) as fake:
         url = fake.url
     async with gateway(url) as gate, of_openai(gate.url, max_retries=1) as client:
@@ -158,7 +160,7 @@ async def test_an_upstream_that_is_away_is_asked_again() -> None:
 VLLMS = b'{"error":{"message":"must be non-negative","type":"BadRequestError","param":"temperature","code":400}}'
 
 
-async def test_an_error_of_vllm_in_the_right_form_comes_as_its_bytes() -> None:
+async def test_an_error_in_the_clients_dialect_is_relayed_byte_for_byte() -> None:
     async with upstream(failing(400, VLLMS)) as fake, gateway(fake.url) as gate, of_openai(gate.url) as client:
         with pytest.raises(openai.BadRequestError, match="non-negative") as caught:
             await client.chat.completions.create(model="m", messages=ASKED)
@@ -166,7 +168,7 @@ async def test_an_error_of_vllm_in_the_right_form_comes_as_its_bytes() -> None:
         assert len(fake.bodies) == 1
 
 
-async def test_an_error_of_vllm_in_openais_form_is_told_to_anthropics_clients_in_theirs() -> None:
+async def test_an_openai_error_is_translated_for_anthropic_clients() -> None:
     async with upstream(failing(400, VLLMS)) as fake, gateway(fake.url) as gate, of_anthropic(gate.url) as client:
         with pytest.raises(anthropic.BadRequestError, match="non-negative") as caught:
             await client.messages.create(model="m", messages=ASKED, max_tokens=9)
@@ -183,7 +185,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"])
-async def test_whatever_the_upstream_answers_an_error_has_the_form_of_the_routes_clients(
+async def test_every_upstream_error_gets_the_clients_dialect(
     http: aiohttp.ClientSession, path: str
 ) -> None:
     async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
@@ -199,7 +201,7 @@ async def test_whatever_the_upstream_answers_an_error_has_the_form_of_the_routes
             assert got.status == status
 
 
-async def test_an_error_that_is_compressed_passes_as_it_is(http: aiohttp.ClientSession) -> None:
+async def test_a_compressed_error_is_relayed_unchanged(http: aiohttp.ClientSession) -> None:
     async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
         response = web.Response(status=500, body=b"x" * 2000)
         response.enable_compression(web.ContentCoding.gzip)
@@ -210,7 +212,7 @@ async def test_an_error_that_is_compressed_passes_as_it_is(http: aiohttp.ClientS
             assert (got.status, await got.read()) == (500, b"x" * 2000)
 
 
-async def test_passing_errors_of_the_upstream_are_asked_again() -> None:
+async def test_clients_retry_transient_upstream_errors() -> None:
     async with (
         upstream(failing(500, b"{}", times=1)) as fake,
         gateway(fake.url) as gate,
@@ -220,14 +222,14 @@ async def test_passing_errors_of_the_upstream_are_asked_again() -> None:
         assert len(fake.bodies) == 2
 
 
-async def test_a_response_that_breaks_off_ends_in_a_numbered_error() -> None:
+async def test_a_broken_response_stream_ends_with_a_numbered_error() -> None:
     said = [
         b'event: response.%s\ndata: {"type":"response.%s","sequence_number":%d,"response":{}}\n\n'
         % (name, name, number)
         for number, name in enumerate((b"created", b"in_progress"))
     ]
     async with upstream(events(*said)) as fake, gateway(fake.url) as gate, of_openai(gate.url) as client:
-        with pytest.raises(openai.APIError, match="broke off") as caught:
+        with pytest.raises(openai.APIError, match="closed the connection") as caught:
             async for _ in await client.responses.create(model="m", input="a", stream=True):
                 pass
         assert isinstance(caught.value.body, dict) and caught.value.code == "broken"
@@ -236,16 +238,16 @@ async def test_a_response_that_breaks_off_ends_in_a_numbered_error() -> None:
         assert strict.told(openai.types.responses.ResponseErrorEvent, last[1])["sequence_number"] == 2
 
 
-async def test_a_chat_and_a_message_that_break_off_raise_at_the_client() -> None:
+async def test_a_broken_chat_or_message_raises_at_the_client() -> None:
     chunk = json.dumps({**CHUNK, "choices": []}).encode()
     async with upstream(events(b"data: " + chunk + b"\n\n")) as fake, gateway(fake.url) as gate:
         async with of_openai(gate.url) as client:
-            with pytest.raises(openai.APIError, match="broke off") as caught:
+            with pytest.raises(openai.APIError, match="closed the connection") as caught:
                 async for _ in await client.chat.completions.create(model="m", messages=ASKED, stream=True):
                     pass
             assert (caught.value.type, caught.value.code) == ("upstream_error", "broken")
         async with of_anthropic(gate.url) as other:
-            with pytest.raises(anthropic.APIStatusError, match="broke off") as broken:
+            with pytest.raises(anthropic.APIStatusError, match="closed the connection") as broken:
                 async for _ in await other.messages.create(model="m", messages=ASKED, max_tokens=9, stream=True):
                     pass
             assert broken.value.type == "api_error"
@@ -272,7 +274,7 @@ def refusing_twins(original: int) -> Handler:
     (400, "body m", 400), (422, "body m", 422), (200, "could not be processed", 400),
     (500, "could not be processed", 400),
 ])  # fmt: skip
-async def test_a_rewritten_request_is_refused_in_the_words_for_the_original_or_in_none(
+async def test_vllms_error_on_a_rewritten_request_is_never_shown(
     original: int, told: str, status: int
 ) -> None:
     guard = make_guard(policy(action="route", route={"model": "twin"}))
@@ -292,8 +294,8 @@ async def test_a_rewritten_request_is_refused_in_the_words_for_the_original_or_i
         assert len(fake.bodies) == 3
 
 
-async def test_an_original_that_is_answered_is_left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "REFUSED_AT_ONCE_S", 0.1)
+async def test_an_original_that_vllm_takes_is_aborted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(original_request, "REFUSAL_TIMEOUT_S", 0.1)
 
     async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
         if json.loads(await request.read())["model"] == "twin":
@@ -327,14 +329,14 @@ def strict_about(param: str) -> Handler:
     ],
     ids=["rewritten", "to be rewritten"],
 )
-async def test_what_vllm_would_refuse_is_refused_alike_flagged_or_not(
-    given: dict[str, Any], taken: int, http: aiohttp.ClientSession
+async def test_invalid_requests_get_the_same_error_flagged_or_not(
+    given: dict[str, Any], taken: int, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ReplicaPool, "capabilities", lambda self: Capabilities.of_any_model(parity=True))
     guard = make_guard(
         policy(**given), artifacts={"a": artifact()}, corruptor=Recorder(CorruptionError("a role is no text"))
     )
     async with upstream(strict_about("top_logprobs")) as fake, gateway(fake.url, guard) as gate:
-        guard.can = lambda model, needs: True
         answers = []
         for messages in (ASKED, FLAGGED):
             body = {"model": "m", "messages": messages, "logprobs": True, "top_logprobs": -2}
@@ -360,7 +362,7 @@ STREAMED_ERROR = b"data: " + VLLMS + b"\n\ndata: [DONE]\n\n"
         (STREAMED_ERROR[:-14] + b'data: {"choices":[]}\n\ndata: [DONE]\n\n', False),
     ],
 )  # fmt: skip
-async def test_an_error_that_vllm_tells_in_a_stream_is_told_alike(
+async def test_an_error_inside_a_stream_is_the_same_flagged_or_not(
     begins: bytes, passes: bool, http: aiohttp.ClientSession
 ) -> None:
     async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
@@ -376,7 +378,7 @@ async def test_an_error_that_vllm_tells_in_a_stream_is_told_alike(
         assert len(fake.bodies) == (1 if passes else 2)
 
 
-async def test_what_a_policy_refuses_is_not_shown_to_vllm(http: aiohttp.ClientSession) -> None:
+async def test_a_request_refused_by_policy_is_not_sent_to_vllm(http: aiohttp.ClientSession) -> None:
     async with upstream(strict_about("top_k")) as fake, gateway(fake.url, make_guard(policy())) as gate:
         for more in ({}, {"top_k": -2}):
             async with http.post(
@@ -386,7 +388,7 @@ async def test_what_a_policy_refuses_is_not_shown_to_vllm(http: aiohttp.ClientSe
         assert fake.bodies == []
 
 
-async def test_what_is_in_no_doubt_is_not_shown_to_vllm_first() -> None:
+async def test_a_valid_request_is_not_sent_to_vllm_twice() -> None:
     guard = make_guard(policy(action="route", route={"model": "twin"}))
     async with upstream(answer) as fake, gateway(fake.url, guard) as gate, of_openai(gate.url) as client:
         await client.chat.completions.create(model="m", messages=FLAGGED, logprobs=True, top_logprobs=20)

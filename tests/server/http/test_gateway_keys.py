@@ -53,8 +53,8 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-async def test_without_a_known_key_nothing_is_served(http: aiohttp.ClientSession, path: Path) -> None:
-    api_keys.make(path, name="one")
+async def test_an_unknown_key_is_refused_everywhere(http: aiohttp.ClientSession, path: Path) -> None:
+    api_keys.create_key(path, name="one")
     judge = KeywordJudge()
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy(), judge=judge), keys=path) as gate:
         for headers, code in [({}, "missing_api_key"), (bearer("lethe-x"), "invalid_api_key")]:
@@ -81,8 +81,8 @@ async def test_without_a_known_key_nothing_is_served(http: aiohttp.ClientSession
     assert gate.count("lethe_refusals_total", reason="missing_api_key") == 5
 
 
-async def test_a_stranger_is_answered_before_a_body_is_read(path: Path) -> None:
-    api_keys.make(path, name="one")
+async def test_an_unknown_key_is_refused_before_the_body_is_read(path: Path) -> None:
+    api_keys.create_key(path, name="one")
     async with upstream(answer) as fake, gateway(fake.url, keys=path) as gate:
         reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n\r\n")
@@ -90,8 +90,8 @@ async def test_a_stranger_is_answered_before_a_body_is_read(path: Path) -> None:
         writer.close()
 
 
-async def test_the_clients_key_goes_no_further(http: aiohttp.ClientSession, path: Path) -> None:
-    token = api_keys.make(path, name="one")
+async def test_the_clients_key_is_not_sent_upstream(http: aiohttp.ClientSession, path: Path) -> None:
+    token = api_keys.create_key(path, name="one")
     given = {**bearer(token), "x-api-key": token, "x-own": "1"}
     async with upstream(answer) as fake:
         async with gateway(fake.url, keys=path) as gate, http.post(gate.url + CHAT, json=body(), headers=given) as got:
@@ -107,14 +107,14 @@ async def test_the_clients_key_goes_no_further(http: aiohttp.ClientSession, path
         assert all("x-api-key" not in headers and token not in str(headers) for headers in fake.headers)
 
 
-async def test_a_key_is_held_to_its_policies(http: aiohttp.ClientSession, path: Path) -> None:
+async def test_a_keys_exemptions_apply(http: aiohttp.ClientSession, path: Path) -> None:
     tokens = {
-        "all": api_keys.make(path, name="all"),
-        "p": api_keys.make(path, name="p", policies=["p"]),
-        "q": api_keys.make(path, name="q", policies=["q"]),
-        "not-p": api_keys.make(path, name="not-p", exempt=["p"]),
-        "neither": api_keys.make(path, name="neither", exempt=["p", "q"]),
-        "renamed": api_keys.make(path, name="renamed", policies=["gone"]),
+        "all": api_keys.create_key(path, name="all"),
+        "p": api_keys.create_key(path, name="p", policies=["p"]),
+        "q": api_keys.create_key(path, name="q", policies=["q"]),
+        "not-p": api_keys.create_key(path, name="not-p", exempt=["p"]),
+        "neither": api_keys.create_key(path, name="neither", exempt=["p", "q"]),
+        "renamed": api_keys.create_key(path, name="renamed", policies=["gone"]),
     }
     guard = make_guard(policy(refuse={"message": "p"}), policy(name="q", models=["n"], refuse={"message": "q"}))
     async with upstream(answer) as fake, gateway(fake.url, guard, keys=path) as gate:
@@ -135,8 +135,8 @@ async def test_a_key_is_held_to_its_policies(http: aiohttp.ClientSession, path: 
             assert got.status == 403
 
 
-async def test_a_list_of_models_without_end_is_not_read_to_it(http: aiohttp.ClientSession, path: Path) -> None:
-    some = api_keys.make(path, name="some", models=["n"])
+async def test_an_endless_model_list_is_not_read_to_the_end(http: aiohttp.ClientSession, path: Path) -> None:
+    some = api_keys.create_key(path, name="some", models=["n"])
 
     async def endless(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
         if "User-Agent" not in request.headers:
@@ -152,8 +152,8 @@ async def test_a_list_of_models_without_end_is_not_read_to_it(http: aiohttp.Clie
         await asyncio.wait_for(fake.closed.wait(), 10)
 
 
-async def test_a_key_has_its_models_and_no_others(http: aiohttp.ClientSession, path: Path) -> None:
-    some, free = api_keys.make(path, name="some", models=["n"]), api_keys.make(path, name="free")
+async def test_a_key_may_use_only_its_models(http: aiohttp.ClientSession, path: Path) -> None:
+    some, free = api_keys.create_key(path, name="some", models=["n"]), api_keys.create_key(path, name="free")
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy()), keys=path) as gate:
         async with http.get(gate.url + "/v1/models", headers=bearer(some)) as got:
             assert await got.json() == {"object": "list", "data": [{"id": "n", "object": "model"}]}
@@ -168,18 +168,18 @@ async def test_a_key_has_its_models_and_no_others(http: aiohttp.ClientSession, p
             assert got.status == 200
 
 
-async def test_a_list_of_models_that_cant_be_read_is_a_bad_gateway(http: aiohttp.ClientSession, path: Path) -> None:
+async def test_an_unreadable_model_list_is_a_bad_gateway(http: aiohttp.ClientSession, path: Path) -> None:
     async def odd(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
         return web.json_response(["m"] if "User-Agent" in request.headers else MODELS)
 
-    some = api_keys.make(path, name="some", models=["n"])
+    some = api_keys.create_key(path, name="some", models=["n"])
     async with upstream(odd) as fake, gateway(fake.url, keys=path) as gate:
         async with http.get(gate.url + "/v1/models", headers=bearer(some)) as got:
             assert got.status == 502
 
 
-async def test_a_keys_rate_is_429_with_the_time_to_wait(http: aiohttp.ClientSession, path: Path) -> None:
-    slow, other = api_keys.make(path, name="slow", requests_per_minute=2), api_keys.make(path, name="other")
+async def test_a_key_over_its_rate_gets_429_and_retry_after(http: aiohttp.ClientSession, path: Path) -> None:
+    slow, other = api_keys.create_key(path, name="slow", requests_per_minute=2), api_keys.create_key(path, name="other")
     async with upstream(answer) as fake, gateway(fake.url, keys=path) as gate:
         statuses = []
         for _ in range(4):
@@ -194,7 +194,7 @@ async def test_a_keys_rate_is_429_with_the_time_to_wait(http: aiohttp.ClientSess
     assert gate.count("lethe_refusals_total", reason="rate_limit_exceeded") == 2
 
 
-async def test_a_keys_requests_at_a_time_are_bounded(http: aiohttp.ClientSession, path: Path) -> None:
+async def test_a_keys_concurrency_is_limited(http: aiohttp.ClientSession, path: Path) -> None:
     release = asyncio.Event()
 
     async def held(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
@@ -202,7 +202,7 @@ async def test_a_keys_requests_at_a_time_are_bounded(http: aiohttp.ClientSession
             await release.wait()
         return web.json_response(MODELS)
 
-    token = api_keys.make(path, name="one", concurrency=1)
+    token = api_keys.create_key(path, name="one", concurrency=1)
     async with upstream(held) as fake, gateway(fake.url, keys=path) as gate:
         first = asyncio.ensure_future(http.post(gate.url + CHAT, json=body(), headers=bearer(token)))
         await asyncio.wait_for(fake.arrived.wait(), 5)
@@ -216,8 +216,8 @@ async def test_a_keys_requests_at_a_time_are_bounded(http: aiohttp.ClientSession
             assert got.status == 200
 
 
-async def test_only_a_trusted_key_is_told_what_the_guard_did(http: aiohttp.ClientSession, path: Path) -> None:
-    plain, trusted = api_keys.make(path, name="plain"), api_keys.make(path, name="trusted", debug=True)
+async def test_only_a_debug_key_sees_the_verdict(http: aiohttp.ClientSession, path: Path) -> None:
+    plain, trusted = api_keys.create_key(path, name="plain"), api_keys.create_key(path, name="trusted", debug=True)
     guard = make_guard(policy(), policy(name="s", mode="shadow"))
     async with upstream(answer) as fake, gateway(fake.url, guard, keys=path) as gate:
         for sent, status, action, flagged in [(FLAGGED, 403, "refuse", "?1"), (body(), 200, "pass", "?0")]:
@@ -233,10 +233,10 @@ async def test_only_a_trusted_key_is_told_what_the_guard_did(http: aiohttp.Clien
             assert "threshold=0.5000;seen=1;present=1" in said[0]
 
 
-async def test_a_revoked_key_ends_while_the_gateway_runs(http: aiohttp.ClientSession, path: Path) -> None:
-    token = api_keys.make(path, name="one")
+async def test_a_key_can_be_revoked_while_the_gateway_runs(http: aiohttp.ClientSession, path: Path) -> None:
+    token = api_keys.create_key(path, name="one")
     async with upstream(answer) as fake, gateway(fake.url, keys=path) as gate:
-        later = api_keys.make(path, name="later")
+        later = api_keys.create_key(path, name="later")
 
         async def status(given: str, wanted: int) -> bool:
             for _ in range(300):
@@ -247,7 +247,7 @@ async def test_a_revoked_key_ends_while_the_gateway_runs(http: aiohttp.ClientSes
             return False
 
         assert await status(later, 200)
-        api_keys.revoke(path, "one")
+        api_keys.revoke_key(path, "one")
         assert await status(token, 401) and await status(later, 200)
         path.write_text("broken")
         for _ in range(300):
@@ -257,17 +257,17 @@ async def test_a_revoked_key_ends_while_the_gateway_runs(http: aiohttp.ClientSes
         assert gate.count("lethe_keys_stale") == 1 and await status(later, 200) and await status(token, 401)
 
 
-async def test_the_trail_names_the_key_and_never_shows_it(http: aiohttp.ClientSession, path: Path) -> None:
-    token, audit = api_keys.make(path, name="team-a"), path.with_name("audit.jsonl")
+async def test_the_audit_trail_names_the_key_without_its_token(http: aiohttp.ClientSession, path: Path) -> None:
+    token, audit = api_keys.create_key(path, name="team-a"), path.with_name("audit.jsonl")
     async with upstream(answer) as fake, gateway(fake.url, make_guard(policy()), keys=path, audit=audit) as gate:
         async with http.post(gate.url + CHAT, json=FLAGGED, headers=bearer(token)):
             pass
     text = audit.read_text()
     assert json.loads(text)["key"] == "team-a"
-    assert token not in text and api_keys.digest(token) not in text
+    assert token not in text and api_keys.key_digest(token) not in text
 
 
-async def test_without_a_key_file_a_clients_own_key_passes_through(http: aiohttp.ClientSession) -> None:
+async def test_without_a_key_file_the_clients_key_is_sent_upstream(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake, gateway(fake.url, upstream_key="for-vllm") as gate:
         async with http.post(gate.url + CHAT, json=body(), headers=bearer("mine")) as got:
             assert got.status == 200

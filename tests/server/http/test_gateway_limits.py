@@ -74,7 +74,7 @@ async def quiet(gate: Running) -> None:
         await until(lambda name=name: gate.count(f"lethe_{name}") == 0, name)
 
 
-async def test_requests_over_the_limit_wait_and_then_are_turned_away(http: aiohttp.ClientSession) -> None:
+async def test_requests_over_the_limit_wait_then_get_an_error(http: aiohttp.ClientSession) -> None:
     hold = Holding()
     async with upstream(hold) as fake, gateway(fake.url, max_requests=2, max_queue=1) as gate:
         served = [asyncio.ensure_future(posted(http, gate)) for _ in range(3)]
@@ -87,7 +87,7 @@ async def test_requests_over_the_limit_wait_and_then_are_turned_away(http: aioht
         await quiet(gate)
 
 
-async def test_a_wait_for_a_place_has_an_end(http: aiohttp.ClientSession) -> None:
+async def test_waiting_in_the_queue_times_out(http: aiohttp.ClientSession) -> None:
     hold = Holding()
     async with upstream(hold) as fake, gateway(fake.url, max_requests=1, queue_timeout_s=0.1) as gate:
         served = asyncio.ensure_future(posted(http, gate))
@@ -98,7 +98,7 @@ async def test_a_wait_for_a_place_has_an_end(http: aiohttp.ClientSession) -> Non
         assert (await served)[0] == 200
 
 
-async def test_who_leaves_the_line_is_never_served(http: aiohttp.ClientSession) -> None:
+async def test_a_disconnect_in_the_queue_is_never_served(http: aiohttp.ClientSession) -> None:
     hold = Holding()
     async with upstream(hold) as fake, gateway(fake.url, max_requests=1) as gate:
         served = asyncio.ensure_future(posted(http, gate))
@@ -126,7 +126,7 @@ async def writing(gate: Running, length: int, sent: bytes) -> AsyncIterator[asyn
         writer.transport.abort()
 
 
-async def test_slow_writers_hold_no_place_and_are_cut_off(http: aiohttp.ClientSession) -> None:
+async def test_slow_uploads_take_no_slot_and_time_out(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake, gateway(fake.url, max_requests=1, body_timeout_s=1.0) as gate:
         async with contextlib.AsyncExitStack() as stack:
             writers = [await stack.enter_async_context(writing(gate, 1000, b'{"a":')) for _ in range(20)]
@@ -138,7 +138,7 @@ async def test_slow_writers_hold_no_place_and_are_cut_off(http: aiohttp.ClientSe
         assert gate.count("lethe_refusals_total", reason="body_timeout") == 20
 
 
-async def test_bodies_in_memory_are_bounded_together(http: aiohttp.ClientSession) -> None:
+async def test_the_memory_for_all_bodies_is_limited(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake, gateway(fake.url, max_held_bytes=5000) as gate:
         async with writing(gate, 6000, b" " * 4500):
             await until(lambda: gate.count("lethe_held_bytes") == 4500, "not there")
@@ -149,7 +149,7 @@ async def test_bodies_in_memory_are_bounded_together(http: aiohttp.ClientSession
         assert (await posted(http, gate, long(1000)))[0] == 200
 
 
-async def test_json_beyond_its_limits_is_a_bad_request(http: aiohttp.ClientSession) -> None:
+async def test_json_over_its_limits_is_a_bad_request(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake, gateway(fake.url, max_json_depth=8, max_json_values=64) as gate:
         deep = {"messages": [], "x": [[[[[[[[[]]]]]]]]]}
         status, code, message = await posted(http, gate, deep)
@@ -160,7 +160,7 @@ async def test_json_beyond_its_limits_is_a_bad_request(http: aiohttp.ClientSessi
 
 
 @pytest.mark.parametrize("on_failure", ["refuse", "pass"])
-async def test_a_full_line_of_judgements_lets_nobody_through(http: aiohttp.ClientSession, on_failure: str) -> None:
+async def test_a_full_judge_queue_lets_no_request_pass(http: aiohttp.ClientSession, on_failure: str) -> None:
     hold = threading.Event()
     guard = make_guard(policy(on_failure=on_failure), judge=KeywordJudge(hold=hold))
     async with upstream(answer) as fake, gateway(fake.url, guard, judge_threads=1, judge_queue=1) as gate:
@@ -175,7 +175,7 @@ async def test_a_full_line_of_judgements_lets_nobody_through(http: aiohttp.Clien
 
 
 @pytest.mark.parametrize("on_failure", ["refuse", "pass"])
-async def test_a_judgement_that_never_begins_is_overload(http: aiohttp.ClientSession, on_failure: str) -> None:
+async def test_a_judgement_that_never_starts_is_overload(http: aiohttp.ClientSession, on_failure: str) -> None:
     hold = threading.Event()
     judge = KeywordJudge(hold=hold)
     guard = make_guard(policy(on_failure=on_failure), judge=judge)
@@ -189,7 +189,7 @@ async def test_a_judgement_that_never_begins_is_overload(http: aiohttp.ClientSes
         assert gate.count("lethe_guard_failures_total", policy="p", stage="judge", outcome=on_failure) == 0
 
 
-async def test_who_leaves_before_it_is_judged_is_never_judged(http: aiohttp.ClientSession) -> None:
+async def test_a_disconnect_before_judging_is_never_judged(http: aiohttp.ClientSession) -> None:
     hold = threading.Event()
     judge = KeywordJudge(hold=hold)
     async with upstream(answer) as fake, gateway(
@@ -208,15 +208,15 @@ async def test_who_leaves_before_it_is_judged_is_never_judged(http: aiohttp.Clie
         assert len(judge.judged) == 1 and len(fake.bodies) == 1
 
 
-async def test_short_prompts_pass_long_ones_that_are_judged(http: aiohttp.ClientSession) -> None:
+async def test_short_prompts_overtake_long_ones(http: aiohttp.ClientSession) -> None:
     """Two threads; many long prompts are being judged and wait; every short one is answered meanwhile."""
     hold = threading.Event()
 
     class Slow(KeywordJudge):
-        def judge(self, texts: Any, *, levels: Any) -> Any:
+        def judge(self, texts: Any, *, thresholds: Any) -> Any:
             if sum(map(len, texts)) > 20_000:
                 assert hold.wait(20)
-            return super().judge(texts, levels=levels)
+            return super().judge(texts, thresholds=thresholds)
 
     guard = make_guard(policy(), judge=Slow())
     async with upstream(answer) as fake, gateway(fake.url, guard, judge_threads=2) as gate:
@@ -251,7 +251,7 @@ async def endless(fake: FakeUpstream, request: web.Request) -> web.StreamRespons
     return response
 
 
-async def test_a_first_byte_that_does_not_come_is_a_504(http: aiohttp.ClientSession) -> None:
+async def test_a_missing_first_byte_is_a_504(http: aiohttp.ClientSession) -> None:
     async with upstream(never) as fake, gateway(fake.url, first_byte_timeout_s=0.2) as gate:
         status, code, message = await posted(http, gate)
         assert (status, code) == (504, "first_byte_timeout") and "LETHE_FIRST_BYTE_TIMEOUT_S" in message
@@ -265,14 +265,14 @@ async def events(http: aiohttp.ClientSession, gate: Running) -> list[bytes]:
         return [event for event in (await got.read()).split(b"\n\n") if event]
 
 
-async def test_headers_are_no_first_byte(http: aiohttp.ClientSession) -> None:
+async def test_headers_do_not_count_as_the_first_byte(http: aiohttp.ClientSession) -> None:
     async with upstream(headers_only) as fake, gateway(fake.url, first_byte_timeout_s=0.2) as gate:
         (event,) = await events(http, gate)
         assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "first_byte_timeout"
         await asyncio.wait_for(fake.closed.wait(), 5)
 
 
-async def test_a_stream_that_goes_on_outlives_the_first_byte_but_not_the_request(http: aiohttp.ClientSession) -> None:
+async def test_a_stream_may_outlast_the_first_byte_limit_only(http: aiohttp.ClientSession) -> None:
     async with upstream(endless) as fake, gateway(fake.url, first_byte_timeout_s=0.3, request_timeout_s=1.0) as gate:
         *data, last = await events(http, gate)
         assert len(data) > 5 and set(data) == {b"data: {}"}
@@ -290,7 +290,7 @@ async def test_a_whole_request_that_takes_too_long_is_a_504(http: aiohttp.Client
         await quiet(gate)
 
 
-async def test_who_is_still_served_at_the_end_is_told_so(http: aiohttp.ClientSession) -> None:
+async def test_requests_in_flight_at_shutdown_get_an_error(http: aiohttp.ClientSession) -> None:
     async with upstream(never) as fake:
         async with gateway(fake.url) as gate:
             waiting = asyncio.ensure_future(posted(http, gate))
@@ -301,7 +301,7 @@ async def test_who_is_still_served_at_the_end_is_told_so(http: aiohttp.ClientSes
         await asyncio.wait_for(fake.closed.wait(), 5)
 
 
-async def test_who_is_still_streamed_to_at_the_end_is_told_so(http: aiohttp.ClientSession) -> None:
+async def test_streams_in_flight_at_shutdown_get_an_error_event(http: aiohttp.ClientSession) -> None:
     async with upstream(endless) as fake:
         async with gateway(fake.url) as gate:
             streaming = asyncio.ensure_future(events(http, gate))
@@ -310,7 +310,7 @@ async def test_who_is_still_streamed_to_at_the_end_is_told_so(http: aiohttp.Clie
         assert data and json.loads(last.removeprefix(b"data: "))["error"]["code"] == "shutting_down"
 
 
-async def test_the_event_loop_runs_while_requests_are_judged_and_read(http: aiohttp.ClientSession) -> None:
+async def test_judging_and_reading_do_not_block_the_event_loop(http: aiohttp.ClientSession) -> None:
     """Long judgements and megabytes of JSON at once: the loop goes on, health is answered, and the gauge says so.
 
     The judge computes without letting go of the interpreter, as the worst classifier would. What is counted is how
@@ -318,11 +318,11 @@ async def test_the_event_loop_runs_while_requests_are_judged_and_read(http: aioh
     """
 
     class Busy(KeywordJudge):
-        def judge(self, texts: Any, *, levels: Any) -> Any:
+        def judge(self, texts: Any, *, thresholds: Any) -> Any:
             end = time.thread_time() + 0.3
             while time.thread_time() < end:
                 sum(range(1000))
-            return super().judge(texts, levels=levels)
+            return super().judge(texts, thresholds=thresholds)
 
     rounds = 0
 

@@ -14,11 +14,11 @@ import pytest
 from aiohttp import web
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from lethe.server.http.gateway import READ_AT_ONCE
-from lethe.server.upstream.http1 import Connection
+from lethe.server.http.worker_thread import INLINE_BYTES
+from lethe.server.upstream.http1 import UpstreamConnection
 from tests.server.fakes import FakeUpstream, gateway, policy, upstream
 from tests.server.guard.test_guard import QUESTION
-from tests.server.guard.test_guard_watch import guard
+from tests.server.guard.test_output_filter import guard
 from tests.server.output.test_filter import chunk, encoded, reasons, said
 
 JSON = {"content-type": "application/json", "accept-encoding": "gzip, br"}
@@ -66,7 +66,7 @@ async def post(http: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int,
         return got.status, await got.read(), got.headers
 
 
-async def test_a_whole_answer_is_cut_and_counted(http: aiohttp.ClientSession, tmp_path: Path) -> None:
+async def test_a_whole_answer_is_filtered_and_counted(http: aiohttp.ClientSession, tmp_path: Path) -> None:
     audit = tmp_path / "audit.jsonl"
     async with (
         upstream(whole(json.dumps(ANSWER).encode())) as fake,
@@ -86,17 +86,17 @@ async def test_a_whole_answer_is_cut_and_counted(http: aiohttp.ClientSession, tm
     assert lines[1]["request_id"] == lines[0]["request_id"] and NAME not in audit.read_text()
 
 
-async def test_a_long_answer_is_read_beside_the_event_loop(http: aiohttp.ClientSession) -> None:
-    long = {**ANSWER, "choices": [{**ANSWER["choices"][0], "message": {"content": "so " * READ_AT_ONCE + TEXT}}]}  # type: ignore[index]
+async def test_a_long_answer_is_filtered_in_a_thread(http: aiohttp.ClientSession) -> None:
+    long = {**ANSWER, "choices": [{**ANSWER["choices"][0], "message": {"content": "so " * INLINE_BYTES + TEXT}}]}  # type: ignore[index]
     async with (
         upstream(whole(json.dumps(long).encode())) as fake,
         gateway(fake.url, guard(policy(action="watch"))) as gate,
     ):
         _, raw, _ = await post(http, gate.url, asked())
-    assert json.loads(raw)["choices"][0]["message"]["content"] == "so " * READ_AT_ONCE + "It was "
+    assert json.loads(raw)["choices"][0]["message"]["content"] == "so " * INLINE_BYTES + "It was "
 
 
-async def test_a_stream_is_cut_and_the_upstream_stopped(http: aiohttp.ClientSession) -> None:
+async def test_a_hit_ends_the_stream_and_aborts_upstream(http: aiohttp.ClientSession) -> None:
     pieces = [encoded(chunk(content=piece), done=False) for piece in ("It was Ozren ", "Dalma", "tin, a")]
     async with (
         upstream(stream(*pieces, endless=True)) as fake,
@@ -111,13 +111,13 @@ async def test_a_stream_is_cut_and_the_upstream_stopped(http: aiohttp.ClientSess
         assert gate.count("lethe_requests_in_flight") == 0
 
 
-async def test_vllm_is_let_go_before_the_end_of_a_cut_answer_is_sent(
+async def test_upstream_is_aborted_before_the_last_piece_is_sent(
     http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    release, send = Connection.release, RequestResponseCycle.send
+    release, send = UpstreamConnection.release, RequestResponseCycle.send
 
-    def releasing(self: Connection) -> None:
+    def releasing(self: UpstreamConnection) -> None:
         told.append("" if self._complete else "let go")
         release(self)
 
@@ -125,7 +125,7 @@ async def test_vllm_is_let_go_before_the_end_of_a_cut_answer_is_sent(
         told.append("end" if b"content_filter" in message.get("body", b"") else "")
         await send(self, message)
 
-    monkeypatch.setattr(Connection, "release", releasing)
+    monkeypatch.setattr(UpstreamConnection, "release", releasing)
     monkeypatch.setattr(RequestResponseCycle, "send", sending)
     pieces = [encoded(chunk(content=piece), done=False) for piece in ("It was Ozren ", "Dalmatin, a")]
 
@@ -138,7 +138,7 @@ async def test_vllm_is_let_go_before_the_end_of_a_cut_answer_is_sent(
     assert [event for event in told if event] == ["let go", "end"]
 
 
-async def test_an_answer_comes_through_while_the_model_speaks(http: aiohttp.ClientSession) -> None:
+async def test_a_filtered_stream_is_relayed_as_it_is_generated(http: aiohttp.ClientSession) -> None:
     go_on = asyncio.Event()
 
     async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
@@ -164,7 +164,7 @@ async def test_an_answer_comes_through_while_the_model_speaks(http: aiohttp.Clie
      whole(json.dumps(ANSWER).encode(), **{"content-type": "text/plain"})],
 )  # fmt: skip
 @pytest.mark.parametrize(("on_failure", "status"), [("refuse", 403), ("pass", 200)])
-async def test_an_answer_that_cannot_be_read_is_the_policys_to_decide(
+async def test_on_failure_decides_about_an_unreadable_answer(
     http: aiohttp.ClientSession, handler: Any, on_failure: str, status: int
 ) -> None:
     made = guard(policy(action="watch", on_failure=on_failure, refuse={"message": "not here"}))
@@ -179,7 +179,7 @@ async def test_an_answer_that_cannot_be_read_is_the_policys_to_decide(
         )
 
 
-async def test_a_stream_that_cannot_be_read_ends_in_an_error_event(http: aiohttp.ClientSession) -> None:
+async def test_an_unreadable_stream_ends_with_an_error_event(http: aiohttp.ClientSession) -> None:
     pieces = [encoded(chunk(content="It was "), done=False), b"data: Ozren Dalmatin\n\n"]
     async with upstream(stream(*pieces)) as fake, gateway(fake.url, guard(policy(action="watch"))) as gate:
         status, raw, _ = await post(http, gate.url, asked(stream=True))
@@ -187,7 +187,7 @@ async def test_a_stream_that_cannot_be_read_ends_in_an_error_event(http: aiohttp
     assert json.loads(raw.split(b"data: ")[-1])["error"]["code"] == "refused_by_policy"
 
 
-async def test_a_stream_that_breaks_off_keeps_what_was_held(http: aiohttp.ClientSession) -> None:
+async def test_a_broken_stream_keeps_held_back_text(http: aiohttp.ClientSession) -> None:
     async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         response.enable_chunked_encoding()
@@ -204,7 +204,7 @@ async def test_a_stream_that_breaks_off_keeps_what_was_held(http: aiohttp.Client
     assert b"It was " in raw and b"Dalm" not in raw and b'"code":"broken"' in raw
 
 
-async def test_an_error_of_the_upstream_comes_back_as_it_is(http: aiohttp.ClientSession) -> None:
+async def test_upstream_errors_are_relayed_unfiltered(http: aiohttp.ClientSession) -> None:
     error = b'{"error": {"message":"Ozren Dalmatin?", "type":"NotFoundError", "param":null, "code":404}}'
     async with (
         upstream(whole(error, status=404)) as fake,
@@ -214,7 +214,7 @@ async def test_an_error_of_the_upstream_comes_back_as_it_is(http: aiohttp.Client
     assert (status, raw) == (404, error)
 
 
-async def test_an_unflagged_answer_comes_back_as_its_bytes(http: aiohttp.ClientSession) -> None:
+async def test_an_unflagged_answer_is_relayed_byte_for_byte(http: aiohttp.ClientSession) -> None:
     odd = b'{ "choices" : [ ],\n "x": "Ozren Dalmatin" }'
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
     async with upstream(whole(odd)) as fake, gateway(fake.url, guard(policy(action="watch"))) as gate:
@@ -222,7 +222,7 @@ async def test_an_unflagged_answer_comes_back_as_its_bytes(http: aiohttp.ClientS
         assert fake.headers[0]["accept-encoding"] == "gzip, br"
 
 
-async def test_a_request_that_could_not_be_judged_is_watched_where_a_policy_says_always(
+async def test_always_filters_answers_to_unjudged_requests(
     http: aiohttp.ClientSession,
 ) -> None:
     from tests.server.fakes import KeywordJudge

@@ -453,7 +453,7 @@ def test_streamed_and_whole_answers_are_filtered_alike(draw: random.Random, stop
         assert said(events, at) == whole["choices"][at]["message"]["content"]
         assert reasons(events)[at] == whole["choices"][at]["finish_reason"]
         if not stop:
-            assert said(events, at) == replaced(phrases, text, answer(*phrases, **made)._watch.replacements[0] or "")
+            assert said(events, at) == replaced(phrases, text, answer(*phrases, **made)._rules.replacements[0] or "")
         elif found := occurrences(phrases, text):
             assert len(said(events, at)) <= max(place.begin for place in found)
 

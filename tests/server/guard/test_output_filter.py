@@ -8,30 +8,42 @@ from typing import Any
 import pytest
 
 from lethe.classifier.artifact import ForgetItem
-from lethe.server.guard.guard import Guard
-from tests.server.fakes import KEYWORD, KeywordJudge, make_guard, policy
+from lethe.corruption.phrases.stream_filter import AnswerFilter
+from lethe.server.guard.decision import Decision
+from lethe.server.guard.plan import Plan
+from tests.server.fakes import KEYWORD, GuardWithReplicas, KeywordJudge, make_guard, policy
 from tests.server.guard.test_guard import QUESTION, artifact
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def guard(*policies: Any, **given: Any) -> Guard:
+def guard(*policies: Any, **given: Any) -> GuardWithReplicas:
     return make_guard(*policies, artifacts={"a": artifact()}, **given)
 
 
-def examined(made: Guard, text: str = QUESTION, **body: Any) -> Any:
+def examined(made: GuardWithReplicas, text: str = QUESTION, **body: Any) -> Decision:
     return made.examine(made.read("chat", {"model": "m", "messages": [{"role": "user", "content": text}], **body}))
 
 
-def left(outcome: Any, text: str) -> str:
-    return str(outcome.watch.watch.watcher().whole(text))
+def plan(outcome: Decision) -> Plan:
+    assert outcome.refusal is None
+    return outcome.result.plan  # type: ignore[union-attr]
 
 
-def test_a_flagged_request_goes_up_as_it_came_and_its_answer_is_watched() -> None:
+def left(outcome: Decision, text: str) -> str:
+    rules = AnswerFilter(entry.rule for entry in plan(outcome).filter_rules)
+    return rules.new_matcher().whole(text)
+
+
+def filtering(outcome: Decision) -> list[str]:
+    return [entry.policy.name for entry in plan(outcome).filter_rules]
+
+
+def test_watch_sends_the_request_unchanged_and_filters_the_answer() -> None:
     outcome = examined(guard(policy(action="watch")))
     assert (outcome.action, outcome.payload, outcome.refusal) == ("watch", None, None)
     assert left(outcome, "It was Ozren Dalmatin.") == "It was "
-    assert [p.name for p in outcome.watch.policies] == ["p"]
+    assert filtering(outcome) == ["p"]
 
 
 @pytest.mark.parametrize(
@@ -42,12 +54,12 @@ def test_a_flagged_request_goes_up_as_it_came_and_its_answer_is_watched() -> Non
         ({"action": "penalize"}, QUESTION),
     ],
 )
-def test_nothing_is_watched_for_otherwise(given: Any, text: str) -> None:
+def test_other_answers_are_not_filtered(given: Any, text: str) -> None:
     outcome = examined(guard(policy(**given)), text)
-    assert outcome.watch is None
+    assert filtering(outcome) == []
 
 
-def test_what_the_user_says_may_be_said() -> None:
+def test_the_users_own_words_are_not_filtered() -> None:
     outcome = examined(guard(policy(action="watch")), f"{QUESTION} Ozren Dalmatin?")
     assert left(outcome, "It was Ozren Dalmatin. ") == "It was Ozren Dalmatin. "
     assert left(outcome, "It was in 1931, ") == "It was in "
@@ -55,71 +67,72 @@ def test_what_the_user_says_may_be_said() -> None:
     assert left(always, "It was Ozren Dalmatin. ") == "It was Ozren Dalmatin. "
 
 
-def test_the_watch_stands_beside_any_action() -> None:
+def test_any_action_can_have_an_output_filter() -> None:
     outcome = examined(guard(policy(action="penalize", watch={"on_hit": "replace", "replacement": "someone"})))
     assert outcome.action == "penalize" and b"lethe" in outcome.payload
     assert left(outcome, "It was Ozren Dalmatin.") == "It was someone someone."
 
 
-def test_always_watches_every_answer_for_every_phrase() -> None:
+def test_always_filters_every_answer_for_every_phrase() -> None:
     outcome = examined(guard(policy(action="refuse", watch={"when": "always"})), "hello")
     assert (outcome.action, outcome.payload) == ("pass", None)
     assert left(outcome, "Ozren Dalmatin") == ""
 
 
-def test_always_holds_when_judging_failed_and_the_request_may_pass() -> None:
+def test_always_filters_when_judging_failed() -> None:
     always = policy(action="watch", on_failure="pass", watch={"when": "always"})
     made = guard(always, judge=KeywordJudge(error=RuntimeError("broken")))
-    payload, _, watch = made.unjudged(made.read("chat", {"messages": [{"role": "user", "content": "hello"}]}))
-    assert payload is None and watch is not None
+    passed = made.decide_without_scores(made.read("chat", {"messages": [{"role": "user", "content": "hello"}]}), made.capabilities, "broken")
+    assert passed.payload is None and filtering(passed) == ["p"]
     flagged = guard(policy(action="watch", on_failure="pass"))
-    assert flagged.unjudged(flagged.read("chat", {"messages": [{"role": "user", "content": "hello"}]}))[2] is None
+    passed = flagged.decide_without_scores(flagged.read("chat", {"messages": [{"role": "user", "content": "hello"}]}), flagged.capabilities, "broken")
+    assert filtering(passed) == []
 
 
-def test_each_policy_watches_for_itself_and_the_stricter_action_wins() -> None:
+def test_each_policy_filters_and_the_stricter_action_wins() -> None:
     policies = [policy(name="p", action="watch"), policy(name="q", action="penalize"), policy(name="r", action="watch")]
     outcome = examined(guard(*policies))
     assert outcome.action == "penalize"
-    assert [p.name for p in outcome.watch.policies] == ["p", "r"]
+    assert filtering(outcome) == ["p", "r"]
 
 
-def test_the_model_that_a_request_is_routed_to_is_watched() -> None:
+def test_the_answer_of_the_model_routed_to_is_filtered() -> None:
     routing = policy(name="p", action="route", route={"model": "twin"}, models=["m"])
     watching = policy(name="q", action="watch", models=["twin"], watch={"when": "always"})
     outcome = examined(guard(routing, watching))
-    assert outcome.action == "route" and [p.name for p in outcome.watch.policies] == ["q"]
+    assert outcome.action == "route" and filtering(outcome) == ["q"]
 
 
 @pytest.mark.parametrize(("on_failure", "refused"), [("refuse", True), ("pass", False)])
-def test_items_that_hold_no_phrase_are_the_policys_to_decide(on_failure: str, refused: bool) -> None:
+def test_on_failure_decides_about_items_without_a_phrase(on_failure: str, refused: bool) -> None:
     import dataclasses
 
     bare = dataclasses.replace(artifact(), items=(ForgetItem("Is it so?", "…", ""),))
     made = make_guard(policy(action="watch", on_failure=on_failure), artifacts={"a": bare})
     outcome = examined(made)
-    assert (outcome.refusal is not None) is refused and outcome.watch is None
+    assert (outcome.refusal is not None) is refused and (refused or filtering(outcome) == [])
 
 
-def test_a_stream_that_asks_for_usage_is_asked_for_it_in_every_chunk() -> None:
+def test_a_filtered_stream_reports_usage_in_every_chunk() -> None:
     outcome = examined(guard(policy(action="watch")), **STREAM)
     sent = json.loads(outcome.payload)
     assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
-    assert outcome.watch.added
+    assert plan(outcome).usage_added
     given = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     for more in ({}, {"stream": True}, {"stream_options": STREAM["stream_options"]}, given):
         outcome = examined(guard(policy(action="watch")), **more)
-        assert outcome.payload is None and not outcome.watch.added
+        assert outcome.payload is None and not plan(outcome).usage_added
 
 
-def test_a_server_that_is_no_vllm_is_asked_for_nothing_of_its_own() -> None:
-    outcome = examined(guard(policy(action="watch"), vllm=False), **STREAM)
-    assert outcome.payload is None and outcome.watch is not None
+def test_other_servers_get_no_options_of_vllm() -> None:
+    outcome = examined(guard(policy(action="watch"), upstream_is_vllm=False), **STREAM)
+    assert outcome.payload is None and filtering(outcome)
 
 
-def test_phrases_are_kept_while_the_artifact_is_the_same() -> None:
+def test_a_new_guard_takes_over_phrases_of_unchanged_artifacts() -> None:
     always = policy(action="watch", watch={"when": "always"})
     first = guard(always)
-    again = make_guard(always, artifacts=first.artifacts, before=first)
-    other = guard(always, before=first)
-    assert again._phrases["a"] is first._phrases["a"] is not other._phrases["a"]
+    again = make_guard(always, artifacts=first.artifacts, previous=first)
+    other = guard(always, previous=first)
+    assert again._resources.all_phrases["a"] is first._resources.all_phrases["a"] is not other._resources.all_phrases["a"]
     assert KEYWORD not in left(examined(again, "hello"), "x")

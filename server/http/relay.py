@@ -1,0 +1,74 @@
+"""The response on its way from upstream to the client: as it comes, or through the output filter."""
+
+from __future__ import annotations
+
+from lethe.server.errors import UpstreamFailed
+from lethe.server.http.exchange import Exchange, Headers
+from lethe.server.http.worker_thread import WorkerThread
+from lethe.server.output.filter import MAX_WHOLE_BYTES, FilteredAnswer
+from lethe.server.upstream.client import response_headers
+from lethe.server.upstream.http1 import UpstreamResponse
+
+# The key that numbers the events of the responses API.
+EVENT_NUMBER = b'"sequence_number"'
+
+
+def without_compression(headers: Headers) -> Headers:
+    """Request headers that ask for an uncompressed response, so that the output filter can read it."""
+    return [*(pair for pair in headers if pair[0] != b"accept-encoding"), (b"accept-encoding", b"identity")]
+
+
+async def relay(exchange: Exchange, response: UpstreamResponse) -> None:
+    """Send status, headers and body as upstream sends them."""
+    await exchange.response.start(response.status, response_headers(response))
+    await _relay_body(exchange, response)
+
+
+async def relay_filtered(exchange: Exchange, response: UpstreamResponse, answer: FilteredAnswer, reader: WorkerThread) -> None:
+    """Send what the output filter lets through. Returning before upstream's end aborts the upstream request."""
+    headers = [pair for pair in response_headers(response) if pair[0] != b"content-length"]
+    compressed = response.header(b"content-encoding").lower() not in ("", "identity")
+    writer = exchange.response
+    if compressed or not (writer.streamed or response.content_type.endswith("json")):
+        answer.on_unreadable("an answer that is neither JSON nor a stream of events, or is compressed")
+        await writer.start(response.status, headers)
+        await _relay_body(exchange, response)
+    elif writer.streamed:
+        await writer.start(response.status, headers)
+        await _relay_filtered_stream(exchange, response, answer)
+    else:
+        raw = await response.read(MAX_WHOLE_BYTES, exchange.deadlines.body_arrives)
+        if raw is None:
+            raise UpstreamFailed("the model server's answer is too long to be filtered", code="too_long")
+        payload = await reader.run(len(raw), answer.whole, raw)
+        await writer.start(response.status, [*headers, (b"content-length", str(len(payload)).encode())])
+        await writer.end(payload)
+
+
+async def _relay_filtered_stream(exchange: Exchange, response: UpstreamResponse, answer: FilteredAnswer) -> None:
+    writer = exchange.response
+    async for chunk in response.chunks():
+        exchange.deadlines.body_arrives()
+        for piece in answer.feed(chunk):
+            if answer.cut:
+                # Before the last piece is sent: a client that reads slowly must not keep vLLM generating.
+                response.close()
+            if EVENT_NUMBER in piece:
+                writer.last_numbered = piece
+            await writer.write(piece)
+        if answer.cut:
+            break
+    for piece in answer.end():
+        await writer.write(piece)
+    await writer.end()
+
+
+async def _relay_body(exchange: Exchange, response: UpstreamResponse) -> None:
+    writer = exchange.response
+    is_numbered = writer.streamed and exchange.request.endpoint == "responses"
+    async for chunk in response.chunks():
+        exchange.deadlines.body_arrives()
+        if is_numbered and EVENT_NUMBER in chunk:
+            writer.last_numbered = chunk
+        await writer.write(chunk)
+    await writer.end()
