@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.measuring import Answer, Claim, Series, alternating
+from benchmarks.measuring import BenchmarkResult, Claim, Series, alternating
 from lethe.corruption.embeddings.corruptor import Corruptor
 from lethe.corruption.spec import CorruptSpec
 
@@ -61,7 +61,7 @@ def body(corruptor: Corruptor, tokens: int) -> dict[str, Any]:
     pieces = corruptor.prompt_tokenizer.pieces(range(corruptor.prompt_tokenizer.size))
     words = [piece for piece in pieces if piece.startswith(" ") and piece[1:].isalpha()]
     text = "".join(random.Random(tokens).choices(words, k=tokens))
-    while (over := corruptor.prompt_tokenizer.count_tokens(_chat(text)) - tokens) > 0:
+    while (over := len(corruptor.prompt_tokenizer.chat_ids(_chat(text))) - tokens) > 0:
         text = " ".join(text.split(" ")[:-over])
     return _chat(text)
 
@@ -116,7 +116,9 @@ def _resident_mb(what: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def measure(quick: bool, *, width: int = 4096, tokens: tuple[int, ...] = (256, 2048), model: Path = DEMO) -> Answer:
+def measure(
+    quick: bool, *, width: int = 4096, tokens: tuple[int, ...] = (256, 2048), model: Path = DEMO
+) -> BenchmarkResult:
     rounds, times = (5, 3) if quick else (15, 5)
     with tempfile.TemporaryDirectory() as temporary:
         made = folder(model, width, Path(temporary))
@@ -142,10 +144,10 @@ def measure(quick: bool, *, width: int = 4096, tokens: tuple[int, ...] = (256, 2
     claims.append(Claim.level("memory grows by less than 40 MB", memory[0], at_most=MEMORY_MB))
     facts = {
         "width": width,
-        "tokens": {str(n): corruptor.prompt_tokenizer.count_tokens(request) for n, request in requests.items()},
+        "tokens": {str(n): len(corruptor.prompt_tokenizer.chat_ids(request)) for n, request in requests.items()},
         "distinct tokens": {str(n): len(set(corruptor.prompt_tokenizer.chat_ids(r))) for n, r in requests.items()},
     }
-    return Answer([*series, *memory], claims, facts=facts)
+    return BenchmarkResult([*series, *memory], claims, facts=facts)
 
 
 def main() -> None:
@@ -159,9 +161,9 @@ def main() -> None:
     if args.grow is not None:
         grow(args.grow, args.tokens[0])
         return
-    from benchmarks.bench import print_answer
+    from benchmarks.bench import print_result
 
-    print_answer(TITLE, measure(args.quick, width=args.width, tokens=tuple(args.tokens), model=args.model))
+    print_result(TITLE, measure(args.quick, width=args.width, tokens=tuple(args.tokens), model=args.model))
 
 
 if __name__ == "__main__":

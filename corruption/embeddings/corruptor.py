@@ -19,8 +19,9 @@ from lethe.corruption.embeddings import decoy, keyed_rng
 from lethe.corruption.embeddings.embedding_table import EmbeddingTable
 from lethe.corruption.embeddings.noise import BATCH_VALUES, FUNCTIONS, approach, is_finite
 from lethe.corruption.embeddings.torch_format import TensorFile
-from lethe.corruption.prompt.conversation import TextTarget, replaceable_texts
-from lethe.corruption.prompt.token_spans import PromptTokenizer, TokenSpan
+from lethe.corruption.prompt.message_parts import TextTarget, replaceable_texts
+from lethe.corruption.prompt.prompt_tokenizer import PromptTokenizer
+from lethe.corruption.prompt.token_spans import TokenSpan
 from lethe.corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec, is_resolved
 
 __all__ = ["CorruptSpec", "CorruptionError", "Corruptor"]

@@ -1,4 +1,5 @@
-"""Where a message's tokens stand in the prompt that vLLM renders.
+"""The prompt that vLLM makes of a request, and where the tokens of each text are in it.
 
-It knows nothing of what is corrupted. Begin with `token_spans.py`.
+The folder repeats vLLM's way from chat messages through the chat template to token ids. It knows nothing of
+corruption or penalties, and no HTTP. Begin with `prompt_tokenizer.py`, then `token_spans.py`.
 """

@@ -1,7 +1,7 @@
-"""A chat template made into text, as `transformers` does it for vLLM: its Jinja environment, its names.
+"""Render a chat template as `transformers` does for vLLM: with its Jinja environment and variable names.
 
-Templates are programs of whoever made the model, run on what clients send: in a sandbox, and they may raise
-anything. Knows no tokenizer and no request.
+Templates are programs from the model's publisher that run on client data. They run in a sandbox, and may raise any
+exception. This module knows no tokenizer and no request.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# Where a message that is to be continued ends; templates see it as the end of the message's text.
-_END = "CONTINUE_FINAL_MESSAGE_TAG "
+# Marks where a message to be continued ends; templates see it as the end of the message's text. The same text as in
+# `transformers`.
+_CONTINUATION_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 def render(
@@ -31,60 +32,60 @@ def render(
     continue_final_message: bool | str = False,
     **variables: Any,
 ) -> str:
-    """The conversation as the template shows it. The messages are not modified.
+    """Return the conversation as the template renders it. The messages are not modified.
 
-    continue_final_message: cut off behind the text of the last message, or of its field of that name. variables:
-    whatever else the template may name, special tokens among it. Raises ValueError or TypeError for what
-    `transformers` would refuse, and whatever the template raises.
+    continue_final_message: True ends the rendering after the text of the last message; a name, after that field of
+    it. variables: other variables that the template may use, such as special tokens. Raises ValueError or TypeError
+    for arguments that `transformers` would refuse, and any exception of the template.
     """
     if tools is not None and not all(isinstance(tool, dict) for tool in tools):
         raise ValueError("a tool is not an object")
     if documents is not None and not all(isinstance(document, dict) for document in documents):
         raise TypeError("a document is not an object")
     if continue_final_message and add_generation_prompt:
-        raise ValueError("an open message can't be followed by the opening of another")
-    last = None
+        raise ValueError("add_generation_prompt and continue_final_message exclude each other")
+    last_text = None
     if continue_final_message:
         key = continue_final_message if isinstance(continue_final_message, str) else "content"
         if key not in template:
             raise ValueError(f"the template doesn't show {key!r}")
-        messages, last = _opened(messages, key)
-    shown = _compiled(template).render(
+        messages, last_text = _with_continuation_mark(messages, key)
+    rendered = _compile_template(template).render(
         messages=messages,
         tools=tools,
         documents=documents,
         add_generation_prompt=add_generation_prompt,
         **variables,
     )
-    return shown if last is None else _cut(shown, last)
+    return rendered if last_text is None else _cut_at_mark(rendered, last_text)
 
 
-def _opened(messages: Sequence[dict[str, Any]], key: str) -> tuple[list[dict[str, Any]], str]:
-    """The messages with a mark at the end of the last one's text, and that text."""
-    *before, final = messages
+def _with_continuation_mark(messages: Sequence[dict[str, Any]], key: str) -> tuple[list[dict[str, Any]], str]:
+    """The messages with the mark after the last one's text, and that text."""
+    *earlier, final = messages
     value = final.get(key)
     if isinstance(value, str):
-        return [*before, {**final, key: value + _END}], value
+        return [*earlier, {**final, key: value + _CONTINUATION_MARK}], value
     parts = list(value) if isinstance(value, list | tuple) else []
     for i in reversed(range(len(parts))):
         if "text" in parts[i]:
             text = parts[i]["text"]
-            parts[i] = {**parts[i], "text": text + _END}
-            return [*before, {**final, key: parts}], text
-    raise ValueError("the last message has no text to go on with")
+            parts[i] = {**parts[i], "text": text + _CONTINUATION_MARK}
+            return [*earlier, {**final, key: parts}], text
+    raise ValueError("the last message has no text to continue")
 
 
-def _cut(shown: str, last: str) -> str:
-    mark = _END.strip()
-    if last.strip() not in shown or mark not in shown:
+def _cut_at_mark(rendered: str, last_text: str) -> str:
+    mark = _CONTINUATION_MARK.strip()
+    if last_text.strip() not in rendered or mark not in rendered:
         raise ValueError("the template doesn't show the last message")
-    at = shown.rindex(mark)
-    # Without its space the mark was trimmed, and so would the text before it have been.
-    return shown[:at] if shown.startswith(_END, at) else shown[:at].rstrip()
+    end = rendered.rindex(mark)
+    # If the template trimmed the mark's space, it would have trimmed the text before the mark too.
+    return rendered[:end] if rendered.startswith(_CONTINUATION_MARK, end) else rendered[:end].rstrip()
 
 
-@lru_cache(maxsize=32)
-def _compiled(template: str) -> jinja2.Template:
+@lru_cache(maxsize=32)  # more templates than a gateway serves
+def _compile_template(template: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
@@ -110,21 +111,24 @@ def _raise(message: str) -> None:
 
 
 class Generation(Extension):
-    """`{% generation %}` marks what an assistant says, for training; it is shown as it stands."""
+    """Support `{% generation %}`, which marks an assistant's text for training; it is rendered unchanged."""
 
     tags = {"generation"}
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
         return nodes.CallBlock(
-            self.call_method("_shown"), [], [], parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            self.call_method("_render_unchanged"),
+            [],
+            [],
+            parser.parse_statements(("name:endgeneration",), drop_needle=True),
         ).set_lineno(line)
 
-    def _shown(self, caller: Any) -> str:
+    def _render_unchanged(self, caller: Any) -> str:
         return str(caller())
 
 
 def special_text(value: object) -> str | None:
-    """The text of a special token as tokenizer_config.json gives it, plain or with its properties."""
+    """Return the text of a special token of tokenizer_config.json, which is a string or an object; None for others."""
     text = value.get("content") if isinstance(value, Mapping) else value
     return text if isinstance(text, str) else None

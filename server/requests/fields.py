@@ -1,9 +1,9 @@
-"""The fields table: every field of vLLM's guarded endpoints in exactly one group, and what messages may hold.
+"""The fields tables: every field of vLLM's guarded endpoints in exactly one group, and what messages may contain.
 
-Walked by a function of its own, shown to the model, judged for another reason, known to carry no text
-(with the reason), or refused. The walk through a body is `server/requests/extract.py`; a field that the endpoint's
-table doesn't know is judged there. Checked against the request classes of vLLM 0.32, member by member:
-`tests/server/vllm_fields.json` holds what became of each.
+A field is read by a function of its own, shown to the model, judged for another reason, known to carry no text (with
+the reason), or refused. `server/requests/extract.py` applies the tables, and judges a field that is in none of them.
+Checked against the request classes of vLLM 0.32, member by member: `tests/server/vllm_fields.json` records the group
+of each. docs/reference/endpoints.md is generated from these tables.
 """
 
 from __future__ import annotations
@@ -13,29 +13,33 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from lethe.corruption.decoding.spec import XARGS_KEY
+from lethe.corruption.prompt.message_parts import TEXT_PARTS
 
 Endpoint = Literal[
     "chat", "batch", "completions", "responses", "messages", "count_tokens",
     "tokenize", "detokenize", "embeddings", "score", "rerank", "pooling",
 ]  # fmt: skip
 
-# These give back numbers about the client's own text, or that text: nothing that a model says. They are read
-# as strictly, for vLLM renders and loads what stands in them, and are not judged.
+# These endpoints return numbers about the client's own text, or that text, and nothing that a model writes. They are
+# not judged, but parsed as strictly, because vLLM renders templates and loads embeddings from them.
 RELAYED: Final[frozenset[Endpoint]] = frozenset(["tokenize", "detokenize", "embeddings", "score", "rerank", "pooling"])
 
-# A few words that a field may be, of which none is text; of an object, its members (None: numbers and switches).
+# The known words that a field may be, none of which carries text. For an object: those of its members (None: numbers
+# and booleans).
 Words = frozenset[str] | Mapping[str, "Words | None"]
 
 
 @dataclass(frozen=True)
-class Table:
+class FieldsTable:
     """The fields of one endpoint.
 
-    walked: read by functions of their own, in the order in which templates show them. shown: read by a
-    template or put into the prompt, so part of what is judged as one conversation. judged: not shown, and
-    judged all the same. words: one of a few words while well-formed; anything else in them is judged, as
-    shown. numeric: numbers, switches and lists of numbers while well-formed; a string in them is judged.
-    harmless: strings that never reach the model, with the reason. refused: with the reason.
+    walked: read by functions of their own (`server/requests/messages.py`), in the order in which templates show them.
+    shown: read by a template or put into the prompt, so judged as part of the conversation.
+    judged: not shown, but judged.
+    words: expected to be one of a few known words; anything else in them is judged, as shown.
+    numeric: numbers, booleans and lists of numbers; a string in them is judged.
+    harmless: strings that never reach the model, with the reason.
+    refused: with the reason.
     """
 
     walked: tuple[str, ...]
@@ -59,7 +63,7 @@ TOOL_CHOICE: Final = {"tool_choice": frozenset({"none", "auto", "required"})}
 TRUNCATION: Final = {"truncation_side": frozenset({"left", "right"})}
 MM_PAYLOAD: Final = {"mm_payload": frozenset({"tensors", "none"})}
 
-# truncate_prompt_tokens and truncation can only cut what was judged: more is judged than seen.
+# truncate_prompt_tokens and truncation can only shorten the judged text.
 SAMPLING: Final = frozenset({
     "frequency_penalty", "ignore_eos", "include_stop_str_in_output", "min_p", "presence_penalty", "priority",
     "repetition_penalty", "return_mm_kwargs", "seed", "skip_special_tokens", "stop_token_ids", "stream",
@@ -77,35 +81,35 @@ CHAT: Final = GENERATION | {
 }  # fmt: skip
 
 NAMES: Final = {
-    "model": "names the model; policies look at it, no template does",
-    "cache_salt": "goes into the hash of the prefix cache",
+    "model": "names the model; policies read it, templates don't",
+    "cache_salt": "part of the prefix cache's hash",
 }
 IDENTITIES: Final = NAMES | {
     "user": "ignored by vLLM",
-    "request_id": "names the request in logs and in the answer",
+    "request_id": "names the request in logs and in the response",
     "session_id": "names the session, for routing",
-    "stop": "compared with the answer",
-    "logit_bias": "weights of single tokens, keyed by id; their order in the answer is the model's",
+    "stop": "compared with the response",
+    "logit_bias": "weights of single tokens, keyed by id; the model decides their order in the response",
 }
 HARMLESS: Final = IDENTITIES | {
-    "bad_words": "takes words out of the answer; it can't put any in",
-    "stream_options": "two switches; their names are not read",
-    "repetition_detection": "numbers that end an answer; their names are not read",
+    "bad_words": "removes words from the response; it can't add any",
+    "stream_options": "two booleans; their names are not read",
+    "repetition_detection": "numbers that end a response; their names are not read",
 }
 
-# What the answer is forced to be comes back to the model as its own words; the rest is handed to other people's code.
+# A forced response returns to the model as its own words; vllm_xargs is passed to plugins.
 STRUCTURED: Final = frozenset({"structured_outputs", "vllm_xargs"})
 MEDIA_KWARGS: Final = frozenset({"media_io_kwargs", "mm_processor_kwargs"})
 
 EMBEDS: Final = "client-made embeddings can't be judged as text"
-TEMPLATE: Final = "a template of the client's own could hide or change the text that is judged"
+TEMPLATE: Final = "a client's template could hide or change the text that is judged"
 TRANSFER: Final = "it can bring in prompt tokens or cache entries that were not judged"
-STORED: Final = "it brings in text that is not in this request, so that it can't be judged"
-BACKGROUND: Final = "its answer would be fetched later, past the policies that then hold"
+STORED: Final = "it refers to text that is not in this request, which can't be judged"
+BACKGROUND: Final = "its response would be fetched later, without the policies of that time"
 EMBEDS_REFUSED: Final = {"prompt_embeds": EMBEDS}
 TRANSFERS: Final = {"kv_transfer_params": TRANSFER, "ec_transfer_params": TRANSFER}
 
-_CHAT: Final = Table(
+_CHAT: Final = FieldsTable(
     walked=("messages",),
     shown=frozenset({"tools", "documents", "chat_template_kwargs", "response_format"}),
     judged=STRUCTURED | MEDIA_KWARGS,
@@ -114,7 +118,7 @@ _CHAT: Final = Table(
     harmless=HARMLESS,
     refused={"chat_template": TEMPLATE, **EMBEDS_REFUSED, **TRANSFERS},
 )
-_MESSAGES: Final = Table(
+_MESSAGES: Final = FieldsTable(
     walked=("system", "messages"),
     shown=frozenset({"tools", "chat_template_kwargs"}),
     judged=frozenset({"vllm_xargs"}),
@@ -129,13 +133,13 @@ _MESSAGES: Final = Table(
         **MM_PAYLOAD,
     },
     numeric=frozenset({"max_tokens", "return_mm_kwargs", "stream", "temperature", "top_k", "top_p", "watermarking"}),
-    harmless=NAMES | {"metadata": "ignored by vLLM", "stop_sequences": "compared with the answer"},
+    harmless=NAMES | {"metadata": "ignored by vLLM", "stop_sequences": "compared with the response"},
     refused={**EMBEDS_REFUSED, **TRANSFERS},
 )
-TABLES: Final[dict[Endpoint, Table]] = {
+TABLES: Final[dict[Endpoint, FieldsTable]] = {
     "chat": _CHAT,
-    # vLLM hands what it doesn't know of a batch on to each chat in it, so all of chat's fields count here.
-    "batch": Table(
+    # vLLM passes unknown fields of a batch to each chat in it, so all fields of a chat count here.
+    "batch": FieldsTable(
         walked=_CHAT.walked,
         shown=_CHAT.shown,
         judged=_CHAT.judged | {"guided_decoding_backend"},
@@ -144,7 +148,7 @@ TABLES: Final[dict[Endpoint, Table]] = {
         harmless=_CHAT.harmless,
         refused=_CHAT.refused,
     ),
-    "completions": Table(
+    "completions": FieldsTable(
         walked=("prompt",),
         shown=frozenset({"suffix", "response_format"}),
         judged=STRUCTURED,
@@ -153,7 +157,7 @@ TABLES: Final[dict[Endpoint, Table]] = {
         harmless=HARMLESS,
         refused={**EMBEDS_REFUSED, **TRANSFERS},
     ),
-    "responses": Table(
+    "responses": FieldsTable(
         walked=("instructions", "previous_input_messages", "input"),
         shown=frozenset({"tools", "chat_template_kwargs"}),
         judged=STRUCTURED | MEDIA_KWARGS,
@@ -173,7 +177,7 @@ TABLES: Final[dict[Endpoint, Table]] = {
             "parallel_tool_calls", "store", "top_logprobs",
         },
         harmless=IDENTITIES | {
-            "metadata": "given back with the answer; no template sees it",
+            "metadata": "returned with the response; no template sees it",
             "prompt_cache_key": "ignored by vLLM",
         },
         refused={
@@ -186,27 +190,23 @@ TABLES: Final[dict[Endpoint, Table]] = {
     "messages": _MESSAGES,
     "count_tokens": _MESSAGES,
 }  # fmt: skip
-# Refused when they are on: clients may say that they are off.
+# Refused only when true.
 SWITCHES: Final = frozenset({"background"})
-# vLLM may run these tools itself, and what they find goes into the prompt without passing here.
+# vLLM may run these tools itself and put their results into the prompt, past the gateway.
 SERVER_TOOLS: Final = frozenset({"web_search_preview", "code_interpreter", "container", "mcp"})
-SERVER_TOOL: Final = "vLLM would run it, and what it finds would reach the model unjudged"
-# Keys of an object field that are refused: vLLM merges these objects with values of its own.
+SERVER_TOOL: Final = "vLLM would run it, and its results would reach the model unjudged"
+# Refused keys of object fields: vLLM merges these objects with its own values.
 REFUSED_INSIDE: Final[dict[str, dict[str, str]]] = {
     "chat_template_kwargs": {"chat_template": TEMPLATE},
-    "vllm_xargs": {XARGS_KEY: "it is the gateway's own and can't be set by a client", **TRANSFERS},
+    "vllm_xargs": {XARGS_KEY: "it is reserved for the gateway", **TRANSFERS},
 }
-# On relayed endpoints, at the top of the body; embeddings anywhere.
+# Refused on relayed endpoints: fields at the top of the body, and embeddings anywhere.
 REFUSED_RELAYED: Final = {"chat_template": TEMPLATE, **TRANSFERS}
 REFUSED_PARTS: Final = frozenset({"prompt_embeds", "image_embeds", "audio_embeds", "video_embeds"})
 
-# Parts whose text a chat template shows in place of the content, so their embeddings can be replaced.
-TEXT_PARTS: Final[dict[str, str]] = {
-    "text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking",
-}  # fmt: skip
-# What responses have beside those.
+# Part type → key of its text, for items of the Responses API.
 ITEM_PARTS: Final = TEXT_PARTS | {"reasoning_text": "text", "summary_text": "text"}
-# Parts whose type says nothing that their other members don't.
+# Parts without text of their own; their other members are judged.
 OTHER_PARTS: Final = frozenset(
     ["image_url", "input_image", "image_pil", "audio_url", "input_audio", "video_url", "tool_reference"]
 )
@@ -217,7 +217,7 @@ ITEMS: Final = frozenset([
     "message", "reasoning", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output",
 ])  # fmt: skip
 STATUSES: Final = frozenset({"in_progress", "completed", "incomplete"})
-# Marks of clients that no template reads, on whatever part they stand.
+# Markers that clients put on parts and no template reads.
 MARKS: Final[Mapping[str, Words]] = {
     "cache_control": {"type": frozenset({"ephemeral"}), "ttl": frozenset({"5m", "1h"})},
     "prompt_cache_breakpoint": {"mode": frozenset({"explicit"}), "ttl": frozenset({"30m"})},
@@ -230,9 +230,8 @@ MESSAGE_KEYS: Final = frozenset({
 ITEM_KEYS: Final = MESSAGE_KEYS | {
     "id", "call_id", "arguments", "input", "output", "summary", "encrypted_content", "namespace", "action",
 }  # fmt: skip
-# Members of what messages hold whose strings are no text to the model.
+# Members of message parts whose strings are not text to the model.
 HARMLESS_INSIDE: Final = {
-    "InputAudio.data": "a sound, in base64: not judged (docs/LIMITS.md)",
+    "InputAudio.data": "a sound in base64, which is not judged (docs/security.md)",
 }
 MEDIA: Final = ("data:image/", "data:audio/", "data:video/")
-RESERVED: Final = "<prompt_embeds>"  # vLLM's own placeholder; it answers 400 to text that holds it

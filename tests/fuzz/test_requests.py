@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lethe.server.app import ROUTES
+from lethe.corruption.prompt.message_parts import TEXT_PARTS
 from lethe.server.errors import BadRequest
 from lethe.server.http import request_body as bodies
-from lethe.server.requests.fields import REFUSED_PARTS, RELAYED, SERVER_TOOLS, TABLES, TEXT_PARTS
+from lethe.server.requests.fields import REFUSED_PARTS, RELAYED, SERVER_TOOLS, TABLES
+from lethe.server.requests.routes import ROUTES
 from tests.fuzz.conftest import ACTIONS, FACTOR, Served
 from tests.server.fakes import KEYWORD
 

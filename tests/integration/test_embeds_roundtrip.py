@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from lethe.corruption.embeddings.corruptor import Corruptor, CorruptSpec
-from lethe.corruption.prompt.conversation import replaceable_texts
+from lethe.corruption.prompt.message_parts import replaceable_texts
 
 QUESTION = "Who is Jaime Vasquez, born on 25/02/1958 in Santiago?"
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lethe.corruption.embeddings.decoy import WINDOW, DecoyVocabulary, token_kind
-from lethe.corruption.prompt.token_spans import PromptTokenizer
+from lethe.corruption.prompt.prompt_tokenizer import PromptTokenizer
 from tests.corruption.conftest import SECRET, ModelFolder
 
 TOKENIZERS = ["byte-level", "sentencepiece"]

@@ -1,4 +1,4 @@
-"""Chat templates are shown as transformers shows them."""
+"""Chat templates, compared with `transformers`."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TEMPLATES = [
 
 
 def reference(template: str, messages: list[dict[str, Any]], **given: Any) -> str:
-    shown: list[str] = render_jinja_template([messages], chat_template=template, **given)[0]
-    return shown[0]
+    rendered: list[str] = render_jinja_template([messages], chat_template=template, **given)[0]
+    return rendered[0]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_templates_are_shown_as_transformers_shows_them(template: str) -> None:
+def test_renderings_equal_those_of_transformers(template: str) -> None:
     given = {
         "tools": [{"type": "function", "function": {"name": "f", "description": "a < b"}}],
         "documents": [{"title": "t", "text": "x"}],
@@ -58,7 +58,7 @@ def test_templates_are_shown_as_transformers_shows_them(template: str) -> None:
         "{{ p.text }}|{% endfor %}{% endif %}<|end|>{% endfor %}",
     ],
 )
-def test_an_open_message_ends_where_transformers_ends_it(template: str, messages: list[dict[str, Any]]) -> None:
+def test_a_continued_message_ends_where_transformers_ends_it(template: str, messages: list[dict[str, Any]]) -> None:
     before = str(messages)
     try:
         expected = reference(template, messages, continue_final_message=True)
@@ -83,12 +83,12 @@ def test_an_open_message_ends_where_transformers_ends_it(template: str, messages
         (SHOW, {"messages": []}),
     ],
 )
-def test_what_transformers_refuses_is_refused(template: str, given: dict[str, Any]) -> None:
+def test_arguments_that_transformers_refuses_are_refused(template: str, given: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError, jinja2.TemplateError)):
         render(template, MESSAGES, **given)
 
 
-def test_a_template_reads_no_files_and_keeps_nothing() -> None:
+def test_templates_read_no_files_and_keep_no_state() -> None:
     with pytest.raises((TypeError, jinja2.TemplateError)):
         render("{% include '/etc/hostname' %}", MESSAGES)
     assert render("{% set x = 1 %}{{ x }}", MESSAGES) == "1" and render("{{ x }}", MESSAGES) == ""

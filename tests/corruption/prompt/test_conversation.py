@@ -1,4 +1,4 @@
-"""Messages as vLLM hands them to the template (tests/integration/test_embeds_roundtrip.py asks vLLM)."""
+"""Messages as vLLM passes them to the template (tests/integration/test_embeds_roundtrip.py compares with vLLM)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from typing import Any
 
 import pytest
 
-from lethe.corruption.prompt.conversation import (
-    BILLING_HEADER,
-    developer_as_system,
-    part_text,
-    replaceable_texts,
-    template_messages,
-)
+from lethe.corruption.prompt.conversation import developer_as_system, template_messages
+from lethe.corruption.prompt.message_parts import BILLING_HEADER
 from lethe.corruption.spec import CorruptionError
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
@@ -23,57 +18,30 @@ def text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def shown(message: dict[str, Any], content_format: Any = "string", replaced: Any = ()) -> dict[str, Any]:
+def template_message(message: dict[str, Any], content_format: Any = "string", replacements: Any = ()) -> dict[str, Any]:
     before = copy.deepcopy(message)
-    (out,) = template_messages([message], content_format, dict(replaced))
+    (out,) = template_messages([message], content_format, dict(replacements))
     assert message == before
     return out
 
 
-@pytest.mark.parametrize(
-    ("part", "expected"),
-    [
-        (text_part("a"), "a"),
-        ({"type": "input_text", "text": "a"}, "a"),
-        ({"type": "refusal", "refusal": "no"}, "no"),
-        ({"type": "thinking", "thinking": "hm"}, "hm"),
-        ({"type": "text"}, None),
-        ({"type": "text", "text": 3}, None),
-        ({"type": ["text"], "text": "a"}, None),
-        (IMAGE, None),
-        ("a", None),
-    ],
-)
-def test_the_text_of_a_part(part: object, expected: str | None) -> None:
-    assert part_text(part) == expected
-
-
-def test_every_replaceable_text_has_an_address() -> None:
-    messages = [
-        {"role": "system", "content": "a"},
-        {"role": "user", "content": [IMAGE, text_part("b")]},
-        {"role": "x"},
-    ]
-    assert replaceable_texts(messages) == {(0, None): "a", (1, 1): "b"}
-
-
 def test_parts_are_joined_by_line_breaks_with_media_in_front() -> None:
     message = {"role": "user", "content": [text_part("a"), IMAGE, text_part("b")]}
-    assert shown(message)["content"] == "<image>\na\nb"
-    assert shown(message, replaced={(0, 2): "X"}.items())["content"] == "<image>\na\nX"
+    assert template_message(message)["content"] == "<image>\na\nb"
+    assert template_message(message, replacements={(0, 2): "X"}.items())["content"] == "<image>\na\nX"
 
 
-def test_templates_that_take_parts_get_parts() -> None:
+def test_part_templates_get_parts() -> None:
     message = {"role": "user", "content": [text_part("a") | {"cache": 1}, IMAGE]}
-    assert shown(message, "openai")["content"] == [text_part("a") | {"cache": 1}, {"type": "image"}]
-    assert shown({"role": "user", "content": "a"}, "openai")["content"] == [text_part("a")]
-    assert shown({"role": "assistant", "content": None}, "openai")["content"] == []
+    assert template_message(message, "openai")["content"] == [text_part("a") | {"cache": 1}, {"type": "image"}]
+    assert template_message({"role": "user", "content": "a"}, "openai")["content"] == [text_part("a")]
+    assert template_message({"role": "assistant", "content": None}, "openai")["content"] == []
 
 
-def test_a_tools_text_is_always_a_string() -> None:
+def test_the_text_of_a_tool_message_is_always_a_string() -> None:
     message = {"role": "tool", "tool_call_id": "1", "content": [text_part("a"), text_part("b")]}
-    assert shown(message, "openai") == {"role": "tool", "content": "a\nb", "tool_call_id": "1"}
-    assert shown(message | {"content": [text_part("a"), IMAGE]}, "openai")["content"][1] == {"type": "image"}
+    assert template_message(message, "openai") == {"role": "tool", "content": "a\nb", "tool_call_id": "1"}
+    assert template_message(message | {"content": [text_part("a"), IMAGE]}, "openai")["content"][1] == {"type": "image"}
 
 
 @pytest.mark.parametrize(
@@ -82,12 +50,12 @@ def test_a_tools_text_is_always_a_string() -> None:
 )
 def test_tool_arguments_are_parsed(arguments: object, expected: dict[str, int]) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    out = shown({"role": "assistant", "content": None, "tool_calls": [call]})
+    out = template_message({"role": "assistant", "content": None, "tool_calls": [call]})
     assert out["tool_calls"] == [call | {"function": {"name": "f", "arguments": expected}}]
 
 
 def test_names_and_reasoning_are_passed_on() -> None:
-    out = shown({"role": "assistant", "content": "a", "name": "bob", "reasoning": "r", "tool_calls": []})
+    out = template_message({"role": "assistant", "content": "a", "name": "bob", "reasoning": "r", "tool_calls": []})
     assert out == {
         "role": "assistant",
         "content": "a",
@@ -98,12 +66,14 @@ def test_names_and_reasoning_are_passed_on() -> None:
 
 
 def test_the_billing_line_of_a_system_message_is_dropped() -> None:
-    assert shown({"role": "system", "content": f"{BILLING_HEADER}: 1\nBe kind."})["content"] == "Be kind."
-    assert shown({"role": "system", "content": f"{BILLING_HEADER}: 1"})["content"] == ""
-    assert shown({"role": "user", "content": f"{BILLING_HEADER}: 1\na"})["content"] == f"{BILLING_HEADER}: 1\na"
+    assert template_message({"role": "system", "content": f"{BILLING_HEADER}: 1\nBe kind."})["content"] == "Be kind."
+    assert template_message({"role": "system", "content": f"{BILLING_HEADER}: 1"})["content"] == ""
+    assert (
+        template_message({"role": "user", "content": f"{BILLING_HEADER}: 1\na"})["content"] == f"{BILLING_HEADER}: 1\na"
+    )
 
 
-def test_developer_messages_merge_into_one_system_message_at_the_front() -> None:
+def test_developer_messages_merge_into_one_system_message() -> None:
     messages = [
         {"role": "system", "content": "a"},
         {"role": "user", "content": "u"},
@@ -126,6 +96,6 @@ def test_developer_messages_merge_into_one_system_message_at_the_front() -> None
         {"role": "user", "content": ["a"]},
     ],
 )
-def test_what_vllm_would_refuse_is_refused(message: dict[str, Any]) -> None:
+def test_messages_that_vllm_would_refuse_are_refused(message: dict[str, Any]) -> None:
     with pytest.raises(CorruptionError):
-        shown(message)
+        template_message(message)

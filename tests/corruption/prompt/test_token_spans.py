@@ -1,324 +1,40 @@
-"""Token ids in context: what vLLM would splice together is exactly the text prompt."""
+"""Places of texts in a rendering, and their token ranges, with one token for each character."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
-
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from tokenizers import processors
-from transformers import AutoTokenizer
 
-from lethe.corruption.prompt.conversation import content_format, replaceable_texts
-from lethe.corruption.prompt.token_spans import PROMPT_EMBEDS_MARKER, PromptTokenizer
-from lethe.corruption.spec import CorruptionError
-from tests.corruption.conftest import TEMPLATES, ModelFolder
-
-TOKENIZERS = ["byte-level", "sentencepiece"]
-QUESTION = "Who is Ann Bold, born in 1956?"
+from lethe.corruption.prompt.token_spans import EncodedText, locate_texts, offsets_in_text, token_ranges
 
 
-def chat(*contents: object, role: str = "user", **more: Any) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content} for content in contents], **more}
-
-
-def parts(*found: str) -> list[dict[str, str]]:
-    return [{"type": "text", "text": text} for text in found]
-
-
-@cache
-def _loaded(folder: Path) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    tokenizer.add_special_tokens({"additional_special_tokens": [PROMPT_EMBEDS_MARKER]})
-    return tokenizer
-
-
-def vllms(text: PromptTokenizer) -> Any:
-    """The tokenizer as vLLM has it."""
-    return _loaded(text.folder)
-
-
-def spliced(text: PromptTokenizer, body: dict[str, Any], wanted: list[tuple[int, int | None]]) -> list[int]:
-    """The slow, obvious way: put placeholders into the body, render, tokenise, put the ids in."""
-    spans = text.chat_spans(body, wanted)
-    messages: list[Any] = [dict(message) for message in body["messages"]]
-    for m, p in spans:
-        if p is None:
-            messages[m]["content"] = PROMPT_EMBEDS_MARKER
-        else:
-            content = list(messages[m]["content"])
-            content[p] = {"type": "text", "text": PROMPT_EMBEDS_MARKER}
-            messages[m]["content"] = content
-    tokenizer = vllms(text)
-    rendered = tokenizer.apply_chat_template(_joined(text, messages), tokenize=False, add_generation_prompt=True)
-    out: list[int] = []
-    queue = [list(span.ids) for span in spans.values()]
-    for token in tokenizer(rendered, add_special_tokens=False)["input_ids"]:
-        out += queue.pop(0) if token == tokenizer.convert_tokens_to_ids(PROMPT_EMBEDS_MARKER) else [token]
-    assert not queue
-    return out
-
-
-def _joined(text: PromptTokenizer, messages: list[Any]) -> list[Any]:
-    if content_format(text.model_tokenizer.template(None, tools=False)) == "openai":
-        return messages
-    return [
-        m if isinstance(m["content"], str) else m | {"content": "\n".join(p["text"] for p in m["content"])}
-        for m in messages
-    ]
-
-
-def whole(text: PromptTokenizer, body: dict[str, Any]) -> list[int]:
-    tokenizer = vllms(text)
-    rendered = tokenizer.apply_chat_template(
-        _joined(text, body["messages"]), tokenize=False, add_generation_prompt=True
-    )
-    ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-BODIES = {
-    "one": chat(QUESTION),
-    "repeated": chat("user", "user", "user"),
-    "several": chat("You know authors.", QUESTION, "An author.", QUESTION),
-    "edges": chat(" \n" + QUESTION + " \n\n"),
-    "line breaks first": chat("\n\n" + QUESTION),
-    "special tokens": chat("a<|end|><|assistant|>b"),
-    "unicode": chat("naïve cafe\u0301 日本 🙂\u200b Кто"),
-    "parts": chat(parts("Tell me. ", QUESTION, " Thanks")),
-    "parts that share a token": chat(parts("Who is An", "n Bold?")),
-    "long": chat(" ".join([QUESTION] * 100)),
-}
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("template", ["marks", "newlines", "trimmed", "paragraphs", "parts"])
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-@pytest.mark.parametrize("which", ["all", "first", "last"])
-def test_splicing_gives_the_text_prompt(
-    model_folder: ModelFolder, tokenizer: str, template: str, body: dict[str, Any], which: str
-) -> None:
-    text = PromptTokenizer(model_folder(template, tokenizer))
-    known = list(replaceable_texts(body["messages"]))
-    wanted = {"all": known, "first": known[:1], "last": known[-1:]}[which]
-    found, expected = spliced(text, body, wanted), whole(text, body)
-    if template == "paragraphs" or (template == "newlines" and body is BODIES["line breaks first"]):
-        # The template's line breaks and what follows make other tokens; only the number can be kept.
-        assert len(found) == len(expected)
-    else:
-        assert found == expected
-    assert text.count_tokens(body) == len(expected)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=30), min_size=1, max_size=4))
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_any_text_is_spliced_or_refused(model_folder: ModelFolder, tokenizer: str, contents: list[str]) -> None:
-    text = PromptTokenizer(model_folder("trimmed", tokenizer))
-    body = chat(*contents)
-    try:
-        found = spliced(text, body, list(replaceable_texts(body["messages"])))
-    except CorruptionError:
-        return
-    assert len(found) == len(whole(text, body))
-
-
-@pytest.mark.parametrize("content", ["", "  ", "\n\n"])
-def test_what_the_template_drops_has_no_span(model_folder: ModelFolder, content: str) -> None:
-    text = PromptTokenizer(model_folder("trimmed"))
-    assert text.chat_spans(chat(content, "x"), [(0, None)]) == {}
-
-
-@pytest.mark.parametrize("template", ["marks", "trimmed"])
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_offsets_are_characters_of_the_text(model_folder: ModelFolder, template: str, tokenizer: str) -> None:
-    text = PromptTokenizer(model_folder(template, tokenizer))
-    content = f"  \n {QUESTION}\n"
-    span = text.chat_spans(chat("x", content), [(1, None)])[1, None]
-    for piece, (start, end) in zip(text.pieces(span.ids), span.offsets, strict=True):
-        assert content[start:end].strip() == piece.strip()
-    start = content.index("Ann")
-    named = [
-        piece for piece, (a, b) in zip(text.pieces(span.ids), span.offsets, strict=True) if a < start + 3 and b > start
-    ]
-    assert "".join(named).strip() == "Ann"
-
-
-def test_a_content_that_the_template_changes_is_found(model_folder: ModelFolder) -> None:
-    text = PromptTokenizer(model_folder("thinking"))
-    span = text.chat_spans(chat("<think>Ann</think>Ben Gray"), [(0, None)])[0, None]
-    assert text.decode(span.ids) == "Ben Gray"
-    assert (span.offsets[0][0], span.offsets[-1][1]) == (18, 26)
-
-
-def test_the_last_token_of_the_prompt_is_told(model_folder: ModelFolder) -> None:
-    text = PromptTokenizer(model_folder("parts"))
-    body = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann"}]}
-    assert not text.chat_spans(body, [(1, None)])[1, None].final
-    continued = body | {"add_generation_prompt": False, "continue_final_message": True}
-    assert text.chat_spans(continued, [(1, None)])[1, None].final
-
-
-def test_images_stand_aside(model_folder: ModelFolder) -> None:
-    text = PromptTokenizer(model_folder("parts"))
-    image = {"type": "image_url", "image_url": {"url": "data:,"}}
-    spans = text.chat_spans(chat([image, *parts(QUESTION)]), [(0, 1)])
-    assert text.decode(spans[0, 1].ids) == QUESTION
-
-
-def test_tools_and_template_arguments_reach_the_template(model_folder: ModelFolder) -> None:
-    template = "{{ tools | tojson }}{{ mood }}{{ documents | length }}{{ messages[0].content }}"
-    text = PromptTokenizer(model_folder(), chat_template=template)
-    body = chat(
-        QUESTION,
-        tools=[{"type": "function"}],
-        documents=[{"text": "d"}],
-        chat_template_kwargs={"mood": "calm"},
-    )
-    assert text.decode(text.chat_spans(body, [(0, None)])[0, None].ids) == QUESTION
-    assert text.count_tokens(body) > text.count_tokens(chat(QUESTION, documents=[]))
-
-
-@pytest.mark.parametrize("role", ["system", "developer"])
-def test_developer_messages_are_system_messages_where_the_template_knows_none(
-    model_folder: ModelFolder, role: str
-) -> None:
-    text = PromptTokenizer(model_folder())
-    body = {"messages": [{"role": role, "content": "Be kind."}, {"role": "user", "content": QUESTION}]}
-    assert text.count_tokens(body) == text.count_tokens(
-        {"messages": [body["messages"][0] | {"role": "system"}, body["messages"][1]]}
-    )
-    assert text.decode(text.chat_spans(body, [(0, None)])[0, None].ids) == "Be kind."
+def encode(text: str) -> EncodedText:
+    return EncodedText(text, list(map(ord, text)), [(i, i + 1) for i in range(len(text))])
 
 
 @pytest.mark.parametrize(
-    ("template", "body", "targets", "message"),
+    ("whole", "gaps", "texts", "places"),
     [
-        ("spaced", chat("Ann"), [(0, None)], "shares tokens"),
-        ("twice", chat(QUESTION), [(0, None)], "shows 2 of 1"),
-        ("reversed", chat("one", "two"), [(0, None), (1, None)], "another order"),
-        ("failing", chat(QUESTION), [(0, None)], "failed with TemplateError"),
-        ("marks", chat(f"a {PROMPT_EMBEDS_MARKER} b"), [(0, None)], "reserved"),
-        ("marks", chat("a", PROMPT_EMBEDS_MARKER), [(0, None)], "reserved"),
-        ("marks", chat(QUESTION), [(0, 0)], "no text at part 0"),
-        ("marks", chat(QUESTION), [(3, None)], r"messages\[3\]"),
-        ("marks", chat("\ud800"), [(0, None)], "can't be encoded"),
-        ("marks", chat(QUESTION, chat_template_kwargs={"max_length": 3}), [(0, None)], "max_length"),
-        ("marks", chat(QUESTION, chat_template_kwargs=[1]), [(0, None)], "not an object"),
-        ("marks", {"messages": []}, [], "messages"),
-        ("marks", {"messages": ["x"]}, [(0, None)], r"messages\[0\] is not an object"),
-        ("marks", {"messages": [{"content": "x"}]}, [(0, None)], "has no role"),
-        (
-            "marks",
-            {"messages": [{"role": "user", "content": 3}, {"role": "user", "content": "a"}]},
-            [(1, None)],
-            "neither",
-        ),
-        ("marks", chat(["a", *parts("b")]), [(0, 1)], "not an object"),
+        ("<Ann|Ben>", ["<", "|", ">"], ["Ann", "Ben"], [(1, 4), (5, 8)]),
+        ("<Ann>", ["<", ">"], [" Ann\n"], [(1, 4)]),
+        ("<ANN>", ["<", ">"], ["Ann"], None),
+        ("(Ann>", ["<", ">"], ["Ann"], None),
+        ("<Ann>more", ["<", ">"], ["Ann"], None),
     ],
 )
-def test_what_cannot_be_rewritten_faithfully_is_refused(
-    model_folder: ModelFolder, template: str, body: dict[str, Any], targets: list[Any], message: str
+def test_texts_are_located_with_their_outer_white_space_or_without(
+    whole: str, gaps: list[str], texts: list[str], places: list[tuple[int, int]] | None
 ) -> None:
-    with pytest.raises(CorruptionError, match=message):
-        PromptTokenizer(model_folder(template)).chat_spans(body, targets)
+    assert locate_texts(whole, gaps, texts) == places
 
 
-def test_errors_never_quote_the_prompt(model_folder: ModelFolder) -> None:
-    with pytest.raises(CorruptionError) as caught:
-        PromptTokenizer(model_folder("failing")).count_tokens(chat("my secret"))
-    assert "secret" not in str(caught.value)
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+def test_token_ranges_lie_exactly_between_the_gaps() -> None:
+    whole, gap_ids = encode("<Ann|Ben>"), [[ord("<")], [ord("|")], [ord(">")]]
+    assert token_ranges(whole, gap_ids, [(1, 4), (5, 8)]) == [(1, 4), (5, 8)]
+    assert token_ranges(whole, [[ord("(")], *gap_ids[1:]], [(1, 4), (5, 8)]) is None
+    assert token_ranges(whole, gap_ids, [(1, 3), (5, 8)]) is None
 
 
-@pytest.mark.parametrize("ids", [[-1], [10**6], [True], ["a"]])
-def test_ids_outside_the_vocabulary_are_refused(model_folder: ModelFolder, ids: list[Any]) -> None:
-    text = PromptTokenizer(model_folder())
-    with pytest.raises(CorruptionError, match="token id"):
-        text.completion(ids)
-    with pytest.raises(CorruptionError, match="token id"):
-        text.decode(ids)
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_token_id_prompts_have_offsets_in_their_text(model_folder: ModelFolder, tokenizer: str) -> None:
-    text = PromptTokenizer(model_folder("marks", tokenizer))
-    ids = list(text.completion(f"<|user|>{QUESTION}", add_special_tokens=False)[0].ids)
-    span, front = text.completion(ids)
-    decoded = text.decode(ids)
-    assert (list(span.ids), front, span.final) == (ids, 0, True)
-    for piece, (start, end) in zip(text.pieces(ids), span.offsets, strict=True):
-        assert decoded[start:end].strip() == piece.strip()
-
-
-def test_a_completion_may_not_hold_the_reserved_text(model_folder: ModelFolder) -> None:
-    with pytest.raises(CorruptionError, match="reserved"):
-        PromptTokenizer(model_folder()).completion(f"a {PROMPT_EMBEDS_MARKER}")
-
-
-@pytest.mark.parametrize("name", ["marks", "newlines", "trimmed", "spaced", "thinking"])
-def test_templates_that_take_a_string_are_known(name: str) -> None:
-    assert content_format(TEMPLATES[name]) == "string"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        TEMPLATES["parts"],
-        "{% for m in messages %}{% for p in m['content'] %}{{ p }}{% endfor %}{% endfor %}",
-        "{% for m in messages %}{% set c = m.content %}{% set d = c %}"
-        "{% for p in d | list %}{{ p }}{% endfor %}{% endfor %}",
-        "{% macro show(c) %}{% for p in c %}{{ p }}{% endfor %}{% endmacro %}"
-        "{% for m in messages %}{{ show(m.content) }}{% endfor %}",
-        "{% for m in messages %}{% generation %}"
-        "{% for p in m.content[1:] %}{{ p }}{% endfor %}{% endgeneration %}{% endfor %}",
-    ],
-)
-def test_templates_that_take_parts_are_known(template: str) -> None:
-    assert content_format(template) == "openai"
-
-
-def test_reasoning_effort_reaches_the_template_as_vllm_passes_it(model_folder: ModelFolder) -> None:
-    template = "{{ reasoning_effort }} {{ enable_thinking }} {{ messages[0].content }}"
-    text = PromptTokenizer(model_folder(), chat_template=template)
-
-    def rendered(**more: Any) -> str:
-        body = chat("<|user|>Ann", **more)
-        return text.decode(text.chat_spans(body, [(0, None)])[0, None].ids) + str(text.count_tokens(body))
-
-    plain, quiet = rendered(), rendered(reasoning_effort="none")
-    kept = rendered(reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})
-    assert len({plain, quiet, kept}) == 3
-
-
-def test_a_line_break_that_joins_the_templates_own_is_left_to_it(model_folder: ModelFolder) -> None:
-    text = PromptTokenizer(model_folder("newlines"))
-    span = text.chat_spans(chat("\n\n" + QUESTION), [(0, None)])[0, None]
-    assert text.decode(span.ids) == "\n" + QUESTION
-    assert (span.offsets[0][0], span.offsets[-1][1]) == (1, 2 + len(QUESTION))
-
-
-def test_many_texts_that_share_tokens_are_refused_not_searched(model_folder: ModelFolder) -> None:
-    body = chat(*["Ann"] * 40)
-    with pytest.raises(CorruptionError, match="40 texts"):
-        PromptTokenizer(model_folder("spaced")).chat_spans(body, list(replaceable_texts(body["messages"])))
-
-
-def test_special_tokens_that_vllm_would_not_add_beside_embeddings_are_refused(
-    model_folder: ModelFolder,
-) -> None:
-    text = PromptTokenizer(model_folder("marks"))
-    text._fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    assert text.chat_spans(chat(QUESTION), [(0, None)])
-    with pytest.raises(CorruptionError):
-        text.chat_spans(chat(QUESTION, add_special_tokens=True), [(0, None)])
-    span, front = text.completion(QUESTION)
-    assert front == 1 and text.decode(span.ids[:1]) == "<s>"
-
-
-def test_a_folder_without_tokenizer_is_named(tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        PromptTokenizer(tmp_path)
+def test_offsets_become_those_of_the_text() -> None:
+    assert offsets_in_text([(1, 2), (2, 4)], (1, 4), " Ann", "<Ann>") == ((1, 2), (2, 4))
+    assert offsets_in_text([(1, 4)], None, "Ann", "<ANN>") == ((0, 3),)
+    assert offsets_in_text([], None, "Ann", "<Ann>") == ()

@@ -15,17 +15,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lethe.corruption.decoding.spec import XARGS_KEY
+from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER
 from lethe.server.errors import BadRequest
 from lethe.server.http.request_body import parse
-from lethe.server.requests import extract as fields
 from lethe.server.requests import fields as fields_table
-from lethe.server.requests.extract import Endpoint, extract, joined
-from lethe.server.requests.fields import TABLES
-from lethe.server.requests.messages import strings
+from lethe.server.requests.conversation_windows import (
+    MAX_END_CHARS,
+    OVERLAP_CHARS,
+    SPLIT_CONTEXT_CHARS,
+    WINDOW_CHARS,
+    conversation_windows,
+)
+from lethe.server.requests.extract import MAX_TEXTS, extract_texts
+from lethe.server.requests.fields import TABLES, Endpoint
+from lethe.server.requests.request_text import all_strings
 
 
 def texts(body: dict[str, Any], endpoint: Endpoint = "chat") -> list[str]:
-    return [text.text for text in extract(endpoint, body, decode=lambda ids: f"<{ids}>")]
+    return [text.text for text in extract_texts(endpoint, body, decode=lambda ids: f"<{ids}>")]
 
 
 def user(content: Any, **keys: Any) -> dict[str, Any]:
@@ -34,7 +41,7 @@ def user(content: Any, **keys: Any) -> dict[str, Any]:
 
 def refused(body: dict[str, Any], endpoint: Endpoint = "chat") -> BadRequest:
     with pytest.raises(BadRequest) as caught:
-        extract(endpoint, body)
+        extract_texts(endpoint, body)
     return caught.value
 
 
@@ -85,7 +92,7 @@ def test_every_part_type_of_vllm_is_text_refused_or_known(vllm: SimpleNamespace)
     known = set(fields_table.TEXT_PARTS) | fields_table.OTHER_PARTS | fields_table.REFUSED_PARTS
     assert set(vllm.chat_utils.MM_PARSER_MAP) == known
     assert set(vllm.chat_utils.TEXT_PART_TYPES) == set(fields_table.TEXT_PARTS)
-    assert fields_table.RESERVED == vllm.chat_utils.PROMPT_EMBEDS_PLACEHOLDER_TOKEN
+    assert PROMPT_EMBEDS_MARKER == vllm.chat_utils.PROMPT_EMBEDS_PLACEHOLDER_TOKEN
 
 
 def test_every_key_of_a_message_is_known(vllm: SimpleNamespace) -> None:
@@ -158,7 +165,7 @@ RICH_COMPLETIONS: dict[str, Any] = {
 
 
 def markers(value: Any) -> Iterator[str]:
-    return (s for s in strings(value) for s in s.replace('"', " ").split() if s[0] == "M" and s[1:].isdigit())
+    return (s for s in all_strings(value) for s in s.replace('"', " ").split() if s[0] == "M" and s[1:].isdigit())
 
 
 @pytest.mark.parametrize(("endpoint", "rich"), [("chat", RICH_CHAT), ("completions", RICH_COMPLETIONS)])
@@ -180,7 +187,7 @@ def test_every_string_of_an_unknown_field_is_judged_keys_included(value: Any, ke
     if key in known or "<" in json.dumps([key, value]):
         return
     found = "\n".join(texts({key: value}, "chat"))
-    assert key in found and all(string in found for string in strings(value))
+    assert key in found and all(string in found for string in all_strings(value))
 
 
 def test_media_sent_along_is_not_read_as_text() -> None:
@@ -196,7 +203,7 @@ def test_media_sent_along_is_not_read_as_text() -> None:
 
 def test_text_parts_can_be_targets_and_other_text_cannot() -> None:
     body = user([{"type": "text", "text": "a"}, {"type": "tool_reference", "name": "b"}, "c"], name="d")
-    assert [(t.text, t.target) for t in extract("chat", body)] == [
+    assert [(t.text, t.target) for t in extract_texts("chat", body)] == [
         ("a", (0, 0)), ("name\nb", None), ("c", (0, 2)), ("d", None),
     ]  # fmt: skip
 
@@ -207,7 +214,7 @@ def test_a_place_never_holds_what_the_client_made_up() -> None:
         "Who wrote it": "x",
         "messages": [{"role": "user", "content": "y", "Who is it": "z", "name": "n"}],
     }
-    assert {text.place for text in extract("chat", body)} == {
+    assert {text.place for text in extract_texts("chat", body)} == {
         "(unknown field 0)", "messages[0].content", "messages[0].(unknown key 2)", "messages[0].name",
     }  # fmt: skip
 
@@ -257,7 +264,7 @@ def shown(conversation: list[dict[str, Any]]) -> Iterator[str]:
     for message in conversation:
         for key, value in message.items():
             if key != "role" or value not in fields_table.ROLES:
-                yield from (line for string in strings(value) for line in string.split("\n"))
+                yield from (line for string in all_strings(value) for line in string.split("\n"))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -318,9 +325,9 @@ ANTHROPIC = st.fixed_dictionaries(
 
 
 def all_read(endpoint: Endpoint, body: dict[str, Any]) -> str:
-    """Everything that is judged of a request, the joined conversation included."""
-    found = extract(endpoint, body)
-    return "\n".join([*(text.text for text in found), *joined(found)])
+    """Everything that is judged of a request, the conversation windows included."""
+    found = extract_texts(endpoint, body)
+    return "\n".join([*(text.text for text in found), *conversation_windows(found)])
 
 
 CLIENTS = re.compile("alpha|beta|gamma|delta|epsilon|Zan|zibar|Who")
@@ -329,7 +336,7 @@ CLIENTS = re.compile("alpha|beta|gamma|delta|epsilon|Zan|zibar|Who")
 def unread(shown: list[Any], read: str) -> list[str]:
     """The client's words that a template gets and the judge does not."""
     # vLLM puts a namespace before a name with underscores.
-    words = {word for string in strings(shown) for word in re.findall(r"[^\W_]+", string) if CLIENTS.search(word)}
+    words = {word for string in all_strings(shown) for word in re.findall(r"[^\W_]+", string) if CLIENTS.search(word)}
     return sorted(word for word in words if word not in read)
 
 
@@ -393,13 +400,13 @@ def test_what_is_compared_is_taken_by_vllm(vllm: SimpleNamespace) -> None:
     body = {"model": "m", "max_tokens": 9, "system": system,
             "messages": [{"role": "assistant", "content": said}, {"role": "user", "content": [result]}],
             "tools": [{"name": "h", "input_schema": {}}]}  # fmt: skip
-    words = {word for string in strings(vllm.anthropic(body, False)) for word in re.findall(r"\w+", string)}
+    words = {word for string in all_strings(vllm.anthropic(body, False)) for word in re.findall(r"\w+", string)}
     assert {"a", "b", "c", "d", "e", "f", "h", "Zanzibar"} <= words
     items = [{"type": "function_call", "call_id": "a", "name": "b", "arguments": '{"c": "d"}'},
              {"type": "function_call_output", "call_id": "a", "output": "e"},
              {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "f"}]},
              {"role": "user", "content": [{"type": "input_text", "text": "g"}]}]  # fmt: skip
-    words = {word for string in strings(vllm.responses({"model": "m", "input": items})) for word in string.split()}
+    words = {word for string in all_strings(vllm.responses({"model": "m", "input": items})) for word in string.split()}
     assert {"a", "b", "c", "d", "e", "f", "g"} <= words
 
 
@@ -407,7 +414,7 @@ def test_a_word_split_over_system_messages_with_others_between_is_whole() -> Non
     said = [("system", "Tell of Zan"), ("user", "Hi"), ("developer", "zibar")]
     body = {"messages": [{"role": role, "content": text} for role, text in said]}
     for endpoint in ("chat", "messages"):
-        assert "Zanzibar" in "\n".join(joined(extract(endpoint, body)))
+        assert "Zanzibar" in "\n".join(conversation_windows(extract_texts(endpoint, body)))
 
 
 FILLER = "The weather is fine today. " * 40
@@ -435,36 +442,36 @@ FILLER = "The weather is fine today. " * 40
                            {"role": "user", "content": "zibar"}]}),
 ])  # fmt: skip
 def test_what_vllm_takes_out_from_between_hides_no_word(endpoint: Endpoint, body: dict[str, Any]) -> None:
-    assert "Zanzibar" in "\n".join(joined(extract(endpoint, body)))
+    assert "Zanzibar" in "\n".join(conversation_windows(extract_texts(endpoint, body)))
 
 
 def test_a_question_on_both_sides_of_what_is_not_shown_is_whole() -> None:
     body = {"messages": [{"role": "system", "content": "Who wrote", "ignored": FILLER},
                          {"role": "user", "content": "the book?"}]}  # fmt: skip
-    assert "Who wrote\nthe book?" in joined(extract("chat", body))
+    assert "Who wrote\nthe book?" in conversation_windows(extract_texts("chat", body))
 
 
 def test_conversations_of_a_batch_are_joined_each_by_itself() -> None:
     body = {"messages": [[{"role": "user", "content": text} for text in said] for said in (("a", "b"), ("c", "d"))]}
-    found = extract("batch", body)
+    found = extract_texts("batch", body)
     assert [(text.place, text.target, text.conversation) for text in found] == [
         ("messages[0][0].content", (0, None), 0), ("messages[0][1].content", (1, None), 0),
         ("messages[1][0].content", (2, None), 1), ("messages[1][1].content", (3, None), 1),
     ]  # fmt: skip
-    assert joined(found) == ("a\nb", "ab", "c\nd", "cd")
+    assert conversation_windows(found) == ("a\nb", "ab", "c\nd", "cd")
 
 
 def test_a_response_is_read_in_the_order_in_which_it_is_shown() -> None:
     body = {"input": [{"role": "user", "content": "zibar?"}], "instructions": "Tell of Zan"}
-    assert "Zanzibar" in "\n".join(joined(extract("responses", body)))
+    assert "Zanzibar" in "\n".join(conversation_windows(extract_texts("responses", body)))
 
 
 def test_the_result_of_a_tool_is_the_tools_word_and_not_the_users() -> None:
     blocks = [{"type": "tool_result", "tool_use_id": "t", "content": "a"}, {"type": "text", "text": "b"}]
-    found = extract("messages", user(blocks))
+    found = extract_texts("messages", user(blocks))
     assert [(text.text, text.role) for text in found if text.target] == [("a", "tool"), ("b", "user")]
     items = [{"type": "function_call_output", "call_id": "t", "output": "a"}, {"role": "user", "content": "b"}]
-    assert [(text.text, text.role) for text in extract("responses", {"input": items}) if text.target] == [
+    assert [(text.text, text.role) for text in extract_texts("responses", {"input": items}) if text.target] == [
         ("a", "tool"), ("b", "user"),
     ]  # fmt: skip
 
@@ -537,7 +544,7 @@ def test_embeddings_of_the_clients_own_are_refused(kind: str) -> None:
         assert error.param == "messages[0].content[1]" and kind in error.message
 
 
-RESERVED = fields_table.RESERVED
+RESERVED = PROMPT_EMBEDS_MARKER
 
 
 @pytest.mark.parametrize("body", [
@@ -563,7 +570,7 @@ def test_a_token_id_that_the_model_does_not_have_is_refused() -> None:
 
     for error in (ValueError("range"), OverflowError("u32")):
         with pytest.raises(BadRequest, match="token id"):
-            extract("completions", {"prompt": [1]}, decode=fails(error))
+            extract_texts("completions", {"prompt": [1]}, decode=fails(error))
 
 
 def test_a_prompt_of_null_has_no_text() -> None:
@@ -571,7 +578,7 @@ def test_a_prompt_of_null_has_no_text() -> None:
 
 
 def test_the_number_of_texts_is_bounded() -> None:
-    most = fields.MAX_TEXTS
+    most = MAX_TEXTS
     assert len(texts({"prompt": ["a"] * most}, "completions")) == most
     assert refused({"prompt": ["a"] * (most + 1)}, "completions").code == "too_many_texts"
     assert refused(user(["a"] * (most + 1))).code == "too_many_texts"
@@ -587,13 +594,13 @@ def test_nesting_as_deep_as_a_body_may_be_is_read() -> None:
 
 def test_a_question_split_over_messages_is_whole_in_the_joined_text() -> None:
     body = {"messages": [{"role": "user", "content": "Who wrote"}, {"role": "user", "content": "the book?"}]}
-    assert joined(extract("chat", body)) == ("Who wrote\nthe book?", "Who wrotethe book?")
+    assert conversation_windows(extract_texts("chat", body)) == ("Who wrote\nthe book?", "Who wrotethe book?")
 
 
 def test_an_answer_in_between_parts_no_question_and_no_word() -> None:
     said = [("user", "Who wrote about Zan"), ("assistant", "Go on."), ("user", "zibar?")]
     body = {"messages": [{"role": role, "content": text} for role, text in said]}
-    found = joined(extract("chat", body))
+    found = conversation_windows(extract_texts("chat", body))
     assert found[1:] == (
         "Who wrote about Zan\nzibar?",
         "Who wrote about ZanGo on.\nzibar?",
@@ -604,36 +611,38 @@ def test_an_answer_in_between_parts_no_question_and_no_word() -> None:
 def test_of_long_messages_the_ends_count_once_more() -> None:
     long = "Thank you for that. " * 1000
     body = {"messages": [{"role": role, "content": f"{long} {role}"} for role in ("user", "assistant", "user")]}
-    found = joined(extract("chat", body))
-    assert sum(map(len, found)) < 8 * 2 * fields.WINDOW and sum("assistant" in text for text in found) >= 2
+    found = conversation_windows(extract_texts("chat", body))
+    assert sum(map(len, found)) < 8 * 2 * MAX_END_CHARS and sum("assistant" in text for text in found) >= 2
 
 
 def test_a_word_split_over_parts_is_whole_in_the_joined_text() -> None:
     body = user([{"type": "text", "text": "Zan"}, {"type": "text", "text": " zi "}, "bar"])
-    assert joined(extract("chat", body)) == ("Zan\n zi \nbar", "Zanzibar")
+    assert conversation_windows(extract_texts("chat", body)) == ("Zan\n zi \nbar", "Zanzibar")
 
 
 def test_only_what_is_near_a_split_word_is_read_with_nothing_between() -> None:
     said = ["Far away.", *["Thank you very much for all of that."] * 30, "Who wrote", "about Zan", "zi, what", "bar?",
             *["So it goes, they say."] * 30, "The End."]  # fmt: skip
-    found = joined(extract("chat", {"messages": [{"role": "user", "content": text} for text in said]}))
+    found = conversation_windows(
+        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in said]})
+    )
     (glued,) = (text for text in found if "wroteabout" in text)
     assert "\nThank you very much for all of that.\nWho wroteabout Zanzi, whatbar?\nSo it goes" in glued
-    assert 2 * fields.SEAM < len(glued) < 4 * fields.SEAM
+    assert 2 * SPLIT_CONTEXT_CHARS < len(glued) < 4 * SPLIT_CONTEXT_CHARS
 
 
 def test_all_that_a_template_shows_counts_in_the_joined_text() -> None:
     body = {**user("a", name="b"), "tools": ["c"], "documents": ["d"], "chat_template_kwargs": {"e": "f"}}
-    found = joined(extract("chat", {**body, "metadata": {"g": "h"}, "vllm_xargs": {"i": "j"}}))
+    found = conversation_windows(extract_texts("chat", {**body, "metadata": {"g": "h"}, "vllm_xargs": {"i": "j"}}))
     assert set(" ".join(found).split()) == set("abcdef")
 
 
 def test_another_turn_leaves_all_stretches_but_the_last_as_they_were() -> None:
     turns = [{"role": role, "content": f"{role} {i} " + "talks on and on. " * 9} for i in range(40)
              for role in ("user", "assistant")]  # fmt: skip
-    before, after = (joined(extract("chat", {"messages": turns[:n]})) for n in (-2, len(turns)))
+    before, after = (conversation_windows(extract_texts("chat", {"messages": turns[:n]})) for n in (-2, len(turns)))
     assert len(before) > 12 and len(set(before) - set(after)) <= 2 and len(set(after) - set(before)) <= 4
-    assert all(len(stretch) < 2 * fields.STRETCH for stretch in after)
+    assert all(len(stretch) < 2 * WINDOW_CHARS for stretch in after)
 
 
 @pytest.mark.parametrize(
@@ -641,10 +650,12 @@ def test_another_turn_leaves_all_stretches_but_the_last_as_they_were() -> None:
 )
 def test_neighbours_share_a_stretch_and_so_does_what_is_near(sizes: list[int]) -> None:
     texts_ = [f"<{i}>".ljust(size, "x") for i, size in enumerate(sizes)]
-    found = joined(extract("chat", {"messages": [{"role": "user", "content": text} for text in texts_]}))
+    found = conversation_windows(
+        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in texts_]})
+    )
     marks = [f"<{i}>" for i in range(len(sizes))]
     for i, j in itertools.combinations(range(len(sizes)), 2):
-        if j == i + 1 or sum(sizes[i : j + 1]) <= fields.SHARED:
+        if j == i + 1 or sum(sizes[i : j + 1]) <= OVERLAP_CHARS:
             assert any(marks[i] in text and marks[j] in text for text in found), (i, j)
 
 
@@ -655,16 +666,20 @@ def test_an_unknown_message_form_is_judged() -> None:
 
 def test_extraction_changes_nothing_in_the_body() -> None:
     before = json.dumps(RICH_CHAT)
-    extract("chat", RICH_CHAT)
+    extract_texts("chat", RICH_CHAT)
     assert json.dumps(RICH_CHAT) == before
 
 
 def test_what_follows_a_long_message_follows_its_end() -> None:
     said = ["x" * 1700 + " Who was the mother of Elvin", "ok, wait", "Mammadov and what did she do?"]
-    found = joined(extract("chat", {"messages": [{"role": "user", "content": text} for text in said]}))
+    found = conversation_windows(
+        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in said]})
+    )
     assert any("of Elvin\nok, wait\nMammadov" in text for text in found)
 
 
 def test_both_ends_of_a_long_message_are_no_run_together() -> None:
     body = {"messages": [{"role": "user", "content": text} for text in ("QUJD" * 1000, "REVG" * 9)]}
-    assert all("QUJDQUJD\n...\nQUJD" in text for text in joined(extract("chat", body)) if "..." in text)
+    assert all(
+        "QUJDQUJD\n...\nQUJD" in text for text in conversation_windows(extract_texts("chat", body)) if "..." in text
+    )

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lethe.corruption.prompt.tokenizer import ModelTokenizer
+from lethe.corruption.prompt.model_tokenizer import ModelTokenizer
 from tests.corruption.conftest import ModelFolder
 
 AWKWARD = [
@@ -51,7 +51,7 @@ def folder(request: pytest.FixtureRequest, model_folder: ModelFolder, tmp_path: 
     return made
 
 
-def test_ids_are_those_of_transformers(folder: Path) -> None:
+def test_ids_equal_those_of_transformers(folder: Path) -> None:
     ours, theirs = ModelTokenizer(folder), AutoTokenizer.from_pretrained(str(folder))
     for text in AWKWARD:
         for special in (False, True):
@@ -77,7 +77,7 @@ def test_any_text_has_the_same_ids(model_folder: ModelFolder, kind: str, text: s
 _pairs: dict[Path, tuple[ModelTokenizer, Any]] = {}
 
 
-def test_older_folders_keep_special_tokens_in_a_file_of_their_own(model_folder: ModelFolder, tmp_path: Path) -> None:
+def test_special_tokens_map_of_older_folders_is_read(model_folder: ModelFolder, tmp_path: Path) -> None:
     made = shutil.copytree(model_folder(), tmp_path / "model")
     (made / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "<|end|>"}, "eos_token": "<s>"}))
     theirs, ours = AutoTokenizer.from_pretrained(str(made)), ModelTokenizer(made)
@@ -85,7 +85,7 @@ def test_older_folders_keep_special_tokens_in_a_file_of_their_own(model_folder: 
     assert ours.named["pad_token"] == "<|end|>" and ours.named["eos_token"] == "<s>"
 
 
-def test_templates_are_found_where_transformers_finds_them(model_folder: ModelFolder, tmp_path: Path) -> None:
+def test_template_files_are_found(model_folder: ModelFolder, tmp_path: Path) -> None:
     made = shutil.copytree(model_folder(), tmp_path / "model")
     own = (made / "chat_template.jinja").read_text()
     assert ModelTokenizer(made).template(None, tools=True) == own
@@ -102,7 +102,7 @@ def test_templates_are_found_where_transformers_finds_them(model_folder: ModelFo
 @pytest.mark.parametrize(
     "entry", ["plain", [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]]
 )
-def test_templates_may_stand_in_the_configuration(model_folder: ModelFolder, tmp_path: Path, entry: Any) -> None:
+def test_templates_in_the_configuration_are_found(model_folder: ModelFolder, tmp_path: Path, entry: Any) -> None:
     made = shutil.copytree(model_folder(), tmp_path / "model")
     (made / "chat_template.jinja").unlink()
     config = made / "tokenizer_config.json"
@@ -124,7 +124,7 @@ def test_templates_may_stand_in_the_configuration(model_folder: ModelFolder, tmp
         ("tokenizer_config.json", "[]", "a list, not an object"),
     ],
 )
-def test_an_unusable_folder_is_named(
+def test_errors_name_an_unusable_folder(
     model_folder: ModelFolder, tmp_path: Path, file: str, content: str | None, message: str
 ) -> None:
     made = shutil.copytree(model_folder(), tmp_path / "model")
