@@ -19,7 +19,7 @@ from lethe.classifier.prefilter import Prefilter
 from lethe.classifier.records import Record
 from lethe.classifier.text.ngrams import word_bucket
 from lethe.classifier.text.segments import segment_text
-from lethe.classifier.training import fit, incremental
+from lethe.classifier.training import features, fit, incremental
 from lethe.classifier.training import rows as corpus
 
 TEXTS = [
@@ -115,17 +115,17 @@ def test_a_large_set_is_fitted_on_a_part_and_found_entirely(
     few = corpus.background_prompts()[::8]
     monkeypatch.setattr(corpus, "background_prompts", lambda: few)
     for name, value in {
-        "VARIANTS_MOST": 3,
+        "MAX_REWORDINGS": 3,
         "OTHER_REWORDINGS": 40,
         "DECOYS": 80,
         "WRAPPED_ROWS": 30,
-        "REWORDED_MOST": 40,
-        "KNOWN_MOST": known,
+        "MAX_REWORDED_ITEMS": 40,
+        "MAX_LEARNED_ITEMS": known,
     }.items():
         monkeypatch.setattr(corpus, name, value)
     monkeypatch.setattr(ivf, "MAX_ROWS_WITHOUT_CELLS", 60)
-    monkeypatch.setattr(fit, "COSINES_KEPT", 0)
-    monkeypatch.setattr(fit, "ENCODED_AT_ONCE", 50)
+    monkeypatch.setattr(features, "MAX_CACHED_COSINES", 0)
+    monkeypatch.setattr(features, "ENCODED_AT_ONCE", 50)
     things = ("compasses", "stamps", "old maps", "glass eyes", "brass bells")
     names = [
         f"{first}{last}" for first in ("Orvan Tel", "Miriam Hask", "Pello Yri", "Ditte Mar") for last in "dkmnrstvz"
@@ -135,9 +135,8 @@ def test_a_large_set_is_fitted_on_a_part_and_found_entirely(
     ]
     fitted = fit.fit(forget, None, encoder=encoder)
     assert ("nor on the prompt itself" in fitted.manifest.calibration) == (known == 100)
-    assert (
-        fitted.manifest.counts["calibration_forget"] < 200 and len(fitted.items) == len(fitted.arrays["index"]) == 180
-    )
+    assert fitted.manifest.counts["calibration_forget"] < 200
+    assert len(fitted.items) == len(fitted.arrays["index"]) == 180
     monkeypatch.setattr(artifact_io, "MAPPED_FROM", 1 << 10)
     artifact_io.save_artifact(fitted, tmp_path / "a")
     loaded = artifact_io.load_artifact(tmp_path / "a")
@@ -158,10 +157,10 @@ def test_a_word_with_the_hash_of_a_known_word_is_ignored(artifact: Artifact, enc
     assert matcher.max_shared_idf(similarity.hashed_words(texts), 2)[0] > 0
     shared = matcher.max_shared_idf(similarity.hashed_known_words(texts, artifact.prompt_words), 2)
     assert shared[0] == 0 < shared[1]
-    # Beside a word that tells nothing by itself, the real one lets a window pass, and its other doesn't.
-    gate = Prefilter({"a": replace(in_cells(artifact), arrays={**in_cells(artifact).arrays, "gate": np.array([-1.0])})})
-    passed = [bool(gate.passed(segment_text(text, encoder))) for text in texts]
-    assert passed == [False, True]
+    # The known word makes the prefilter select a window; the other word with its hash doesn't.
+    celled = in_cells(artifact)
+    prefilter = Prefilter({"a": replace(celled, arrays={**celled.arrays, "gate": np.array([-1.0])})})
+    assert [bool(prefilter.select_rows(segment_text(text, encoder))) for text in texts] == [False, True]
 
 
 def test_thousands_of_equal_rows_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
