@@ -1,17 +1,15 @@
-"""One request being answered: what is known of it, when it is given up, and the way back to the client."""
+"""One request being answered: what is known of it, its deadlines, and the way back to the client."""
 
 from __future__ import annotations
 
-import asyncio
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.types import Scope, Send
 
 from lethe.server import errors
 from lethe.server.errors import GuardError
 from lethe.server.http.api_keys import Key
+from lethe.server.http.deadlines import Deadlines
 from lethe.server.requests.fields import Endpoint
 
 Headers = list[tuple[bytes, bytes]]
@@ -63,52 +61,6 @@ class RequestContext:
         return self.endpoint or self.path.rsplit("/", 1)[-1]
 
 
-class Deadlines:
-    """When a request is given up: its deadlines, and the client that disconnects.
-
-    Whoever gives it up notes the reason here and cancels the task, so that the request has nothing to wait for on
-    the side. stage: where the request is, for the metric of disconnected clients.
-    """
-
-    def __init__(self, task: asyncio.Task[Any], total_s: float, now: float) -> None:
-        """total_s: seconds for the whole request, from `now` on (`time.perf_counter`)."""
-        self.task = task
-        self.stage = "reading"
-        self.request_ends = now + total_s
-        self.stage_ends = math.inf
-        self.client_disconnected = False
-        self.error: GuardError | None = None
-        self._finished = False
-
-    def enter(self, stage: str, ends: float = math.inf) -> None:
-        """Begin a stage that has to end at `ends` (`time.perf_counter`)."""
-        self.stage, self.stage_ends = stage, ends
-
-    def body_arrives(self) -> None:
-        """A byte of the response body is here."""
-        self.enter("streaming")
-
-    def expired(self, now: float) -> bool:
-        """Whether one of the deadlines has passed."""
-        return now > self.stage_ends or now > self.request_ends
-
-    def on_disconnect(self) -> None:
-        """The client is gone: cancel the request."""
-        if not (self._finished or self.client_disconnected):
-            self.client_disconnected = True
-            self.task.cancel()
-
-    def give_up(self, error: GuardError) -> None:
-        """A deadline has passed: cancel the request, to be answered with `error`."""
-        if not (self._finished or self.client_disconnected or self.error):
-            self.error = error
-            self.task.cancel()
-
-    def finish(self) -> None:
-        """From now on nothing cancels the request."""
-        self._finished = True
-
-
 class ResponseWriter:
     """Sends the response to the client.
 
@@ -141,6 +93,12 @@ class ResponseWriter:
     async def end(self, piece: bytes = b"") -> None:
         """Send the last piece of the body."""
         await self._send({"type": "http.response.body", "body": piece})
+
+    async def send_json(self, payload: bytes) -> None:
+        """Answer 200 with a JSON body."""
+        length = (b"content-length", str(len(payload)).encode())
+        await self.start(200, [(b"content-type", b"application/json"), length])
+        await self.end(payload)
 
     async def fail(self, error: GuardError) -> None:
         """Answer with an error body in the client's dialect, or end a stream that has begun with an error event."""

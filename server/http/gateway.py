@@ -11,29 +11,27 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 from prometheus_client import Counter, Histogram
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from lethe.corruption.phrases.stream_filter import AnswerFilter
 from lethe.server import errors
-from lethe.server.errors import GuardError, Overloaded, Refused, TooLarge, TooSlow, UpstreamFailed, UpstreamTimeout
+from lethe.server.errors import GuardError, Overloaded, Refused
 from lethe.server.guard.decision import Decision, Forward, Reply
 from lethe.server.guard.executor import JudgeExecutor
 from lethe.server.guard.guard import Guard
 from lethe.server.guard.parsed_request import ParsedRequest
-from lethe.server.guard.plan import Plan
 from lethe.server.http import request_body
 from lethe.server.http.api_keys import CREDENTIALS, Keyring
 from lethe.server.http.audit_records import debug_headers, decision_record, filter_record
+from lethe.server.http.body_reader import check_content_length, read_body
 from lethe.server.http.concurrency import RequestLimits
 from lethe.server.http.connection_limits import DISCONNECT_CALLBACK
-from lethe.server.http.exchange import ClientDisconnected, Deadlines, Exchange, Headers, RequestContext, ResponseWriter
-from lethe.server.http.model_list import permitted_models
+from lethe.server.http.deadlines import Deadlines, watch_deadlines
+from lethe.server.http.exchange import ClientDisconnected, Exchange, Headers, RequestContext, ResponseWriter
+from lethe.server.http.model_list import model_list
 from lethe.server.http.original_request import (
     ERROR_WITHOUT_REASON,
     INVALID_REQUEST,
@@ -45,6 +43,7 @@ from lethe.server.http.original_request import (
 )
 from lethe.server.http.rate_limits import KeyLimits
 from lethe.server.http.relay import relay, relay_filtered, without_compression
+from lethe.server.http.upstream_request import UpstreamRequest, planned_request
 from lethe.server.http.worker_thread import INLINE_BYTES, WorkerThread
 from lethe.server.observability import loop_lag, malloc
 from lethe.server.observability.audit import AuditLog
@@ -54,53 +53,10 @@ from lethe.server.policy.schema import Policy
 from lethe.server.requests.fields import RELAYED, Endpoint
 from lethe.server.requests.validation import may_be_invalid
 from lethe.server.settings import Settings
-from lethe.server.upstream.capabilities import Needs
 from lethe.server.upstream.http1 import UpstreamResponse
 from lethe.server.upstream.pool import ReplicaPool, conversation_digest
 
 log = logging.getLogger("lethe.gateway")
-
-
-@dataclass(frozen=True)
-class UpstreamRequest:
-    """What is sent upstream.
-
-    model, affinity, needs: which replica answers, see `ReplicaPool.open`. original: the request as it came, where another
-    body is sent. answer: the output filter of the answer; None: it is relayed as it comes.
-    """
-
-    payload: bytes | None
-    model: Any = None
-    affinity: bytes | None = None
-    needs: Needs = Needs()
-    original: OriginalRequest | None = None
-    answer: FilteredAnswer | None = None
-    filtering: tuple[Policy, ...] = ()
-
-
-async def read_body(receive: Receive, limit: int, reserve: Callable[[int], None]) -> bytes:
-    """The whole request body. Raises TooLarge past `limit` bytes, or ClientDisconnected.
-
-    reserve: called with the size of every chunk before it is kept; what it raises ends the reading.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        reserve(len(chunk))
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body is larger than {limit} bytes (LETHE_MAX_BODY_BYTES)", code="body_too_large")
 
 
 class Gateway:
@@ -134,15 +90,12 @@ class Gateway:
         self._reader = WorkerThread()
         self._in_flight: set[Exchange] = set()
         metrics.compute(metrics.in_flight, lambda: len(self._in_flight))
-        shortest = min(settings.body_timeout_s, settings.first_byte_timeout_s, settings.request_timeout_s)
-        # Seconds between two looks at the deadlines: an eighth of the shortest, so that none is exceeded by more.
-        self._deadline_interval_s = min(shortest / 8, 1.0)
         self._finished_metrics: dict[tuple[str, int | str], tuple[Counter, Histogram]] = {}
 
     async def run(self) -> None:
         """Watch deadlines, the keys' file and the event loop until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch_deadlines())
+            group.create_task(watch_deadlines(self._in_flight, self._settings, self._metrics))
             group.create_task(loop_lag.measure_loop_lag(self._metrics))
             group.create_task(malloc.trim_periodically())
             if self._keys is not None:
@@ -207,9 +160,7 @@ class Gateway:
         The checks that cost little and read no body come first. Raises GuardError.
         """
         limit = self._settings.max_body_bytes
-        for name, value in exchange.request.headers:
-            if name == b"content-length" and int(value) > limit:
-                raise _too_large(limit)
+        check_content_length(exchange.request.headers, limit)
         with self._limits.key_limits.admit(exchange.request.key), self._limits.memory.reservation() as reserve:
             exchange.deadlines.enter("reading", exchange.request.started + self._settings.body_timeout_s)
             raw = await read_body(receive, limit, reserve)
@@ -220,7 +171,11 @@ class Gateway:
     async def _serve_body(self, exchange: Exchange, raw: bytes) -> None:
         """Read, decide, confirm with vLLM where needed, and forward. Raises GuardError to answer with."""
         if exchange.request.endpoint is None:
-            await self._serve_unread(exchange, raw)
+            models = await model_list(self._pool, exchange.request, self._upstream_headers(exchange))
+            if models is None:
+                await self._forward(exchange, UpstreamRequest(raw or None))
+            else:
+                await exchange.response.send_json(models)
             return
         guard, request = await self._read(exchange, raw, exchange.request.endpoint)
         affinity = conversation_digest(request.body) if self._pool.has_several else None
@@ -235,8 +190,8 @@ class Gateway:
         match decision.result:
             case Reply(error):
                 raise error
-            case Forward(plan, payload):
-                await self._forward(exchange, self._upstream_request(guard, request, plan, payload, original))
+            case Forward() as result:
+                await self._forward(exchange, planned_request(guard, request, result, original))
 
     async def _read(self, exchange: Exchange, raw: bytes, endpoint: Endpoint) -> tuple[Guard, ParsedRequest]:
         """The guard that judges this request, and the request with its texts. Raises GuardError."""
@@ -298,31 +253,6 @@ class Gateway:
             return None
         return await refusal_of_original(exchange, self._pool, self._upstream_headers(exchange), original)
 
-    def _upstream_request(
-        self, guard: Guard, request: ParsedRequest, plan: Plan, payload: bytes | None, original: OriginalRequest
-    ) -> UpstreamRequest:
-        """What the plan sends upstream, with the output filter for its answer."""
-        filtering = tuple(entry.policy for entry in plan.filter_rules)
-        answer = None
-        if plan.filter_rules:
-
-            def on_unreadable(reason: str) -> None:
-                """Apply `on_failure` to an answer that the filter can't read. Raises Refused."""
-                if refusal := guard.refusal_after_failure(filtering, "watch", reason):
-                    raise refusal
-
-            rules = AnswerFilter(entry.rule for entry in plan.filter_rules)
-            answer = FilteredAnswer(rules, request.body, on_unreadable, usage_added=plan.usage_added)
-        return UpstreamRequest(
-            original.body if payload is None else payload,
-            plan.model,
-            original.affinity,
-            plan.needs,
-            None if payload is None else original,
-            answer,
-            filtering,
-        )
-
     async def _forward(self, exchange: Exchange, upstream: UpstreamRequest) -> None:
         """Send the request upstream and relay the answer, whole or streamed alike."""
         sent = time.perf_counter()
@@ -380,23 +310,6 @@ class Gateway:
                 self._metrics.watch_hits.labels(policy.name, policy.output_filter.on_hit).inc(hits)
         self._audit.put(filter_record(exchange.request, answer))
 
-    async def _serve_unread(self, exchange: Exchange, raw: bytes) -> None:
-        """A request of which nothing reaches a model: `GET /v1/models`."""
-        key, merged = exchange.request.key, self._pool.merged_model_list()
-        if merged is None and (key is None or key.models is None):
-            await self._forward(exchange, UpstreamRequest(raw or None))
-            return
-        if merged is None:
-            headers = self._upstream_headers(exchange)
-            async with self._pool.open("GET", exchange.request.path.encode(), headers, None) as response:
-                merged = await response.read()
-            if merged is None:
-                raise UpstreamFailed("the model server's list of models is too long", code="too_long")
-        payload = permitted_models(merged, key)
-        length = (b"content-length", str(len(payload)).encode())
-        await exchange.response.start(200, [(b"content-type", b"application/json"), length])
-        await exchange.response.end(payload)
-
     def _upstream_headers(self, exchange: Exchange) -> Headers:
         """The request's headers for upstream. Where the gateway has keys, vLLM gets its own key, never a client's."""
         headers = exchange.request.headers
@@ -435,25 +348,3 @@ class Gateway:
         requests, duration = self._finished_metrics[labels]
         requests.inc()
         duration.observe(time.perf_counter() - request.started)
-
-    async def _watch_deadlines(self) -> None:
-        """End requests whose deadline has passed. One loop for all costs less than timers in each."""
-        while True:
-            await asyncio.sleep(self._deadline_interval_s)
-            now = time.perf_counter()
-            for exchange in list(self._in_flight):
-                if exchange.deadlines.expired(now):
-                    exchange.deadlines.give_up(self._timeout_error(exchange.deadlines, now))
-
-    def _timeout_error(self, deadlines: Deadlines, now: float) -> GuardError:
-        limits = self._settings
-        if now > deadlines.stage_ends and deadlines.stage == "reading":
-            message = f"the body did not arrive within {limits.body_timeout_s:g} s (LETHE_BODY_TIMEOUT_S)"
-            return TooSlow(message, code="body_timeout")
-        if now > deadlines.stage_ends:
-            seconds = limits.first_byte_timeout_s
-            message = f"the model server sent nothing within {seconds:g} s (LETHE_FIRST_BYTE_TIMEOUT_S)"
-            self._metrics.upstream_errors.labels("first_byte_timeout").inc()
-            return UpstreamTimeout(message, code="first_byte_timeout")
-        message = f"the request took longer than {limits.request_timeout_s:g} s (LETHE_REQUEST_TIMEOUT_S)"
-        return UpstreamTimeout(message, code="request_timeout")

@@ -5,15 +5,26 @@ from __future__ import annotations
 import orjson
 
 from lethe.server.errors import UpstreamFailed
-from lethe.server.http.api_keys import Key
-from lethe.server.upstream.model_cards import model_cards
+from lethe.server.http.exchange import Headers, RequestContext
+from lethe.server.upstream.pool import ReplicaPool
 
 
-def permitted_models(raw: bytes, key: Key | None) -> bytes:
-    """A list of models with only those that the key may use. Raises UpstreamFailed where it can't be read."""
+async def model_list(pool: ReplicaPool, request: RequestContext, headers: Headers) -> bytes | None:
+    """The list as JSON; None where any replica's own answer is right, so that it can be relayed.
+
+    headers: those of the request for upstream. Raises UpstreamFailed where a replica's list can't be read.
+    """
+    key, models = request.key, pool.merged_model_list()
+    if models is None and (key is None or key.models is None):
+        return None
+    if models is None:
+        async with pool.open("GET", request.path.encode(), headers, None) as response:
+            models = await response.read()
+        if models is None:
+            raise UpstreamFailed("the model server's list of models is too long", code="too_long")
     try:
-        listing = orjson.loads(raw)
-        models = [card for card in model_cards(listing) if key is None or key.may_use(card["id"])]
-    except ValueError as error:  # orjson.JSONDecodeError is one
-        raise UpstreamFailed("the upstream response to /v1/models is not a list of models", code="broken") from error
-    return orjson.dumps({**listing, "data": models})
+        listing = orjson.loads(models)
+        permitted = [model for model in listing["data"] if key is None or key.may_use(model["id"])]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise UpstreamFailed("the model server's list of models can't be read", code="broken") from error
+    return orjson.dumps({**listing, "data": permitted})

@@ -24,7 +24,9 @@ async def relay(exchange: Exchange, response: UpstreamResponse) -> None:
     await _relay_body(exchange, response)
 
 
-async def relay_filtered(exchange: Exchange, response: UpstreamResponse, answer: FilteredAnswer, reader: WorkerThread) -> None:
+async def relay_filtered(
+    exchange: Exchange, response: UpstreamResponse, answer: FilteredAnswer, reader: WorkerThread
+) -> None:
     """Send what the output filter lets through. Returning before upstream's end aborts the upstream request."""
     headers = [pair for pair in response_headers(response) if pair[0] != b"content-length"]
     compressed = response.header(b"content-encoding").lower() not in ("", "identity")

@@ -467,7 +467,7 @@ def test_uvicorns_version_is_within_the_tested_bound() -> None:
 def test_uvicorn_has_the_private_names_that_are_overridden() -> None:
     own = {name for name, value in vars(ConnectionLimits).items() if callable(value)}
     assert own & {*dir(HttpToolsProtocol)} == OVERRIDDEN
-    connection = HttpToolsProtocol(Config(lambda: None), ServerState(), {}, asyncio.new_event_loop())
+    connection = HttpToolsProtocol(Config(lambda: None, ws="none"), ServerState(), {}, asyncio.new_event_loop())
     connection.loop.close()
     assert [name for name in OF_THE_CONNECTION if not hasattr(connection, name)] == []
     request = inspect.getsource(RequestResponseCycle.__init__)

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from lethe.server.errors import Overloaded
-from lethe.server.http.exchange import Deadlines, RequestContext
+from lethe.server.http.deadlines import Deadlines
+from lethe.server.http.exchange import RequestContext
 
 
 def context(path: str, query: bytes = b"", endpoint: str | None = None) -> RequestContext:

@@ -1,0 +1,60 @@
+"""What is sent upstream for one request, and what is done with the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lethe.corruption.phrases.stream_filter import AnswerFilter
+from lethe.server.guard.decision import Forward
+from lethe.server.guard.guard import Guard
+from lethe.server.guard.parsed_request import ParsedRequest
+from lethe.server.http.original_request import OriginalRequest
+from lethe.server.output.filter import FilteredAnswer
+from lethe.server.policy.schema import Policy
+from lethe.server.upstream.capabilities import Needs
+
+
+@dataclass(frozen=True)
+class UpstreamRequest:
+    """What is sent upstream.
+
+    model, affinity, needs: which replica answers, see `ReplicaPool.open`. original: the request as it came, where
+    another body is sent. answer: the output filter of the answer; None: it is relayed as it comes. filtering: the
+    policies of the output filter.
+    """
+
+    payload: bytes | None
+    model: Any = None
+    affinity: bytes | None = None
+    needs: Needs = Needs()
+    original: OriginalRequest | None = None
+    answer: FilteredAnswer | None = None
+    filtering: tuple[Policy, ...] = ()
+
+
+def planned_request(
+    guard: Guard, request: ParsedRequest, forward: Forward, original: OriginalRequest
+) -> UpstreamRequest:
+    """What a plan sends upstream, with the output filter for its answer."""
+    plan, payload = forward.plan, forward.payload
+    filtering = tuple(entry.policy for entry in plan.filter_rules)
+    answer = None
+    if plan.filter_rules:
+
+        def on_unreadable(reason: str) -> None:
+            """Apply `on_failure` to an answer that the filter can't read. Raises Refused."""
+            if refusal := guard.refusal_after_failure(filtering, "watch", reason):
+                raise refusal
+
+        rules = AnswerFilter(entry.rule for entry in plan.filter_rules)
+        answer = FilteredAnswer(rules, request.body, on_unreadable, usage_added=plan.usage_added)
+    return UpstreamRequest(
+        payload=original.body if payload is None else payload,
+        model=plan.model,
+        affinity=original.affinity,
+        needs=plan.needs,
+        original=None if payload is None else original,
+        answer=answer,
+        filtering=filtering,
+    )
