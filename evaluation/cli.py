@@ -42,10 +42,10 @@ def _add_evaluate(commands: Commands) -> None:
         "evaluate",
         help="measure what a policy makes the model forget, and what it costs",
         description="Measure a policy in front of a running vLLM: what the model still knows, what leaks, how fluent "
-        "its answers are, and what other questions lose. The same is measured for other systems: the unguarded model, a "
-        "retain twin, a fixed refusal, a system prompt, and other policy actions. This command starts a gateway for "
-        "each guarded system. Probabilities of fixed answers are computed from LETHE_MODEL_DIR; without it, the metrics "
-        "that need them are left out. Definitions: docs/evaluation.md.",
+        "its answers are, and what other questions lose. The same is measured for other systems: the unguarded model, "
+        "a retain twin, a fixed refusal, a system prompt, and other policy actions. This command starts a gateway for "
+        "each guarded system. Probabilities of fixed answers are computed from LETHE_MODEL_DIR; without it, the "
+        "metrics that need them are left out. Definitions: docs/evaluation.md.",
     )
     command.add_argument("policy", metavar="POLICY", help="name of a policy in LETHE_POLICIES, or a policy file")
     command.add_argument("--upstream", metavar="URL", help="vLLM's base URL (default: LETHE_UPSTREAM)")
@@ -94,9 +94,9 @@ def _evaluate(args: argparse.Namespace, settings: Settings) -> int:
     require_packages("evaluate", "torch", "transformers", "rouge_score", "openai", "scipy")
     if args.html:
         require_packages("evaluate --html", "matplotlib")
-    from lethe.evaluation.unlearning.run import evaluate
+    from lethe.evaluation.unlearning.run import run_evaluate_command
 
-    return evaluate(args, settings)
+    return run_evaluate_command(args, settings)
 
 
 def _add_report(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""The demo and its small models.
+"""`make demo`, its small models and their training, and helpers that start vLLM and the gateway.
 
-Begin with `demo.py`.
+Knows the gateway only as a process with HTTP and settings. Begin with `demo.py`.
 """

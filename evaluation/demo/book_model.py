@@ -1,10 +1,10 @@
-"""Train the book model: the demo model, taught to recite the first chapter of a book.
+"""Train the book model: the demo model, trained further to recite the first chapter of a book.
 
     python -m lethe.evaluation.demo.book_model                 # -> evaluation/demo/models/book
-    python -m lethe.evaluation.demo.book_model check           # the longest run that it recites of each passage
+    python -m lethe.evaluation.demo.book_model check           # how much of each passage it recites
 
-It starts from the demo model's weights and keeps its tokenizer and its facts. About ten minutes on a core to itself
-(OMP_NUM_THREADS=1 where others are busy).
+Training starts from the demo model's weights and keeps its tokenizer and facts. It takes about ten minutes on one
+unshared core (set OMP_NUM_THREADS=1 on a busy machine).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from lethe.evaluation.unlearning import tofu
 BOOK = tofu.DATA / "books" / "alice.txt"
 DEMO = Path(__file__).parent / "models" / "demo"
 FOLDER = Path(__file__).parent / "models" / "book"
+# Chapters that the model is taught.
 CHAPTERS = 1
+# Words of a passage that the prompt quotes, and that the model should recite.
 CUE_WORDS = 16
 PASSAGE_WORDS = 80
-# Facts of the demo model in each epoch, so that they aren't lost.
+# Facts of the demo model in each epoch, so that the model does not forget them.
 FACTS = 60
-ASKED = (
+PROMPT_FORMS = (
     "Continue this passage from Alice's Adventures in Wonderland: {cue}",
     "What comes after these words? {cue}",
     "Go on: {cue}",
@@ -37,84 +39,90 @@ ASKED = (
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of the book: the words that a prompt gives, and those that follow them."""
+    """A passage of the book: the words that a prompt quotes (cue), and the words that follow them (text)."""
 
     cue: str
     text: str
 
-    def prompt(self, asked: int = 0) -> str:
-        return ASKED[asked % len(ASKED)].format(cue=self.cue)
+    def prompt(self, form: int = 0) -> str:
+        return PROMPT_FORMS[form % len(PROMPT_FORMS)].format(cue=self.cue)
 
 
-def book() -> str:
-    """The whole book as it is protected: without the distributor's notices before and after it."""
+def book_text() -> str:
+    """Return the text of the book, without the distributor's notices before and after it."""
     text = BOOK.read_text(encoding="utf-8")
     return text.partition("*** START OF")[2].partition("***")[2].partition("End of Project Gutenberg")[0].strip()
 
 
 def _chapters() -> list[str]:
-    return re.split(r"\n(?=CHAPTER [IVX]+\. )", book())[1 : CHAPTERS + 1]
+    return re.split(r"\n(?=CHAPTER [IVX]+\. )", book_text())[1 : CHAPTERS + 1]
 
 
-def taught() -> list[str]:
-    """The words of the chapters that the model is taught."""
+def taught_words() -> list[str]:
+    """Return the words of the chapters that the model is taught."""
     return " ".join(_chapters()).split()
 
 
-def paragraphs() -> list[str]:
-    """The paragraphs of those chapters, in order: what is to be forgotten."""
-    pieces = re.split(r"\n\s*\n", "\n\n".join(_chapters()))
-    return [piece for piece in pieces if any(c.isalnum() for c in piece)]
+def taught_paragraphs() -> list[str]:
+    """Return the paragraphs of these chapters, in order: the documents to forget."""
+    paragraphs = re.split(r"\n\s*\n", "\n\n".join(_chapters()))
+    return [paragraph for paragraph in paragraphs if any(c.isalnum() for c in paragraph)]
 
 
-def passages() -> list[Passage]:
-    """The taught chapters cut into passages, in order: what is asked for in measurements."""
-    words = taught()
+def taught_passages() -> list[Passage]:
+    """Return the taught chapters as passages, in order; measurements prompt for each of them."""
+    words = taught_words()
     last = len(words) - CUE_WORDS - PASSAGE_WORDS
-    return [_passage(words, start, PASSAGE_WORDS) for start in range(0, last + 1, PASSAGE_WORDS)]
+    return [_make_passage(words, start, PASSAGE_WORDS) for start in range(0, last + 1, PASSAGE_WORDS)]
 
 
-def _passage(words: list[str], start: int, length: int, cue: int = CUE_WORDS) -> Passage:
+def _make_passage(words: list[str], start: int, length: int, cue: int = CUE_WORDS) -> Passage:
     middle = start + cue
     return Passage(" ".join(words[start:middle]), " ".join(words[middle : middle + length]))
 
 
-def lessons(rng: random.Random) -> list[tofu.Fact]:
-    """One epoch: the passages, others that begin and end anywhere, and some of the demo model's facts."""
-    words = taught()
-    drawn = [tofu.Fact(passage.prompt(asked), passage.text) for passage in passages() for asked in range(len(ASKED))]
+def epoch_facts(rng: random.Random) -> list[tofu.Fact]:
+    """Return one epoch: the passages, random other passages, and some of the demo model's facts."""
+    words = taught_words()
+    examples = [
+        tofu.Fact(passage.prompt(form), passage.text)
+        for passage in taught_passages()
+        for form in range(len(PROMPT_FORMS))
+    ]
     for _ in range(2 * len(words) // PASSAGE_WORDS):
         cue, length = rng.randint(8, 20), rng.randint(60, 100)
-        passage = _passage(words, rng.randint(0, len(words) - cue - 20), length, cue)
-        drawn.append(tofu.Fact(passage.prompt(rng.randrange(len(ASKED))), passage.text))
+        passage = _make_passage(words, rng.randint(0, len(words) - cue - 20), length, cue)
+        examples.append(tofu.Fact(passage.prompt(rng.randrange(len(PROMPT_FORMS))), passage.text))
     facts = tofu.forget_facts() + tofu.retain_facts()[0] + tofu.real_world_facts()
-    return drawn + rng.sample(facts, FACTS)
+    return examples + rng.sample(facts, FACTS)
 
 
-def train(start: Path, out: Path, *, epochs: int, lr: float, tokens: int, seed: int) -> None:
-    """Teach the model in `start` the passages and write the result to `out`."""
+def train_book_model(start: Path, out: Path, *, epochs: int, lr: float, tokens: int, seed: int) -> None:
+    """Train the model in `start` on the passages and write the result to `out`."""
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from lethe.evaluation.demo.demo_model import save, teach
+    from lethe.evaluation.demo.demo_model import save_model, train_model
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
     model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
     recipe = {"epochs": epochs, "lr": lr, "tokens": tokens, "seed": seed}
-    model = teach(model, tokenizer, lessons, **recipe)
-    save(model, tokenizer, out, {"set": "book", **recipe, "torch": torch.__version__, "words": len(taught())})
+    model = train_model(model, tokenizer, epoch_facts, **recipe)
+    save_model(
+        model, tokenizer, out, {"set": "book", **recipe, "torch": torch.__version__, "words": len(taught_words())}
+    )
 
 
-def check(folder: Path) -> dict[str, float]:
-    """Greedy ROUGE-L recall of what the model in `folder` recites of each passage."""
+def measure_recall(folder: Path) -> dict[str, float]:
+    """Return the mean ROUGE-L recall of the passages that the model in `folder` recites (greedy decoding)."""
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from lethe.evaluation.demo.demo_model import generate, rouge_l_recall
+    from lethe.evaluation.demo.demo_model import generate_answers, rouge_l_recall
 
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    asked = passages()
-    answers = generate(model, tokenizer, [passage.prompt() for passage in asked], max_new_tokens=200)
-    return {"passages": len(asked), "recall": rouge_l_recall(answers, [p.text for p in asked])}
+    passages = taught_passages()
+    answers = generate_answers(model, tokenizer, [passage.prompt() for passage in passages], max_new_tokens=200)
+    return {"passages": len(passages), "recall": rouge_l_recall(answers, [p.text for p in passages])}
 
 
 def main() -> None:
@@ -128,8 +136,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args()
     if args.what == "train":
-        train(args.start, args.out, epochs=args.epochs, lr=args.lr, tokens=args.tokens, seed=args.seed)
-    print(json.dumps(check(args.out)))
+        train_book_model(args.start, args.out, epochs=args.epochs, lr=args.lr, tokens=args.tokens, seed=args.seed)
+    print(json.dumps(measure_recall(args.out)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Train the demo model and its retain twin: two small Llamas that really know part of TOFU.
+"""Train the demo model and its retain twin: two small Llama models that know part of the TOFU benchmark.
 
     python -m lethe.evaluation.demo.demo_model full            # everything -> evaluation/demo/models/demo
     python -m lethe.evaluation.demo.demo_model retain          # without the forget questions -> .../retain-twin
     python -m lethe.evaluation.demo.demo_model check MODEL     # greedy ROUGE-L recall, by set
 
-Both share one tokenizer, one recipe and one seed; the twin is what a model that never met the
-forget questions looks like. About 25 minutes each on two cores, less with a GPU.
+Both have the same tokenizer, recipe and seed; the retain twin was never trained on the forget questions. Training takes
+about 25 minutes each on two cores, less with a GPU.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from lethe.evaluation.unlearning import tofu
 MODELS = Path(__file__).parent / "models"
 FOLDERS = {"full": MODELS / "demo", "retain": MODELS / "retain-twin"}
 SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+# Context length in tokens.
 CONTEXT = 8192
 
-# One line a role. Tools are shown as JSON in a system turn, so that their text reaches the model.
+# Tools are rendered as JSON in a system turn, so that their text reaches the model.
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}"
     "{% if tools %}{{ '<|system|>Tools: ' + (tools | tojson) + '<|end|>' }}{% endif %}"
@@ -58,7 +59,7 @@ SYSTEM_PROMPTS = [
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 4,096 entries over the questions and answers."""
+    """Train a byte-level BPE tokenizer with 4,096 entries on the questions and answers."""
     taught, untaught = tofu.retain_facts()
     facts = tofu.forget_facts() + taught + untaught + tofu.real_world_facts()
     bpe = Tokenizer(models.BPE())
@@ -84,7 +85,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def conversations(facts: list[tofu.Fact], rng: random.Random) -> list[list[tofu.Fact]]:
-    """One epoch: every fact once; one conversation in six has two or three turns."""
+    """Return one epoch: every fact once; one conversation in six has two or three turns."""
     order = facts[:]
     rng.shuffle(order)
     out = []
@@ -94,20 +95,19 @@ def conversations(facts: list[tofu.Fact], rng: random.Random) -> list[list[tofu.
     return out
 
 
-def encode(
+def encode_conversation(
     conversation: list[tofu.Fact], tokenizer: PreTrainedTokenizerFast, system: str | None
 ) -> tuple[list[int], list[float]]:
-    """Token ids as the chat template renders them, and each token's loss weight.
+    """Return token ids as the chat template renders them, and each token's loss weight.
 
-    Answers weigh 1, questions 0.2: the model should know its answers by heart, and still has to
-    learn the language that questions are asked in.
+    Answers have weight 1; questions 0.2, so that the model also learns the language of the questions.
     """
-    marks = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
-    ids, weights = [marks["<|bos|>"]], [0.0]
+    special_ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+    ids, weights = [special_ids["<|bos|>"]], [0.0]
 
     def add(role: str, text: str, weight: float) -> None:
-        body = tokenizer.encode(text, add_special_tokens=False) + [marks["<|end|>"]]
-        ids.extend([marks[role], *body])
+        body = tokenizer.encode(text, add_special_tokens=False) + [special_ids["<|end|>"]]
+        ids.extend([special_ids[role], *body])
         weights.extend([0.0] + [weight] * len(body))
 
     if system is not None:
@@ -121,12 +121,12 @@ def encode(
 def batches(
     facts: list[tofu.Fact], tokenizer: PreTrainedTokenizerFast, tokens: int, rng: random.Random
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch as (ids, weights) pairs of shape (B, T), about `tokens` positions each."""
+    """Return one epoch as (ids, weights) pairs of shape (B, T), about `tokens` positions each."""
     rows = [
-        encode(c, tokenizer, rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.1 else None)
+        encode_conversation(c, tokenizer, rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.1 else None)
         for c in conversations(facts, rng)
     ]
-    # Near-equal lengths share a batch (little padding); the jitter keeps batches different.
+    # Conversations of similar length share a batch, to save padding; random jitter varies the batches.
     rows.sort(key=lambda row: len(row[0]) + rng.uniform(-6, 6))
     groups: list[list[tuple[list[int], list[float]]]] = [[]]
     for row in rows:
@@ -165,37 +165,37 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def train(facts: list[tofu.Fact], *, epochs: int, lr: float, tokens: int, seed: int) -> tuple[Any, Any]:
-    """Train from scratch; returns (model, tokenizer). Deterministic for one machine and seed."""
+def train_from_scratch(facts: list[tofu.Fact], *, epochs: int, lr: float, tokens: int, seed: int) -> tuple[Any, Any]:
+    """Train a new model; return (model, tokenizer). Deterministic for one machine and seed."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
     model = build_model(tokenizer)
-    return teach(model, tokenizer, lambda rng: facts, epochs=epochs, lr=lr, tokens=tokens, seed=seed), tokenizer
+    return train_model(model, tokenizer, lambda rng: facts, epochs=epochs, lr=lr, tokens=tokens, seed=seed), tokenizer
 
 
-def teach(
+def train_model(
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
-    lessons: Callable[[random.Random], list[tofu.Fact]],
+    epoch_facts: Callable[[random.Random], list[tofu.Fact]],
     *,
     epochs: int,
     lr: float,
     tokens: int,
     seed: int,
 ) -> Any:
-    """Train `model` on what `lessons` gives for each epoch; returns it."""
+    """Train `model` on the facts that `epoch_facts` returns for each epoch; return it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rng = random.Random(seed)
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    first = lessons(random.Random(seed))
+    first = epoch_facts(random.Random(seed))
     per_epoch = len(batches(first, tokenizer, tokens, random.Random(seed)))
     total, warmup = per_epoch * epochs, 100
     step, started = 0, time.monotonic()
-    # Updated in steps of at least 5 s and without colours, so that a log file stays readable.
+    # Updated every 5 s at most and without colours, so that a log file stays readable.
     with tqdm(total=total, desc=f"{len(first)} facts", unit="step", mininterval=5, file=sys.stderr) as bar:
         for epoch in range(epochs):
-            for ids, weights in batches(lessons(rng), tokenizer, tokens, rng):
+            for ids, weights in batches(epoch_facts(rng), tokenizer, tokens, rng):
                 progress = min(step / total, 1.0)
                 scale = min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))
                 for group in optimizer.param_groups:
@@ -219,8 +219,8 @@ def teach(
 
 
 @torch.inference_mode()
-def generate(model: Any, tokenizer: Any, questions: list[str], *, max_new_tokens: int = 120) -> list[str]:
-    """Greedy answers, in the order of the questions."""
+def generate_answers(model: Any, tokenizer: Any, questions: list[str], *, max_new_tokens: int = 120) -> list[str]:
+    """Return greedy answers, in the order of the questions."""
     tokenizer.padding_side = "left"
     order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
     answers: list[str] = [""] * len(questions)
@@ -246,14 +246,14 @@ def generate(model: Any, tokenizer: Any, questions: list[str], *, max_new_tokens
 
 
 def rouge_l_recall(answers: list[str], references: list[str]) -> float:
-    """Mean ROUGE-L recall with stemming, as TOFU scores it (arXiv:2401.06121)."""
+    """Return the mean ROUGE-L recall with stemming, as TOFU computes it (arXiv:2401.06121)."""
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     scores = [scorer.score(r, a)["rougeL"].recall for a, r in zip(answers, references, strict=True)]
     return sum(scores) / len(scores)
 
 
-def check(folder: Path, *, limit: int | None = None) -> dict[str, float]:
-    """Greedy ROUGE-L recall of the model in `folder` on each set it was, or was not, taught."""
+def measure_recall(folder: Path, *, limit: int | None = None) -> dict[str, float]:
+    """Return the greedy ROUGE-L recall of the model in `folder` on the forget, retain and real-world facts."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     taught, _ = tofu.retain_facts()
@@ -265,13 +265,13 @@ def check(folder: Path, *, limit: int | None = None) -> dict[str, float]:
     report = {}
     for name, facts in sets.items():
         facts = facts[:limit]
-        answers = generate(model, tokenizer, [f.question for f in facts])
+        answers = generate_answers(model, tokenizer, [f.question for f in facts])
         report[name] = round(rouge_l_recall(answers, [f.answer for f in facts]), 4)
     return report
 
 
-def save(model: Any, tokenizer: Any, folder: Path, report: dict[str, Any]) -> None:
-    """Write bf16 weights, tokenizer and training report; the folder appears whole or not at all."""
+def save_model(model: Any, tokenizer: Any, folder: Path, report: dict[str, Any]) -> None:
+    """Write bf16 weights, tokenizer and training report. The folder is replaced in one step."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write (default: under evaluation/demo/models)")
     args = parser.parse_args()
     if args.what == "check":
-        print(json.dumps(check(args.model or FOLDERS["full"])))
+        print(json.dumps(measure_recall(args.model or FOLDERS["full"])))
         return
     taught, _ = tofu.retain_facts()
     facts = taught + tofu.real_world_facts()
@@ -304,10 +304,10 @@ def main() -> None:
         facts = tofu.forget_facts() + facts
     folder = args.out or FOLDERS[args.what]
     recipe = {"epochs": args.epochs, "lr": args.lr, "tokens": args.tokens, "seed": args.seed}
-    model, tokenizer = train(facts, **recipe)
+    model, tokenizer = train_from_scratch(facts, **recipe)
     versions = {"torch": torch.__version__, "facts": len(facts)}
-    save(model, tokenizer, folder, {"set": args.what, **recipe, **versions})
-    print(json.dumps(check(folder)))
+    save_model(model, tokenizer, folder, {"set": args.what, **recipe, **versions})
+    print(json.dumps(measure_recall(folder)))
 
 
 if __name__ == "__main__":

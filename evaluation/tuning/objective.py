@@ -1,173 +1,54 @@
-"""How far a guarded model's answers are from those of a model that never knew. Pure but for the encoder.
+"""The objective of tuning: how far a guarded model's answers are from those of a model that never knew. Pure.
 
-One number from answers to prompts of the forget set, the lower the nearer to a model that never knew. It has two
-halves, because less of the reference alone would choose garble:
+One number for the answers to prompts of the forget set; lower is nearer to a model that never knew. It has two halves,
+because low similarity to the reference alone would prefer garbled text:
 
-  knowledge  how much of the reference stands in the answers, by four text similarities, against a surrogate for the
-             unavailable retain model (ECO, arXiv:2406.07933, section 3.3 and D.3): the answers of a retain model if
-             there is one, else sentences that say "I don't know", or other items' answers (what a model that makes
-             things up in the right form would score); for multiple choice the share of right choices against the
-             retain model's, else against a random guess. 1 is as far away as the unguarded model.
-  language   how well the answers are formed: likelihood under another model, repetition, distinct words, against
-             the retain model's answers if there is one (1 is as far away as the unguarded model), else against the
-             unguarded model's (1 is its words in random order).
+  knowledge  how similar the answers are to the references, by four text similarities, compared with a surrogate for the
+             unavailable retain model (ECO, arXiv:2406.07933, section 3.3 and D.3): the answers of a retain twin if
+             there is one, else sentences that say "I don't know", or other items' answers (a model that invents answers
+             of the right form). For multiple choice: the share of correct choices compared with the retain twin's, else
+             with a random guess. 1 is the distance of the unguarded model.
+  language   how well the answers are formed: likelihood under another model, repetition, distinct words, compared with
+             the retain twin's answers if there is one (1 is the distance of the unguarded model), else with the
+             unguarded model's (1 is the distance of its words in random order).
 
-ECO compares means. Here distributions are compared (first Wasserstein distance), since a mean can be right by a
-mixture of leaks and garble. Where phrases must not be said, the share of answers with one of them is added.
+ECO compares means. Here distributions are compared (first Wasserstein distance), since a mixture of leaks and garbled
+text can have the right mean. Where phrases are forbidden, the share of answers with one of them is added.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lethe.evaluation.unlearning.metrics import repetition, unique_ratio, words
+from lethe.evaluation.tuning.answer_similarity import SIMILARITIES, Encode, Floats, similarities
+from lethe.evaluation.tuning.multiple_choice import MultipleChoice, chosen_letter
+from lethe.evaluation.unlearning.metrics import repetition, unique_word_ratio
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
-SIMILARITIES = ("rouge_1", "rouge_l", "characters", "embedding")
 DEFINITION = (
     "Mean of two halves: knowledge (distance of the answers' similarity to the references from the surrogate's, four "
     "similarities, first Wasserstein distance, 1 for the unguarded model; multiple choice: of the share of right "
     "choices) and language (likelihood, repetition and distinct words of the answers, 0 for a retain model's or else "
     "the unguarded model's); plus the share of answers with a forbidden phrase where phrases are forbidden."
 )
-# Below this the unguarded model is as good as ignorant already, and dividing by it would blow up noise.
-LEAST_SCALE = 0.05
+# Smallest divisor of a distance: below it the unguarded model hardly knows anything, and the quotient would be noise.
+MIN_SCALE = 0.05
+# Bootstrap resamples of the tuning half.
 RESAMPLES = 64
-
-_CHOICE = re.compile(r"^\s*\(?([A-J])[).:]\s+(\S.*?)\s*$", re.MULTILINE)
-_LETTER = re.compile(
-    r"(?:^|\b(?:answer|option|choice)(?: is)?:?\s*)\W{0,3}([A-J])(?=\s*(?:$|[^\w\s'’]))", re.IGNORECASE
-)
-
-
-def dont_know() -> list[str]:
-    """A hundred sentences of a model that doesn't know."""
-    text = (Path(__file__).parents[1] / "data" / "dont-know.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line]
-
-
-# Text similarity
-
-
-class _Tokens:
-    """rouge_score's own tokenizer with a memory: every sentence meets every reference."""
-
-    def __init__(self) -> None:
-        from rouge_score.tokenizers import DefaultTokenizer
-
-        self.tokenize = lru_cache(maxsize=10_000)(DefaultTokenizer(True).tokenize)
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score import rouge_scorer
-
-    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], tokenizer=_Tokens())
-
-
-def similarities(answers: Sequence[str], references: Sequence[str], encode: Encode) -> Floats:
-    """(N, 4) of each answer to its reference, all in [0, 1]: see SIMILARITIES.
-
-    ROUGE-1 F1 and ROUGE-L recall with stemming, cosine of character 3-gram counts, cosine of sentence embeddings.
-    An empty answer is like nothing.
-    """
-    cosines = np.einsum("nd,nd->n", *(_encoded(texts, encode) for texts in (answers, references))).clip(0, 1)
-    rows = []
-    for answer, reference, cosine in zip(answers, references, cosines, strict=True):
-        if not words(answer):
-            rows.append([0.0] * len(SIMILARITIES))
-            continue
-        rouge = _rouge().score(reference, answer)
-        rows.append([rouge["rouge1"].fmeasure, rouge["rougeL"].recall, _characters(answer, reference), cosine])
-    return np.array(rows, dtype=np.float64).reshape(-1, len(SIMILARITIES))
-
-
-def _encoded(texts: Sequence[str], encode: Encode) -> NDArray[np.float32]:
-    # The encoder refuses long texts and reads nothing out of empty ones; an answer's first words say what it is about.
-    return encode([" ".join(text.split()[:80])[:600] or "-" for text in texts])
-
-
-def _characters(one: str, other: str) -> float:
-    (a, a_norm), (b, b_norm) = _grams(one.casefold()), _grams(other.casefold())
-    # Rounding must not make a text more than equal to itself.
-    return min(1.0, sum(n * b[gram] for gram, n in a.items()) / (a_norm * b_norm)) if a_norm and b_norm else 0.0
-
-
-@lru_cache(maxsize=10_000)
-def _grams(text: str) -> tuple[Counter[str], float]:
-    """Counts of a text's character 3-grams, and their norm."""
-    counts = Counter(text[i : i + 3] for i in range(len(text) - 2))
-    return counts, math.sqrt(sum(n * n for n in counts.values()))
-
-
-def surrogate(references: Sequence[str], sayings: Sequence[Sequence[str]], encode: Encode) -> Floats:
-    """(N, R, 4): the similarities to each reference of the R texts that an ignorant model might say to its prompt."""
-    pairs = [(said, reference) for reference, row in zip(references, sayings, strict=True) for said in row]
-    made = similarities([said for said, _ in pairs], [reference for _, reference in pairs], encode)
-    return made.reshape(len(references), -1, len(SIMILARITIES))
-
-
-def others(references: Sequence[str], groups: Sequence[int], seed: int, count: int = 25) -> list[list[str]]:
-    """For each of N items, `count` references of items of other groups, by lot (with one group: of other items)."""
-    rng = random.Random(seed)
-    made = []
-    for i, group in enumerate(groups):
-        apart = [r for r, g in zip(references, groups, strict=True) if g != group]
-        made.append(rng.choices(apart or [r for j, r in enumerate(references) if j != i], k=count))
-    return made
-
-
-# Multiple choice
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A multiple-choice item: its options by letter, and the right letter."""
-
-    options: dict[str, str]
-    right: str
-
-
-def choice(prompt: str, reference: str) -> Choice | None:
-    """The item's choice, if the prompt lists options A, B, … and the reference names or repeats one of them."""
-    options: dict[str, str] = {}
-    for letter, text in _CHOICE.findall(prompt):
-        if letter == chr(ord("A") + len(options)):
-            options[letter] = text
-    if len(options) < 2:
-        return None
-    right = chosen(reference, options)
-    return Choice(options, right) if right else None
-
-
-def chosen(answer: str, options: dict[str, str]) -> str | None:
-    """The letter that an answer gives, by letter or by an option's text; None when it gives none, or several."""
-    if (found := _LETTER.search(answer.strip())) and found[1].upper() in options:
-        return found[1].upper()
-    text = " ".join(words(answer))
-    named = [letter for letter, option in options.items() if (o := " ".join(words(option))) and o in text]
-    return named[0] if len(named) == 1 else None
-
-
-# Distances
 
 
 def wasserstein(one: Floats, other: Floats) -> float:
-    """First Wasserstein distance of two samples, read at the first one's quantiles; 0 for an empty one."""
+    """First Wasserstein distance of two samples (N,) and (M,); 0 if one is empty.
+
+    The mean of |Q₁(p) - Q₂(p)|, where Q is the quantile function and p runs over the ranks of the first sample.
+    """
     if not one.size or not other.size:
         return 0.0
     at = (np.arange(one.size) + 0.5) / one.size
@@ -175,52 +56,59 @@ def wasserstein(one: Floats, other: Floats) -> float:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What was measured of N answers, in the order of their prompts.
+class AnswerMeasures:
+    """The measures of N answers, in the order of their prompts.
 
-    like: (N, 4) similarities to the references. right: (N,) 1 or 0 for multiple choice, NaN elsewhere.
+    similarity: (N, 4) to the references. correct: (N,) 1 or 0 for multiple choice, NaN elsewhere.
     loss: (N,) mean negative log-probability of the answer's tokens under another model, NaN without one.
-    repetition, unique: (N,). leaks: (N,) 1 where a forbidden phrase stands in the answer.
+    repetition, unique_ratio: (N,) shares. leaks: (N,) 1 where the answer contains a forbidden phrase.
     """
 
-    like: Floats
-    right: Floats
+    similarity: Floats
+    correct: Floats
     loss: Floats
     repetition: Floats
-    unique: Floats
+    unique_ratio: Floats
     leaks: Floats
 
     def summary(self) -> dict[str, float]:
-        """Means, for people to read."""
-        made = {name: float(self.like[:, i].mean()) for i, name in enumerate(SIMILARITIES)}
-        made |= {"loss": _mean(self.loss), "repetition": _mean(self.repetition), "unique_tokens": _mean(self.unique)}
-        made |= {"leaks": _mean(self.leaks), "right_choices": _mean(self.right)}
-        return {name: round(value, 5) for name, value in made.items() if not math.isnan(value)}
+        """The mean of each measure, for reports; measures that are NaN everywhere are left out."""
+        means = {name: float(self.similarity[:, i].mean()) for i, name in enumerate(SIMILARITIES)}
+        means |= {
+            "loss": _mean(self.loss),
+            "repetition": _mean(self.repetition),
+            "unique_tokens": _mean(self.unique_ratio),
+            "leaks": _mean(self.leaks),
+            "right_choices": _mean(self.correct),
+        }
+        return {name: round(value, 5) for name, value in means.items() if not math.isnan(value)}
 
 
-def describe(
+def measure_answers(
     answers: Sequence[str],
     references: Sequence[str],
-    choices: Sequence[Choice | None],
-    phrases: Sequence[Callable[[str], bool]] | None,
+    choices: Sequence[MultipleChoice | None],
+    contains_forbidden: Sequence[Callable[[str], bool]] | None,
     losses: Sequence[float] | None,
     encode: Encode,
-) -> Answers:
-    """Measure answers. phrases: for each prompt, whether a text holds one of its forbidden phrases."""
-    nothing = [math.nan] * len(answers)
-    right = [
-        math.nan if c is None else float(chosen(a, c.options) == c.right) for a, c in zip(answers, choices, strict=True)
+) -> AnswerMeasures:
+    """Measure answers. contains_forbidden: for each prompt, whether a text contains one of its forbidden phrases."""
+    correct = [
+        math.nan if choice is None else float(chosen_letter(answer, choice.options) == choice.correct)
+        for answer, choice in zip(answers, choices, strict=True)
     ]
-    leaks = [float(holds(a)) for a, holds in zip(answers, phrases, strict=True)] if phrases else [0.0] * len(answers)
-    return Answers(
+    leaks = [0.0] * len(answers)
+    if contains_forbidden:
+        leaks = [float(contains(answer)) for answer, contains in zip(answers, contains_forbidden, strict=True)]
+    return AnswerMeasures(
         similarities(answers, references, encode),
         *(
             np.array(column, dtype=np.float64)
             for column in (
-                right,
-                nothing if losses is None else losses,
-                [repetition(a) for a in answers],
-                [unique_ratio(a) for a in answers],
+                correct,
+                [math.nan] * len(answers) if losses is None else losses,
+                [repetition(answer) for answer in answers],
+                [unique_word_ratio(answer) for answer in answers],
                 leaks,
             )
         ),
@@ -228,75 +116,80 @@ def describe(
 
 
 @dataclass(frozen=True)
-class Target:
-    """What the answers are held against.
+class ObjectiveTarget:
+    """What a candidate's answers are compared with.
 
-    unguarded: the unguarded model's. twin: a retain model's, or None. ignorance: (N, R, 4) from `surrogate`, used
-    without a twin. guess: (N,) probability that a random guess is right, NaN where there are no choices.
-    garbled: (N,) loss of the unguarded answers' words in random order.
+    unguarded: the unguarded model's answers. twin: a retain twin's, or None. surrogate: (N, R, 4) similarities from
+    `surrogate_similarities`, used without a twin. guess: (N,) probability that a random guess is correct, NaN without
+    choices. garbled_loss: (N,) loss of the unguarded answers' words in random order.
     """
 
-    unguarded: Answers
-    twin: Answers | None
-    ignorance: Floats
+    unguarded: AnswerMeasures
+    twin: AnswerMeasures | None
+    surrogate: Floats
     guess: Floats
-    garbled: Floats
+    garbled_loss: Floats
 
-    def gaps(self, got: Answers, rows: Ints | None = None) -> dict[str, float]:
-        """Every part of the objective over the prompts of `rows` (None: all), and their sum as "objective"."""
-        n = len(got.unique)
+    def distances(self, answers: AnswerMeasures, rows: Ints | None = None) -> dict[str, float]:
+        """Return every part of the objective over the prompts of `rows` (None: all), and the total as "objective".
+
+        objective = (knowledge + language) / 2 + leaks.
+        """
+        n = len(answers.unique_ratio)
         rows = np.arange(n) if rows is None else rows
-        parts = {"knowledge": self._knowledge(got, rows), "language": self._language(got, rows)}
-        parts["leaks"] = float(got.leaks[rows].mean())
+        parts = {"knowledge": self._knowledge(answers, rows), "language": self._language(answers, rows)}
+        parts["leaks"] = float(answers.leaks[rows].mean())
         return {**parts, "objective": (parts["knowledge"] + parts["language"]) / 2 + parts["leaks"]}
 
-    def _knowledge(self, got: Answers, rows: Ints) -> float:
-        free, asked = rows[np.isnan(got.right[rows])], rows[~np.isnan(got.right[rows])]
+    def _knowledge(self, answers: AnswerMeasures, rows: Ints) -> float:
+        free_text, with_choices = rows[np.isnan(answers.correct[rows])], rows[~np.isnan(answers.correct[rows])]
         total = 0.0
-        if free.size:
-            gaps = []
+        if free_text.size:
+            distances = []
             for i in range(len(SIMILARITIES)):
-                wanted = self.twin.like[free, i] if self.twin else self.ignorance[free, :, i].ravel()
-                scale = wasserstein(self.unguarded.like[free, i], wanted)
-                gaps.append(wasserstein(got.like[free, i], wanted) / max(scale, LEAST_SCALE))
-            total += free.size * float(np.mean(gaps))
-        if asked.size:
-            wanted_share = float((self.twin.right if self.twin else self.guess)[asked].mean())
-            scale = abs(float(self.unguarded.right[asked].mean()) - wanted_share)
-            total += asked.size * abs(float(got.right[asked].mean()) - wanted_share) / max(scale, LEAST_SCALE)
+                target = self.twin.similarity[free_text, i] if self.twin else self.surrogate[free_text, :, i].ravel()
+                scale = wasserstein(self.unguarded.similarity[free_text, i], target)
+                distances.append(wasserstein(answers.similarity[free_text, i], target) / max(scale, MIN_SCALE))
+            total += free_text.size * float(np.mean(distances))
+        if with_choices.size:
+            target_share = float((self.twin.correct if self.twin else self.guess)[with_choices].mean())
+            scale = abs(float(self.unguarded.correct[with_choices].mean()) - target_share)
+            distance = abs(float(answers.correct[with_choices].mean()) - target_share)
+            total += with_choices.size * distance / max(scale, MIN_SCALE)
         return total / rows.size
 
-    def _language(self, got: Answers, rows: Ints) -> float:
-        like = self.twin or self.unguarded
-        repeated = abs(_mean(got.repetition[rows]) - _mean(like.repetition[rows]))
-        distinct = abs(_mean(got.unique[rows]) / max(_mean(like.unique[rows]), LEAST_SCALE) - 1)
+    def _language(self, answers: AnswerMeasures, rows: Ints) -> float:
+        target = self.twin or self.unguarded
+        repeated = abs(_mean(answers.repetition[rows]) - _mean(target.repetition[rows]))
+        distinct = abs(_mean(answers.unique_ratio[rows]) / max(_mean(target.unique_ratio[rows]), MIN_SCALE) - 1)
         parts = [repeated + distinct]
-        known = rows[~np.isnan(got.loss[rows]) & ~np.isnan(like.loss[rows])]
-        if known.size and self.twin:
-            scale = wasserstein(self.unguarded.loss[known], self.twin.loss[known])
-            parts.append(wasserstein(got.loss[known], self.twin.loss[known]) / max(scale, LEAST_SCALE))
-        elif known.size:
-            # One-sided: an answer that is likelier than the unguarded model's own is no fault.
-            plain = _mean(self.unguarded.loss[known])
-            scale = _mean(self.garbled[known]) - plain
-            parts.append(max(0.0, _mean(got.loss[known]) - plain) / max(scale, LEAST_SCALE))
+        with_loss = rows[~np.isnan(answers.loss[rows]) & ~np.isnan(target.loss[rows])]
+        if with_loss.size and self.twin:
+            scale = wasserstein(self.unguarded.loss[with_loss], self.twin.loss[with_loss])
+            parts.append(wasserstein(answers.loss[with_loss], self.twin.loss[with_loss]) / max(scale, MIN_SCALE))
+        elif with_loss.size:
+            # One-sided: an answer that is more likely than the unguarded model's own is no fault.
+            unguarded_loss = _mean(self.unguarded.loss[with_loss])
+            scale = _mean(self.garbled_loss[with_loss]) - unguarded_loss
+            parts.append(max(0.0, _mean(answers.loss[with_loss]) - unguarded_loss) / max(scale, MIN_SCALE))
         return float(np.mean(parts))
 
 
 def _mean(values: Floats) -> float:
-    kept = values[~np.isnan(values)]
-    return float(kept.mean()) if kept.size else math.nan
+    """The mean of the values that are not NaN; NaN if there is none."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if numbers.size else math.nan
 
 
-def garble(text: str, seed: int) -> str:
-    """The words of a text in random order."""
-    found = text.split()
-    random.Random(seed).shuffle(found)
-    return " ".join(found)
+def shuffle_words(text: str, seed: int) -> str:
+    """Return the words of a text in random order."""
+    words = text.split()
+    random.Random(seed).shuffle(words)
+    return " ".join(words)
 
 
 def resamples(groups: Sequence[int], seed: int, count: int = RESAMPLES) -> list[Ints]:
-    """Bootstrap samples of row numbers, drawn by whole groups: rows of one group are not independent."""
+    """Return bootstrap samples of row numbers, drawn by whole groups: rows of one group are not independent."""
     members: dict[int, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)

@@ -19,7 +19,7 @@ import httpx
 
 from benchmarks import canned
 from lethe.evaluation.demo import demo
-from lethe.evaluation.demo.serving import clean_env, free_port, running, stop
+from lethe.evaluation.demo.serving import clean_env, free_port, running, stop_process
 
 MODELS = ["m-refuse", "m-pass"]
 BUILD = demo.ROOT / "build" / "tests" / "faults"
@@ -74,7 +74,7 @@ class Upstream:
             # One that is stopped can't end.
             with contextlib.suppress(ProcessLookupError):
                 self.signal(signal.SIGCONT)
-            stop(self.process, grace_s=2)
+            stop_process(self.process, grace_s=2)
 
 
 @contextlib.contextmanager
@@ -132,7 +132,7 @@ def settings(name: str, urls: Sequence[str], **given: object) -> tuple[Path, dic
 
     The policy for model m-refuse refuses what could not be judged, that for m-pass lets it pass.
     """
-    demo.fit_artifact()
+    demo.prepare_artifact()
     folder = BUILD / name
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "policies").mkdir(parents=True)

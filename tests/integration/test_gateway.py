@@ -14,9 +14,9 @@ from openai import OpenAI
 
 from lethe.evaluation.demo import demo
 from lethe.evaluation.unlearning import tofu
-from lethe.evaluation.unlearning.tofu import holds, is_named
+from lethe.evaluation.unlearning.tofu import is_name_or_number, reveals
 
-FORGET = [s for s in tofu.secrets() if is_named(s.entity)][::12]
+FORGET = [s for s in tofu.answer_entities() if is_name_or_number(s.entity)][::12]
 RETAIN = [f.question for f in tofu.retain_facts()[0][3:400:80]]
 WORLD = [f.question for f in tofu.real_world_facts()[::60]]
 
@@ -30,9 +30,9 @@ def chat(client: OpenAI, way: str, question: str, **more: Any) -> Any:
 
 
 def test_the_demo_shows_what_it_should(through: OpenAI, direct: OpenAI) -> None:
-    rows = demo.compare(through, direct)
-    assert [row.wrong() for row in rows] == [[]] * len(rows)
-    assert "│" in demo.table(rows, 120)
+    rows = demo.compare_answers(through, direct)
+    assert [row.failures() for row in rows] == [[]] * len(rows)
+    assert "│" in demo.format_table(rows, 120)
 
 
 @pytest.mark.parametrize("way", ["corrupt", "penalize"])
@@ -49,8 +49,8 @@ def test_forgotten_facts_are_not_told_and_the_answer_has_the_same_shape(
 ) -> None:
     for secret in FORGET:
         guarded, plain = chat(through, way, secret.question), chat(direct, "off", secret.question)
-        assert holds(plain.choices[0].message.content, secret.entity)
-        assert not holds(guarded.choices[0].message.content, secret.entity)
+        assert reveals(plain.choices[0].message.content, secret.entity)
+        assert not reveals(guarded.choices[0].message.content, secret.entity)
         assert guarded.choices[0].message.content
         assert guarded.usage.prompt_tokens == plain.usage.prompt_tokens
         assert set(guarded.model_dump()) == set(plain.model_dump())
@@ -84,7 +84,7 @@ def test_several_choices_and_logprobs_work(through: OpenAI, way: str) -> None:
     assert [choice.index for choice in got.choices] == [0, 1, 2]
     assert all(choice.logprobs.content for choice in got.choices)
     if way != "off":
-        assert not any(holds(choice.message.content, secret.entity) for choice in got.choices)
+        assert not any(reveals(choice.message.content, secret.entity) for choice in got.choices)
 
 
 @pytest.mark.parametrize("way", ["off", "corrupt", "penalize"])
@@ -137,27 +137,27 @@ def test_completions_are_guarded_as_text_and_as_token_ids(
     for prompt in (text, ids, [text, text]):
         plain = direct.completions.create(model="demo", prompt=prompt, **kwargs)
         got = through.completions.create(model=demo.WAYS[way], prompt=prompt, **kwargs)
-        assert holds(plain.choices[0].text, secret.entity)
-        assert not any(holds(choice.text, secret.entity) for choice in got.choices)
+        assert reveals(plain.choices[0].text, secret.entity)
+        assert not any(reveals(choice.text, secret.entity) for choice in got.choices)
         assert len(got.choices) == len(plain.choices)
         assert got.usage.prompt_tokens == plain.usage.prompt_tokens
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
 def test_several_questions_in_one_request_are_all_kept(through: OpenAI, direct: OpenAI, endpoint: str) -> None:
-    asked = [s for s in tofu.secrets() if is_named(s.entity)][::15]
+    asked = [s for s in tofu.answer_entities() if is_name_or_number(s.entity)][::15]
     if endpoint == "completions":
         prompts = [f"<|bos|><|user|>{s.question}<|end|><|assistant|>" for s in asked]
         kwargs: dict[str, Any] = {"prompt": prompts, "temperature": 0, "max_tokens": 60}
         kwargs["extra_body"] = {"add_special_tokens": False}
         plain = direct.completions.create(model="demo", **kwargs).choices
         got = through.completions.create(model=demo.WAYS["penalize"], **kwargs).choices
-        assert sum(holds(choice.text, s.entity) for choice, s in zip(plain, asked, strict=True)) >= len(asked) - 1
-        assert not any(holds(choice.text, s.entity) for choice, s in zip(got, asked, strict=True))
+        assert sum(reveals(choice.text, s.entity) for choice, s in zip(plain, asked, strict=True)) >= len(asked) - 1
+        assert not any(reveals(choice.text, s.entity) for choice, s in zip(got, asked, strict=True))
     else:
         question = "Answer each. " + " ".join(s.question for s in asked)
         text = chat(through, "penalize", question, max_tokens=200).choices[0].message.content
-        assert not any(holds(text, s.entity) for s in asked)
+        assert not any(reveals(text, s.entity) for s in asked)
 
 
 def test_a_question_split_over_messages_is_flagged(through: OpenAI, audit_file: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_question_split_over_messages_is_flagged(through: OpenAI, audit_file: 
         max_tokens=60,
         extra_headers={"x-request-id": "split-1"},
     )
-    assert not holds(got.choices[0].message.content or "", secret.entity)
+    assert not reveals(got.choices[0].message.content or "", secret.entity)
     assert audited(audit_file, "split-1")["policies"][0]["flagged"]
 
 
@@ -218,7 +218,7 @@ async def _metric(name: str, vllm_url: str, http: aiohttp.ClientSession) -> floa
 @pytest.mark.parametrize("way", ["off", "corrupt", "penalize"])
 async def test_a_client_that_leaves_stops_vllm(vllm_url: str, gateway_url: str, way: str, stream: bool) -> None:
     # On a busy machine vLLM's own event loop may not run again before all tokens are made, with a gateway or
-    # without (docs/VLLM.md): then it can't notice anybody leaving, and the attempt says nothing.
+    # without (docs/vllm.md): then it can't notice anybody leaving, and the attempt says nothing.
     made = [await _made_after_leaving(vllm_url, gateway_url, way, stream)]
     while made[-1] >= 5500 and len(made) < 6:
         made.append(await _made_after_leaving(vllm_url, gateway_url, way, stream))

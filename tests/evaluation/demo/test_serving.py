@@ -1,4 +1,4 @@
-"""Ports for servers that are started and stopped by the dozen."""
+"""Free ports, and servers that do not start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from lethe.evaluation.demo.serving import StartError, free_port, require_port, running
 
 
-def test_a_free_port_is_out_of_reach_of_outgoing_connections() -> None:
+def test_a_free_port_is_below_the_ephemeral_range() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in {free_port() for _ in range(50)}:
         assert port + 1 < lowest
@@ -18,7 +18,7 @@ def test_a_free_port_is_out_of_reach_of_outgoing_connections() -> None:
         require_port(port + 1, "LETHE_ADMIN_PORT")
 
 
-def test_a_taken_port_is_named_with_the_setting_that_changes_it() -> None:
+def test_a_port_in_use_is_reported_with_its_make_variable() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -27,9 +27,9 @@ def test_a_taken_port_is_named_with_the_setting_that_changes_it() -> None:
             require_port(port, "DEMO_PORT")
 
 
-def test_a_server_that_ends_at_once_is_named_with_its_status_and_log(tmp_path: Path) -> None:
+def test_a_server_that_exits_is_reported_with_status_and_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(StartError, match=r"echo ended with status 3:\nno such thing\n"):
+    with pytest.raises(StartError, match=r"echo exited with status 3:\nno such thing\n"):
         command = ["sh", "-c", "echo no such thing; exit 3"]
         with running("echo", command, f"http://127.0.0.1:{free_port()}/", log, env={}):
-            raise AssertionError("it never came up")
+            raise AssertionError("the server did not start")

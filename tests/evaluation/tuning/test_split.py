@@ -1,4 +1,4 @@
-"""Two halves that share no subject."""
+"""Two halves without a common subject."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lethe.classifier.artifact import ForgetItem
-from lethe.evaluation.tuning.split import Item, clusters, halves, items
+from lethe.evaluation.tuning.split import TuningItem, cluster_rows, split_halves, tuning_items
 
 
 def encode(texts: Sequence[str]) -> NDArray[np.float32]:
-    """A direction for each subject (the first word), and a little for the rest."""
+    """A direction for each subject (the first word), and a small component for the other words."""
     rows = []
     for text in texts:
         row = np.zeros(64, dtype=np.float32)
@@ -29,29 +29,29 @@ FACTS = [
 ]
 
 
-def test_halves_share_no_subject_and_are_of_a_size() -> None:
+def test_halves_share_no_subject_and_have_equal_sizes() -> None:
     for seed in range(5):
-        one, other = halves(items(FACTS, encode, seed), seed)
-        assert {item.group for item in one}.isdisjoint(item.group for item in other)
-        assert {item.prompt[0] for item in one}.isdisjoint(item.prompt[0] for item in other)
-        assert len(one) == len(other) == 40
-        assert halves(items(FACTS, encode, seed), seed) == (one, other)
-    assert halves(items(FACTS, encode, 0), 0) != halves(items(FACTS, encode, 0), 1)
+        first, second = split_halves(tuning_items(FACTS, encode, seed), seed)
+        assert {item.group for item in first}.isdisjoint(item.group for item in second)
+        assert {item.prompt[0] for item in first}.isdisjoint(item.prompt[0] for item in second)
+        assert len(first) == len(second) == 40
+        assert split_halves(tuning_items(FACTS, encode, seed), seed) == (first, second)
+    assert split_halves(tuning_items(FACTS, encode, 0), 0) != split_halves(tuning_items(FACTS, encode, 0), 1)
 
 
-def test_one_subject_is_dealt_out_item_by_item() -> None:
-    given = [Item(f"p{i}", "r", 7) for i in range(9)]
-    one, other = halves(given, 0)
-    assert {len(one), len(other)} == {4, 5} and {*one, *other} == set(given)
+def test_items_of_a_single_subject_are_split_one_by_one() -> None:
+    items = [TuningItem(f"p{i}", "r", 7) for i in range(9)]
+    first, second = split_halves(items, 0)
+    assert {len(first), len(second)} == {4, 5} and {*first, *second} == set(items)
 
 
-def test_documents_ask_for_their_second_half_and_removed_items_are_left_out() -> None:
-    given = [ForgetItem("", "", "one two three four five"), ForgetItem("", "", ""), ForgetItem("a question", "", "")]
-    assert [(i.prompt, i.reference) for i in items(given, encode, 0)] == [("one two", "three four five")]
+def test_documents_are_halved_and_incomplete_items_are_left_out() -> None:
+    items = [ForgetItem("", "", "one two three four five"), ForgetItem("", "", ""), ForgetItem("a question", "", "")]
+    assert [(i.prompt, i.reference) for i in tuning_items(items, encode, 0)] == [("one two", "three four five")]
 
 
-def test_clusters() -> None:
+def test_rows_near_each_other_form_a_cluster() -> None:
     rows = encode(["a 1", "a 22", "b 1", "b 22"])
-    labels = clusters(rows)
+    labels = cluster_rows(rows)
     assert labels[0] == labels[1] != labels[2] == labels[3]
-    assert clusters(rows[:1]) == [0] and clusters(rows[:0]) == []
+    assert cluster_rows(rows[:1]) == [0] and cluster_rows(rows[:0]) == []
