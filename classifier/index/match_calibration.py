@@ -28,7 +28,7 @@ class MatchCalibration:
     def probability(self, match: Vector) -> Vector:
         """Return the probability of each match score, elementwise.
 
-        Beyond the knots the line goes on with its mean slope.
+        Beyond the knots the line continues with its mean slope.
         """
         slope = (self.logits[-1] - self.logits[0]) / (self.matches[-1] - self.matches[0])
         beyond = np.minimum(match - self.matches[0], 0) + np.maximum(match - self.matches[-1], 0)

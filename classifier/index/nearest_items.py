@@ -1,4 +1,4 @@
-"""Rank the forget items that a text asks for, by cosine and shared rare words. Knows no threshold."""
+"""Rank the forget items that a text most resembles, by cosine and shared rare words. Knows no threshold."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A small language model: costs of letter pairs and of words, counted in the shipped background prompts.
 
-A cost is a negative log-probability, −ln p: the lower, the likelier. The statistics are English. They decide which
-further views of a text are worth making and which windows are worth encoding; they never decide what is flagged.
-Knows no view and no score.
+A cost is a negative log-probability, −ln p: a lower cost means a likelier text. The statistics are English. They
+decide which further views of a text are worth making and which windows are worth encoding; they never decide what is
+flagged. Knows no view and no score.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 LETTERS = 26
 # The code of every other character: the edge of a word.
 WORD_EDGE = LETTERS
-# Cost (−ln p) of a word that was never counted, before the cost of its letters. Chosen: dearer than most counted words.
+# Cost (−ln p) of a word that was never counted, before the cost of its letters. Chosen: above most words' cost.
 UNKNOWN_WORD_COST = 5.0
 # Letters of the longest word that the splitter looks up. Chosen: English has hardly any longer one.
 MAX_WORD_LETTERS = 20

@@ -22,9 +22,9 @@ from lethe.classifier.text.leetspeak import decode_leet
 # Rounds in which all decoders are tried on the result of the last one. Chosen: text encoded more than four times over
 # is no use to a language model either.
 MAX_ROUNDS = 4
-# Bounds of the characters of all views but the first two together: a multiple of the text's own, and a constant for
-# short texts. Chosen: bounds the work; eight further views of the text's own length.
+# All views but the first two may have, together, this many times the text's characters. Chosen: bounds the work.
 MAX_GROWTH = 8
+# And this many characters more. Chosen: lets short texts, whose views are cheap, be decoded fully.
 EXTRA_CHARACTERS = 4096
 # Numbers, or single characters, up to which a text can't hold a list of character codes, or letters taken apart.
 # Chosen: both have at least four.

@@ -1,6 +1,6 @@
 """Overlapping windows that cover a text entirely, at two scales. Knows no view and no score.
 
-Wide windows (up to the encoder's limit) see what is said across sentences. Narrow windows (a sentence, or a few short
+Wide windows (up to the encoder's limit) see what spans several sentences. Narrow windows (a sentence, or a few short
 ones) see a question inside other text, undiluted. Together they cover every character that isn't white space.
 """
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from lethe.classifier.encoder.encoder import Encoder
 
-# Units of a narrow window at most. Chosen: a long sentence; a question in it still weighs.
+# Most units of a narrow window. Chosen: a long sentence, in which a question still shows in the embedding.
 NARROW_UNITS = 40
-# Units of a narrow window at least; shorter sentences are joined to the next. Chosen: shorter ones say too little.
+# Fewest units of a narrow window; shorter sentences are joined to the next. Chosen: shorter ones say too little.
 MIN_NARROW_UNITS = 6
 # Changed units in a row that get a window of their own. Chosen: one or two words are no question.
 MIN_CHANGED_UNITS = 3
