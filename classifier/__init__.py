@@ -1,5 +1,5 @@
-"""Text in, scores out: how strongly a text asks for something that is to be forgotten.
+"""Text in, scores out: how likely a text asks for something that is to be forgotten.
 
-Primitives: `records.read`, `fit.fit`, `artifact.save` and `load`, `encoder.load_encoder`,
-`classifier.Judge`, `classifier.threshold`, `classifier.evidence`. Knows no policy, action or topic.
+It knows no policy, no action and no topic. Begin with `judge.py`, which reads a request downwards through `text/`,
+`prefilter.py`, `encoder/`, `index/` and `scorer.py`; `training/fit.py` makes the artifacts that it needs.
 """

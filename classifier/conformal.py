@@ -4,13 +4,13 @@ A new score that is exchangeable with the n calibration scores lies below their 
 probability at most k / (n + 1). Source: Vovk et al., Algorithmic Learning in a Random World, 2005; used for
 prompt detection in ECO (arXiv:2406.07933).
 
-What the promise is about. The items are fixed: a request to be caught rewords one of *these* items, and every
-item gave as many calibration rewordings. A new rewording of a random item is then one more draw of the same
-kind, and n counts rewordings. Nothing is promised about items that the fit never met, about rewordings of
-another kind, or about one single item; of several rewordings of few items the promise is on the average.
+What the bound covers. The items are fixed: a request to be flagged rewords one of *these* items, and every item gave
+the same number of calibration rewordings. A new rewording of a random item is then one more draw of the same kind, and
+n counts rewordings. The bound doesn't cover items that weren't fitted, rewordings of another kind, or any single item:
+it holds on the average over the items.
 
-Group-conditional (Mondrian) thresholds keep the promise in each group by itself, where the groups' scores
-differ. Source: Vovk, Conditional validity of inductive conformal predictors, arXiv:1209.2673.
+Group-conditional (Mondrian) thresholds keep the bound in each group by itself, where the groups' scores differ.
+Source: Vovk, Conditional validity of inductive conformal predictors, arXiv:1209.2673.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def for_miss_rate(forget_scores: NDArray[np.float64], rate: float) -> float:
+def threshold_for_miss_rate(forget_scores: NDArray[np.float64], rate: float) -> float:
     """The largest threshold that a forget prompt falls below with probability at most `rate`.
 
     forget_scores: (n,) calibration scores. A prompt is flagged when its score is at least the threshold.
@@ -34,7 +34,7 @@ def for_miss_rate(forget_scores: NDArray[np.float64], rate: float) -> float:
     return float(np.sort(forget_scores)[rank - 1])
 
 
-def for_false_alarm_rate(other_scores: NDArray[np.float64], rate: float) -> float:
+def threshold_for_false_alarm_rate(other_scores: NDArray[np.float64], rate: float) -> float:
     """The smallest threshold that another prompt reaches with probability at most `rate`.
 
     other_scores: (n,) calibration scores of prompts that aren't to be forgotten. Errors as above.
@@ -44,42 +44,42 @@ def for_false_alarm_rate(other_scores: NDArray[np.float64], rate: float) -> floa
     return float(np.nextafter(np.sort(other_scores)[-rank], math.inf))
 
 
-# Which group a text belongs to, by facts that cost nothing: it fits one window, it needs several, or another
-# view than the raw text decided.
+# The group of a text, known without further work: it fits one window, it needs several, or a view other than the raw
+# text had the highest score.
 GROUPS = ("short", "long", "disguised")
-# Two groups count as different when their calibration scores would differ so much by chance this seldom.
-DIFFERENT = 0.01
+# Significance level of the test whether a group's scores differ from the others'. A choice: the usual 0.05 would give
+# groups thresholds of their own by chance in one fit of twenty.
+SIGNIFICANCE = 0.01
 
 
-def by_group(
-    find: Callable[[NDArray[np.float64], float], float],
+def threshold_by_group(
+    find_threshold: Callable[[NDArray[np.float64], float], float],
     scores: NDArray[np.float64],
     groups: NDArray[np.int8],
     rate: float,
     strictest: Callable[[list[float]], float],
 ) -> float:
-    """The threshold that keeps the promise for all scores and, where its scores differ from the rest's, for each
-    group by itself: the strictest of theirs.
+    """The strictest of the thresholds of all scores and of each group whose scores differ from the others'.
 
-    One number, so that no text can hide behind a second one of a group with another threshold. find:
-    `for_miss_rate` with `strictest` min, or `for_false_alarm_rate` with max; groups: (n,) indices into GROUPS. A
-    group of too few scores for the rate is left to what all scores together give. Raises ValueError as `find` does
-    for all scores.
+    It is one number for all groups: a request may hold texts of several groups. find_threshold:
+    `threshold_for_miss_rate` with `strictest` min, or `threshold_for_false_alarm_rate` with max; groups: (n,) indices
+    into GROUPS. A group with too few scores for the rate is left out. Raises ValueError as `find_threshold` does for
+    all scores.
     """
-    found = [find(scores, rate)]
+    thresholds = [find_threshold(scores, rate)]
     for number in range(len(GROUPS)):
         inside = groups == number
-        if inside.any() and not inside.all() and _differ(scores[inside], scores[~inside]):
+        if inside.any() and not inside.all() and _scores_differ(scores[inside], scores[~inside]):
             with contextlib.suppress(ValueError):
-                found.append(find(scores[inside], rate))
-    return strictest(found)
+                thresholds.append(find_threshold(scores[inside], rate))
+    return strictest(thresholds)
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The score interval of a binomial share; unlike the textbook one it holds near 0 and 1.
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of a binomial share; unlike the normal approximation it is valid near 0 and 1.
 
-    Without observations it is all of (0, 1). Raises ValueError for counts that aren't counts and for a
-    confidence outside (0, 1). Source: Wilson, J. Am. Stat. Assoc. 22, 1927.
+    With n = 0 it is (0, 1). Raises ValueError unless 0 <= successes <= n and 0 < confidence < 1. Source: Wilson,
+    J. Am. Stat. Assoc. 22, 1927.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a share")
@@ -91,22 +91,22 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # Rounding must not put an end on the wrong side of the share itself.
+    # Rounding must not put an end of the interval on the wrong side of the share.
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def _differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    """Two-sample Kolmogorov-Smirnov test at level DIFFERENT (asymptotic critical value)."""
+def _scores_differ(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Two-sample Kolmogorov-Smirnov test at level SIGNIFICANCE (asymptotic critical value)."""
     both = np.sort(np.concatenate([one, other]))
     below = [np.searchsorted(np.sort(x), both, side="right") / len(x) for x in (one, other)]
-    critical = math.sqrt(-math.log(DIFFERENT / 2) / 2 * (len(one) + len(other)) / (len(one) * len(other)))
+    critical = math.sqrt(-math.log(SIGNIFICANCE / 2) / 2 * (len(one) + len(other)) / (len(one) * len(other)))
     return float(np.abs(below[0] - below[1]).max()) > critical
 
 
 def _rank(count: int, rate: float, what: str, which: str) -> int:
     if not 0 < rate < 1:
         raise ValueError(f"{what} {rate} is not between 0 and 1")
-    # The small addition undoes the rounding of a product such as 100 * 0.01.
+    # 1e-9 undoes the rounding error of a product such as 100 * 0.01.
     rank = math.floor((count + 1) * rate + 1e-9)
     if rank < 1:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Component scores to one calibrated probability: a logistic model over their standardised values. Pure.
+"""Component scores to one probability: a logistic model over their standardised values. Pure.
 
-The plain sum of standardised scores is the prior that the fit departs from only as far as held-out rows ask
-for, and no component may count against forgetting.
+The prior is a weighted sum of the standardised scores; the fit departs from it as far as held-out rows require. No
+weight is negative: no component may count against a forget request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Word, character, head, match. The head is the weakest alone, so it has to earn its place.
+# Prior weights of word, character, head and match (`artifact.COMPONENTS`), on standardised scores. Choices: alone, the
+# match separates best and the head worst, so the fit has to give the head more weight than this.
 PRIOR = (1.0, 1.0, 0.25, 2.0)
 
 Scores = NDArray[np.float64]
@@ -28,21 +29,25 @@ class Fusion:
     intercept: float
 
     def contributions(self, components: Scores) -> Scores:
-        """(N, C) what each component adds to the logit, given raw components (N, C)."""
+        """(N, C) log-odds contribution of each raw component (N, C): (component - centre) / scale · weight."""
         return np.asarray((components - self.centre) / self.scale * self.weight)
 
     def probability(self, components: Scores) -> Scores:
-        """(N,) probability that a text asks for what is to be forgotten, both being equally common."""
+        """(N,) probability of a forget request, if forget and other requests were equally common."""
         return np.asarray(np.exp(-np.logaddexp(0, -self.logit(components))))
 
     def logit(self, components: Scores) -> Scores:
-        """(N,) log-odds of `probability`."""
+        """(N,) log-odds (natural log units) of `probability`: the sum of the contributions plus the intercept."""
         return np.asarray(self.contributions(components).sum(axis=1) + self.intercept)
 
 
-def decided_by(contributions: Sequence[float]) -> str:
-    """ "lexical", "semantic" or "both": which pair of the four components carried a score."""
+# A pair of components counts beside the other when it contributes more than this share of the other's. A choice.
+BOTH_SHARE = 0.5
+
+
+def deciding_components(contributions: Sequence[float]) -> str:
+    """ "lexical", "semantic" or "both": which pair of the four components contributed most to a score."""
     lexical, semantic = contributions[0] + contributions[1], contributions[2] + contributions[3]
-    if min(lexical, semantic) > 0.5 * max(lexical, semantic) > 0:
+    if min(lexical, semantic) > BOTH_SHARE * max(lexical, semantic) > 0:
         return "both"
     return "lexical" if lexical > semantic else "semantic"

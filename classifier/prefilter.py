@@ -1,9 +1,9 @@
-"""Which windows are worth an encoder: the first stage of a cascade, for all artifacts at once.
+"""The first stage of the cascade: which windows need the encoder, by their words alone, for all artifacts at once.
 
-A window whose words say nothing of a forget set isn't encoded, and scores 0 there. The level is the artifact's own:
-below what any held-out rewording of its forget prompts reached (`classifier/training/fit.py`). Artifacts that hold documents
-have none, since a question about a document may share no word with it; nor have items that were added without a
-telling word.
+A window whose words give little evidence for any forget item isn't encoded, and scores 0. The level of evidence is the
+artifact's own: below what any held-out rewording of its forget prompts reached (`training/calibration.py`). Artifacts
+with documents have no such level, since a question about a document may share no word with it; neither have items that
+were added later without a discriminative word.
 """
 
 from __future__ import annotations
@@ -16,198 +16,215 @@ from numpy.typing import NDArray
 
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.index import similarity
-from lethe.classifier.index.allowlist import Retained
-from lethe.classifier.index.similarity import Matcher, Targets
-from lethe.classifier.text.ngrams import BUCKETS, Document, word_bucket
-from lethe.classifier.text.segments import Reading
+from lethe.classifier.index.allowlist import Allowlist
+from lethe.classifier.index.similarity import ForgetTargets, TargetMatcher
+from lethe.classifier.text.ngrams import BUCKETS, NgramDocument, word_bucket
+from lethe.classifier.text.segments import TextSegments
 from lethe.classifier.text.vocabulary import FUNCTION_WORDS
 from lethe.classifier.text.windows import INNER_UNITS, NARROW_UNITS
 
-# What the share of a forget item's rare words counts, in nats.
-SHARED_WEIGHT = 4.0
-# Words that carry less of an item's rarity tell nothing.
-LEAST_SHARE = 0.03
-# A longer window holds more by chance, and mostly says less than a shorter one inside it: so many nats more are asked
-# of windows of so many units.
-LENGTHS = (INNER_UNITS, NARROW_UNITS, NARROW_UNITS + 1)
+# Log-odds (natural log units) that all rare words of a forget item together add to a window's evidence. Measured: 4
+# instead of 2 leaves 8 of 35 windows of an 8,000-token prompt to encode (docs/benchmarks/2026-11-21-judging.md).
+SHARED_WORDS_WEIGHT = 4.0
+# Words that carry a smaller share of an item's idf are not discriminative. A choice: of an item with 33 equally rare
+# words each still counts.
+MIN_IDF_SHARE = 0.03
+# Longer windows share rare words with some item by chance, and any request in them is in a shorter window, too: at
+# these lengths (words), the level is higher by these log-odds (linear in between). Measured on 1,220 questions: no
+# flagged one was lost, and a third of the windows was left to encode (docs/benchmarks/2026-11-21-judging.md).
+MARGIN_LENGTHS = (INNER_UNITS, NARROW_UNITS, NARROW_UNITS + 1)
 MARGINS = (0.0, 0.75, 1.25)
-_MARGINS = np.interp(np.arange(LENGTHS[-1] + 1), LENGTHS, MARGINS)
-# A word of an added item tells, if it is at least so rare, as a share of the rarest.
-TELLING = 0.5
-# Of short windows inside others so many are encoded, those whose words say most.
-MOST_CLOSER = 8
-# So many windows, and so many products of n-grams and weights, are worked on at once: bounds memory.
-AT_ONCE = 256
-PRODUCTS = 1 << 22
+_MARGIN_BY_LENGTH = np.interp(np.arange(MARGIN_LENGTHS[-1] + 1), MARGIN_LENGTHS, MARGINS)
+# A word of an added item is discriminative from this idf on, as a share of the highest idf. A choice: half as rare (on
+# a log scale) as a word that occurs nowhere else.
+MIN_DISCRIMINATIVE_IDF = 0.5
+# Short windows inside other windows that are encoded, those with the most evidence: bounds the work for a text that
+# repeats a forget item's words. A choice.
+MAX_INNER_WINDOWS = 8
+# Windows, and products of n-grams and weights, that are computed at a time: bounds memory to tens of MiB.
+WINDOWS_AT_ONCE = 256
+PRODUCTS_AT_ONCE = 1 << 22
 
-_FUNCTION = [word_bucket(word) for word in sorted(FUNCTION_WORDS)]
+_FUNCTION_WORD_BUCKETS = [word_bucket(word) for word in sorted(FUNCTION_WORDS)]
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Passed:
-    """rows: of a reading, those that one artifact looks at, rising; lexical: (rows, 2) the word and the character
-    component there, raw; retained: (rows,) which are no request for what was fitted (`classifier/index/allowlist.py`)."""
+class SelectedRows:
+    """The rows of a text that one artifact needs encoded.
+
+    rows: (n,) rising; lexical: (n, 2) their raw word and character components; allowed: (n,) which are on the
+    artifact's allowlist (`index/allowlist.py`).
+    """
 
     rows: Integers
     lexical: Floats
-    retained: NDArray[np.bool_]
+    allowed: NDArray[np.bool_]
 
 
-class _Group:
-    """Artifacts that were fitted alike: the same models, the same targets."""
+class _FitGroup:
+    """Artifacts of one fit: with equal models, targets and allowlist."""
 
     def __init__(self, artifact: Artifact) -> None:
         arrays = artifact.arrays
         centre, scale, weight = arrays["fusion"][:, :2]
         self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
         self._level = float(arrays["gate"][0])
-        self.matcher = Matcher(Targets.of(arrays, "targets"), least=LEAST_SHARE)
-        # The items' words, where there are so many that hashes alone tell little; of all artifacts fitted alike.
+        self.matcher = TargetMatcher(ForgetTargets.from_arrays(arrays, "targets"), min_idf_share=MIN_IDF_SHARE)
+        # The items' words, of all artifacts in the group, where the items are so many that hashes alone collide.
         self.vocabulary: set[str] | None = set() if "cell_starts" in arrays else None
-        self.retained = Retained(arrays["retained"])
+        self.allowlist = Allowlist(arrays["retained"])
 
     def contributions(self, lexical: Floats) -> Floats:
-        """(N,) what the words say for a forget request, in nats. lexical: (N, 2)."""
+        """(N,) log-odds contribution of the words for a forget request: of both lexical components (N, 2)."""
         return np.asarray(lexical @ self._slope - self._centre)
 
-    def passing(self, said: Floats, reading: Reading) -> NDArray[np.bool_]:
-        """(N,) which rows are worth encoding: all that aren't surely below the level."""
-        level = self._level + margin(reading.last - reading.first)
-        passed = ~(said < level)
-        near = np.flatnonzero(~passed & reading.own & (said >= level - SHARED_WEIGHT))
-        if len(near):
+    def select(self, contributions: Floats, segments: TextSegments) -> NDArray[np.bool_]:
+        """(N,) which outer windows need the encoder: all whose evidence isn't surely below the level.
+
+        The evidence is the contribution of the words plus SHARED_WORDS_WEIGHT times the largest share of a target's
+        rare words in the window. That share is computed only where it can decide.
+        """
+        level = self._level + length_margin(segments.last - segments.first)
+        # Negated, so that NaN is selected.
+        selected = ~(contributions < level)
+        undecided = np.flatnonzero(~selected & segments.outer & (contributions >= level - SHARED_WORDS_WEIGHT))
+        if len(undecided):
             if self.vocabulary is None:
-                words = reading.document.distinct(reading.first[near], reading.last[near])
+                words = segments.document.distinct_words(segments.first[undecided], segments.last[undecided])
             else:
-                words = similarity.known_words([reading.text(int(row)) for row in near], self.vocabulary)
-            shared = self.matcher.most_shared(words, len(near))
-            passed[near] = said[near] + SHARED_WEIGHT * shared >= level[near]
-        return passed & reading.own
+                texts = [segments.text(int(row)) for row in undecided]
+                words = similarity.hashed_known_words(texts, self.vocabulary)
+            shared = self.matcher.max_shared_idf(words, len(undecided))
+            selected[undecided] = contributions[undecided] + SHARED_WORDS_WEIGHT * shared >= level[undecided]
+        return selected & segments.outer
 
 
-class Gate:
+class Prefilter:
     """The first stage for several artifacts."""
 
     def __init__(self, artifacts: Mapping[str, Artifact]) -> None:
-        self._groups: list[_Group] = []
+        self._groups: list[_FitGroup] = []
         self._group_of: dict[str, int] = {}
+        # For each group, its artifacts that still have items of the fit.
         self._members: list[list[str]] = []
-        known: dict[bytes, int] = {}
+        group_numbers: dict[bytes, int] = {}
         columns: list[NDArray[np.float16]] = []
-        # Hashed word → the artifacts of which it is a telling word of an added item.
-        self._telling: dict[int, list[str]] = {}
+        # Hashed word → the artifacts that have it as a discriminative word of an added item.
+        self._discriminative: dict[int, list[str]] = {}
+        # Artifacts that have an added item without a discriminative word.
         self._always: list[str] = []
         for name, artifact in artifacts.items():
-            number = known.setdefault(artifact.first_stage, len(known))
+            number = group_numbers.setdefault(artifact.prefilter_digest, len(group_numbers))
             if number == len(self._groups):
-                self._groups.append(_Group(artifact))
+                self._groups.append(_FitGroup(artifact))
                 self._members.append([])
                 columns.append(np.concatenate([artifact.arrays[f"{kind}_weights"] for kind in ("word", "character")]))
             self._group_of[name] = number
             if (vocabulary := self._groups[number].vocabulary) is not None:
                 vocabulary |= artifact.prompt_words
-            # Of an artifact that was made by adding alone, all that was fitted is taken out again.
             if not np.isin(artifact.arrays["index_items"], artifact.arrays["removed_items"]).all():
                 self._members[number].append(name)
-            words = telling_words(artifact)
+            words = discriminative_words(artifact)
             if words is None:
                 self._always.append(name)
             for word in words or ():
-                self._telling.setdefault(word, []).append(name)
+                self._discriminative.setdefault(word, []).append(name)
         self._weights = np.stack(columns, axis=1) if columns else np.zeros((2 * BUCKETS, 0), dtype=np.float16)
 
-    def matcher(self, name: str) -> Matcher:
-        """The targets that one artifact's fit knows, with the words that tell something."""
+    def matcher(self, name: str) -> TargetMatcher:
+        """The targets of one artifact's fit, with their discriminative words."""
         return self._groups[self._group_of[name]].matcher
 
-    def passed(self, reading: Reading) -> dict[str, Passed]:
-        """For each artifact that looks at some rows of a text, which; the others' score is 0."""
-        lexical = self._lexical(reading.document, reading.first, reading.last)
-        found: dict[str, Passed] = {}
-        wanted: dict[str, NDArray[np.bool_]] = dict.fromkeys(self._always, reading.own)
-        for name, rows in self._told(reading).items():
-            wanted.setdefault(name, rows)
-        touched = {self._group_of[name] for name in wanted}
+    def select_rows(self, segments: TextSegments) -> dict[str, SelectedRows]:
+        """For each artifact that needs some rows of a text encoded, these rows; all other artifacts score 0."""
+        lexical = self._lexical_scores(segments.document, segments.first, segments.last)
+        selected: dict[str, SelectedRows] = {}
+        by_added: dict[str, NDArray[np.bool_]] = dict.fromkeys(self._always, segments.outer)
+        for name, rows in self._rows_with_discriminative_words(segments).items():
+            by_added.setdefault(name, rows)
+        groups_with_added = {self._group_of[name] for name in by_added}
         for number, group in enumerate(self._groups):
-            if not self._members[number] and number not in touched:
+            if not self._members[number] and number not in groups_with_added:
                 continue
-            said = group.contributions(lexical[:, number])
-            common = group.passing(said, reading)
-            closer = np.where(reading.own, -np.inf, said)
-            if not common.any() and not (closer > 0).any() and number not in touched:
+            contributions = group.contributions(lexical[:, number])
+            by_fit = group.select(contributions, segments)
+            inner = np.where(segments.outer, -np.inf, contributions)
+            if not by_fit.any() and not (inner > 0).any() and number not in groups_with_added:
                 continue
-            retained = group.retained.within(reading)
-            common[_strongest(np.where(retained, -np.inf, closer))] = True
-            common &= ~retained
-            if common.any():
-                made = _passed(common, lexical[:, number], retained)
-                found |= dict.fromkeys(self._members[number], made)
-            if number in touched:
-                for name, rows in wanted.items():
+            allowed = group.allowlist.matching_rows(segments)
+            by_fit[_strongest_rows(np.where(allowed, -np.inf, inner))] = True
+            by_fit &= ~allowed
+            if by_fit.any():
+                rows_of_fit = _selected_rows(by_fit, lexical[:, number], allowed)
+                selected |= dict.fromkeys(self._members[number], rows_of_fit)
+            if number in groups_with_added:
+                for name, rows in by_added.items():
                     if self._group_of[name] == number:
-                        found[name] = _passed(common | rows, lexical[:, number], retained)
-        return found
+                        selected[name] = _selected_rows(by_fit | rows, lexical[:, number], allowed)
+        return selected
 
-    def _lexical(self, document: Document, first: Integers, last: Integers) -> Floats:
-        """(N, groups, 2) word and character components of each run."""
+    def _lexical_scores(self, document: NgramDocument, first: Integers, last: Integers) -> Floats:
+        """(N, groups, 2) raw word and character components of the windows first..last."""
         count = self._weights.shape[1]
         out = np.empty((len(first), count, 2))
-        for start in range(0, len(first), AT_ONCE):
-            runs = slice(start, start + AT_ONCE)
-            rows = document.joint_rows(first[runs], last[runs])
-            most = max(PRODUCTS // max(len(rows.buckets), 1), 1)
-            for i in range(0, count, most):
-                said = rows.dot(self._weights[:, i : i + most])
-                out[runs, i : i + most, 0], out[runs, i : i + most, 1] = said[::2], said[1::2]
+        for start in range(0, len(first), WINDOWS_AT_ONCE):
+            windows = slice(start, start + WINDOWS_AT_ONCE)
+            rows = document.joint_rows(first[windows], last[windows])
+            step = max(PRODUCTS_AT_ONCE // max(len(rows.buckets), 1), 1)
+            for i in range(0, count, step):
+                scores = rows.dot(self._weights[:, i : i + step])
+                out[windows, i : i + step, 0], out[windows, i : i + step, 1] = scores[::2], scores[1::2]
         return out
 
-    def _told(self, reading: Reading) -> dict[str, NDArray[np.bool_]]:
-        """Artifacts of whose added items a telling word stands in the text, and the rows that hold such words."""
-        if not self._telling:
+    def _rows_with_discriminative_words(self, segments: TextSegments) -> dict[str, NDArray[np.bool_]]:
+        """Artifact → (N,) the outer rows that hold a discriminative word of one of its added items, if any do."""
+        if not self._discriminative:
             return {}
-        own = np.flatnonzero(reading.own)
-        row, words = reading.document.distinct(reading.first[own], reading.last[own])
-        found: dict[str, NDArray[np.bool_]] = {}
+        outer = np.flatnonzero(segments.outer)
+        row, words = segments.document.distinct_words(segments.first[outer], segments.last[outer])
+        rows: dict[str, NDArray[np.bool_]] = {}
         for word in dict.fromkeys(words.tolist()):
-            for name in self._telling.get(word, ()):
-                if name not in found:
-                    found[name] = np.zeros(len(reading.own), dtype=bool)
-                found[name][own[row[words == word]]] = True
-        return found
+            for name in self._discriminative.get(word, ()):
+                if name not in rows:
+                    rows[name] = np.zeros(len(segments.outer), dtype=bool)
+                rows[name][outer[row[words == word]]] = True
+        return rows
 
 
-def _passed(rows: NDArray[np.bool_], lexical: Floats, retained: NDArray[np.bool_]) -> Passed:
-    at = np.flatnonzero(rows)
-    return Passed(at, lexical[at], retained[at])
+def length_margin(units: Integers) -> Floats:
+    """(N,) log-odds by which the level is higher for windows of so many units (words): see MARGINS."""
+    return np.asarray(_MARGIN_BY_LENGTH[np.minimum(units, MARGIN_LENGTHS[-1])])
 
 
-def margin(units: Integers) -> Floats:
-    """(N,) what windows of so many units have to say beyond an artifact's level, in nats."""
-    return np.asarray(_MARGINS[np.minimum(units, LENGTHS[-1])])
-
-
-def telling_words(artifact: Artifact) -> frozenset[int] | None:
-    """The hashed words by which a request for an added item is told; None where some item has none."""
+def discriminative_words(artifact: Artifact) -> frozenset[int] | None:
+    """The hashed words by which requests for added items are found; None where some item has no such word."""
     arrays = artifact.arrays
     if not len(arrays["added_items"]):
         return frozenset()
     if any(artifact.items[i].text for i in set(arrays["added_items"].tolist())):
         return None
-    rare = similarity.rarity(arrays["documents"])
-    tells = (rare[arrays["added_buckets"]] >= TELLING * rare.max()) & ~np.isin(arrays["added_buckets"], _FUNCTION)
+    idf = similarity.idf(arrays["documents"])
+    is_rare = idf[arrays["added_buckets"]] >= MIN_DISCRIMINATIVE_IDF * idf.max()
+    is_discriminative = is_rare & ~np.isin(arrays["added_buckets"], _FUNCTION_WORD_BUCKETS)
     row = np.repeat(np.arange(len(arrays["added_items"])), np.diff(arrays["added_starts"]))
-    if len(np.unique(row[tells])) < len(arrays["added_items"]):
+    if len(np.unique(row[is_discriminative])) < len(arrays["added_items"]):
         return None
-    return frozenset(arrays["added_buckets"][tells].tolist())
+    return frozenset(arrays["added_buckets"][is_discriminative].tolist())
 
 
-def _strongest(said: Floats) -> Integers:
-    """At most MOST_CLOSER rows that speak for a forget request, the strongest."""
-    speaking = np.flatnonzero(~(said <= 0))
-    order = speaking[np.argsort(-said[speaking], kind="stable")]
-    # Once each: what is repeated must not crowd out the rest.
-    order = order[np.diff(said[order], prepend=np.inf) != 0]
-    return np.asarray(order[:MOST_CLOSER])
+def _selected_rows(mask: NDArray[np.bool_], lexical: Floats, allowed: NDArray[np.bool_]) -> SelectedRows:
+    rows = np.flatnonzero(mask)
+    return SelectedRows(rows, lexical[rows], allowed[rows])
+
+
+def _strongest_rows(contributions: Floats) -> Integers:
+    """At most MAX_INNER_WINDOWS rows with a positive contribution, the highest first."""
+    # Negated, so that NaN counts as positive.
+    positive = np.flatnonzero(~(contributions <= 0))
+    order = positive[np.argsort(-contributions[positive], kind="stable")]
+    # Of equal contributions one: a repeated sentence must not take all places.
+    order = order[np.diff(contributions[order], prepend=np.inf) != 0]
+    return np.asarray(order[:MAX_INNER_WINDOWS])

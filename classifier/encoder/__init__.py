@@ -1,4 +1,5 @@
-"""Sentence embeddings: the ONNX encoder, its export, and caches.
+"""The sentence encoder: text to a unit vector, by ONNX Runtime.
 
-It knows nothing of forget items. Begin with `encoder.py`.
+It knows no policy, no forget set and no window. Begin with `encoder.py`; `export.py` prepares the ONNX file that it
+runs, and is the only module here that needs torch.
 """

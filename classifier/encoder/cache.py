@@ -1,7 +1,7 @@
-"""Embeddings of texts that every fit reads again, kept between fits. Knows no forget set.
+"""A disk cache of embeddings of texts that every fit with one encoder needs. Knows no forget set.
 
-The cache lies beside the prepared encoders. A file in it holds its own checksum and appears whole or not at
-all, so neither a crash nor a second fit at the same time can spoil it; a damaged one is made again.
+It is beside the prepared encoders. Each file holds its own checksum and is written atomically, so neither a crash nor
+a second fit at the same time can damage it; a damaged file is written again.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lethe.classifier.encoder.encoder import Encoder, cache_folder
+from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.encoder.folders import cache_folder
 
 
-def embeddings(
+def cached_embeddings(
     texts: Sequence[str], encoder: Encoder, progress: Callable[[int, int], None] | None = None
 ) -> NDArray[np.float32]:
-    """float32 (N, D) unit rows of `texts`, from the cache if this encoder has read exactly these before.
+    """float32 (N, D) unit rows of `texts`, from the cache if this encoder has encoded exactly this list before.
 
     A cache that can't be written is no error: the next fit encodes again.
     """
     digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     path = cache_folder().parent / "background" / f"{encoder.hash[:32]}-{digest[:32]}"
     shape = (len(texts), encoder.width)
-    if (known := _read(path, shape)) is not None:
-        return known
+    if (cached := _read_cached(path, shape)) is not None:
+        return cached
     vectors = encoder.encode(texts, progress)
-    _write(path, vectors)
+    _write_cached(path, vectors)
     return vectors
 
 
-def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """The cached rows; None when there are none, or what is there isn't what was written."""
+def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """The cached rows; None when the file is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -47,7 +48,7 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
     return np.frombuffer(content, dtype="<f4", offset=size).reshape(shape).astype(np.float32)
 
 
-def _write(path: Path, vectors: NDArray[np.float32]) -> None:
+def _write_cached(path: Path, vectors: NDArray[np.float32]) -> None:
     content = vectors.astype("<f4").tobytes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

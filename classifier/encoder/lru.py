@@ -1,38 +1,38 @@
-"""What was worked out lately, kept in bounded memory under the texts' digests: no text is kept. Safe in threads."""
+"""A least-recently-used cache with texts as keys, which keeps no text. Safe to use from several threads.
+
+Keys are SHA-256 digests of the texts, for two reasons: no prompt stays in memory, and nobody can construct a prompt
+that finds the cached value of a harmless one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from typing import Generic, TypeVar
+
+from cachetools import LRUCache
 
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
-    """Up to `most` values by text; the one that was not asked for the longest goes first."""
+class TextLRU(Generic[T]):
+    """Up to `max_entries` values by text."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._values: OrderedDict[bytes, T] = OrderedDict()
+    def __init__(self, max_entries: int) -> None:
+        self._values: LRUCache[bytes, T] = LRUCache(max_entries)
         self._lock = threading.Lock()
 
     def get(self, text: str) -> T | None:
-        """What is known of a text, if anything."""
-        key = _digest(text)
+        """The value of a text, or None."""
+        key = _text_digest(text)
         with self._lock:
-            value = self._values.get(key)
-            if value is not None:
-                self._values.move_to_end(key)
-            return value
+            return self._values.get(key)
 
     def put(self, text: str, value: T) -> None:
-        """Keep a value for a text, in place of what was kept for it."""
+        """Set the value of a text."""
+        key = _text_digest(text)
         with self._lock:
-            self._values[_digest(text)] = value
-            if len(self._values) > self._most:
-                self._values.popitem(last=False)
+            self._values[key] = value
 
     def clear(self) -> None:
         with self._lock:
@@ -42,6 +42,5 @@ class Recent(Generic[T]):
         return len(self._values)
 
 
-def _digest(text: str) -> bytes:
-    # Collisions can't be made on purpose: a text that collides with a harmless one would pass unread.
+def _text_digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -1,4 +1,5 @@
-"""Fits an artifact from forget and retain rows.
+"""Fits an artifact from forget and retain rows, and changes one afterwards.
 
-Serving imports none of it. Begin with `fit.py`.
+It knows no request and no policy; serving imports only `incremental.py` from here. Begin with `fit.py`, then `rows.py`
+(what a fit learns from) and `features.py` (how).
 """

@@ -1,10 +1,9 @@
-"""An encoder trained to tell forget prompts from others, for those with a GPU. Imports torch; serving never does.
+"""Fine-tune an encoder to tell forget prompts from others, preferably on a GPU. Imports torch; serving never does.
 
-The published way (ECO prompts, arXiv:2406.07933, appendix C.3): cross-entropy weighted by class, AdamW, a
-cosine schedule, a tenth held out, and the epoch with the fewest missed forget prompts wins. Different on purpose:
-the class is read linearly from the mean of the last hidden states, which is the embedding that is exported; so
-the artifact's `head` is the classification head, and windows, views, thresholds and serving stay what they are.
-Long texts are trained on window by window, where the published script cuts them.
+The published method (ECO prompts, arXiv:2406.07933, appendix C.3): cross-entropy weighted by class, AdamW, a cosine
+schedule, a tenth held out, and the epoch with the fewest missed forget prompts is kept. Two differences: the class is
+read linearly from the mean of the last hidden states, which is the embedding that is exported, so that the rest of the
+classifier stays the same; and long texts are trained on in chunks, where the published script truncates them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,22 @@ from lethe.classifier.encoder import export
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.records import Record
 from lethe.classifier.training import rows as corpus
+from lethe.classifier.training import stages
+from lethe.classifier.training.rows import request_text
+from lethe.classifier.training.stages import Progress
 
-LONGEST = 512
+# Word pieces of a text at most: what common encoders have positions for.
+MAX_PIECES = 512
+# Share of each class that is held out to choose the epoch: as published.
 VALIDATION_SHARE = 0.1
-SCALE = 16.0
+# Factor on the unit embedding before the linear layer: with it, a head with weights of about 1 reaches logits of 16. A
+# choice.
+EMBEDDING_SCALE = 16.0
 
 
 @dataclass(frozen=True)
-class Training:
-    """The published hyper-parameters. Gradients are not clipped, as published."""
+class FinetuneSettings:
+    """The published hyper-parameters (ECO, appendix C.3). Gradients are not clipped, as published."""
 
     learning_rate: float = 2e-5
     betas: tuple[float, float] = (0.9, 0.98)
@@ -54,14 +60,14 @@ def finetune(
     model: str | Path,
     target: Path,
     seed: int = 0,
-    training: Training | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    training: FinetuneSettings | None = None,
+    progress: Progress = stages.no_progress,
 ) -> Encoder:
     """Train `model` (a folder or hub name), write it to `target` as a prepared encoder, and load that.
 
-    target: a folder that must not exist; what is written needs no torch to serve. Trains on a GPU if there is
-    one. Deterministic on a CPU for equal rows, model and seed. Raises ValueError when there is nothing to
-    forget, when `target` exists, and when the exported graph doesn't agree with the model.
+    target: a folder that must not exist; serving it needs no torch. Trains on a GPU if there is one. Deterministic on
+    a CPU for equal rows, model and seed. Raises ValueError when there is nothing to forget, when `target` exists, and
+    when the exported graph disagrees with the model.
     """
     if not forget:
         raise ValueError("nothing to forget: no rows")
@@ -70,26 +76,26 @@ def finetune(
     folder = export.model_folder(str(model))
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
-        network = _Network(folder, training or Training())
-        texts, labels = _rows(forget, retain or (), network)
+        network = _Network(folder, training or FinetuneSettings())
+        texts, labels = _labelled_texts(forget, retain or (), network)
         _train(network, texts, labels, np.random.default_rng(seed), progress)
-    return _export(network, target)
+    return _write_encoder(network, target)
 
 
 class _Network(torch.nn.Module):
-    """The encoder, its tokenizer, and a linear reading of the embedding."""
+    """The encoder, its tokenizer, and a linear layer on the embedding."""
 
-    def __init__(self, folder: Path, training: Training) -> None:
+    def __init__(self, folder: Path, training: FinetuneSettings) -> None:
         super().__init__()
         rates = {"hidden_dropout_prob": training.dropout, "attention_probs_dropout_prob": training.dropout}
-        self.training_as = training
+        self.settings = training
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.encoder: Any = AutoModel.from_pretrained(folder, **rates)
         self.dropout = torch.nn.Dropout(training.dropout)
         self.head = torch.nn.Linear(self.encoder.config.hidden_size, 2)
-        positions = getattr(self.encoder.config, "max_position_embeddings", LONGEST)
-        # Some architectures keep two positions for padding.
-        self.limit = min(LONGEST, positions - 2)
+        positions = getattr(self.encoder.config, "max_position_embeddings", MAX_PIECES)
+        # Some architectures reserve two positions for padding.
+        self.limit = min(MAX_PIECES, positions - 2)
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
         """(B, 2) logits."""
@@ -99,25 +105,26 @@ class _Network(torch.nn.Module):
         hidden = self.encoder(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1)
         embedding = functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-        # Unit rows are what is exported; the scale lets a linear reading of them be sure of itself.
-        logits: torch.Tensor = self.head(self.dropout(embedding * SCALE))
+        # The exported embedding has unit length; scaled, the linear layer can reach large logits.
+        logits: torch.Tensor = self.head(self.dropout(embedding * EMBEDDING_SCALE))
         return logits
 
 
-def _rows(
+def _labelled_texts(
     forget: Sequence[Record], retain: Sequence[Record], network: _Network
 ) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
-    asked = {"".join(corpus.asked(row).casefold().split()) for row in forget}
-    others = [corpus.asked(row) for row in retain] + list(corpus.background())
-    others = [text for text in others if "".join(text.casefold().split()) not in asked]
-    pairs = [(part, 1) for row in forget for part in _parts(corpus.asked(row), network)]
-    pairs += [(part, 0) for text in others for part in _parts(text, network)]
+    """Chunks of the forget, retain and background texts, each once, and their labels (1 = forget)."""
+    forget_texts = {"".join(request_text(row).casefold().split()) for row in forget}
+    others = [request_text(row) for row in retain] + list(corpus.background_prompts())
+    others = [text for text in others if "".join(text.casefold().split()) not in forget_texts]
+    pairs = [(chunk, 1) for row in forget for chunk in _encoder_chunks(request_text(row), network)]
+    pairs += [(chunk, 0) for text in others for chunk in _encoder_chunks(text, network)]
     pairs = list(dict.fromkeys(pairs))
     return [text for text, _ in pairs], np.array([label for _, label in pairs])
 
 
-def _parts(text: str, network: _Network) -> Iterator[str]:
-    """The text in parts that the encoder can read."""
+def _encoder_chunks(text: str, network: _Network) -> Iterator[str]:
+    """The text in chunks that the encoder can read."""
     split = network.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = split["offset_mapping"]
     size = network.limit - 2
@@ -131,13 +138,13 @@ def _train(
     texts: list[str],
     labels: np.ndarray[Any, np.dtype[np.int64]],
     rng: np.random.Generator,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> None:
-    settings = network.training_as
+    settings = network.settings
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device)
-    held = _held_out(labels, rng)
-    rows = np.flatnonzero(~held)
+    held_out = _held_out(labels, rng)
+    rows = np.flatnonzero(~held_out)
     counts = np.bincount(labels[rows], minlength=2)
     loss = torch.nn.CrossEntropyLoss(torch.tensor(counts.sum() / np.maximum(counts, 1), dtype=torch.float32).to(device))
     optimizer = torch.optim.AdamW(
@@ -148,9 +155,11 @@ def _train(
         weight_decay=settings.weight_decay,
     )
     steps = settings.epochs * math.ceil(len(rows) / settings.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, settings.warm_up))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _learning_rate_factor(step, steps, settings.warm_up)
+    )
     best: tuple[int, float] | None = None
-    kept: dict[str, torch.Tensor] = {}
+    best_state: dict[str, torch.Tensor] = {}
     done = 0
     for _ in range(settings.epochs):
         network.train()
@@ -163,28 +172,28 @@ def _train(
             optimizer.step()
             schedule.step()
             done += 1
-            progress("encoder", done, steps)
-        errors = _errors(network, texts, labels, np.flatnonzero(held), loss)
+            progress(stages.FINETUNE, done, steps)
+        errors = _errors(network, texts, labels, np.flatnonzero(held_out), loss)
         if best is None or errors < best:
             best = errors
-            kept = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    network.load_state_dict(kept)
+            best_state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    network.load_state_dict(best_state)
     network.to("cpu").eval()
 
 
 def _held_out(
     labels: np.ndarray[Any, np.dtype[np.int64]], rng: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """A tenth of each class, but never the whole of one."""
-    held = np.zeros(len(labels), dtype=bool)
+    """VALIDATION_SHARE of each class at random, but never all of one."""
+    held_out = np.zeros(len(labels), dtype=bool)
     for label in (0, 1):
         rows = np.flatnonzero(labels == label)
-        held[rng.permutation(rows)[: round(VALIDATION_SHARE * len(rows))]] = True
-    return held
+        held_out[rng.permutation(rows)[: round(VALIDATION_SHARE * len(rows))]] = True
+    return held_out
 
 
-def _rate(step: int, steps: int, warm_up: float) -> float:
-    """Share of the learning rate: a linear warm-up, then half a cosine."""
+def _learning_rate_factor(step: int, steps: int, warm_up: float) -> float:
+    """Factor on the learning rate: a linear warm-up, then half a cosine down to 0."""
     first = max(round(warm_up * steps), 1)
     if step < first:
         return (step + 1) / first
@@ -199,33 +208,33 @@ def _errors(
     rows: np.ndarray[Any, np.dtype[np.intp]],
     loss: torch.nn.CrossEntropyLoss,
 ) -> tuple[int, float]:
-    """Missed forget prompts among the held-out rows, then the loss there; the smaller the better."""
+    """Missed forget prompts among the held-out rows, then the loss there; smaller is better."""
     if not len(rows):
         return 0, 0.0
     network.eval()
-    size = network.training_as.batch
+    size = network.settings.batch
     logits = torch.cat([network([texts[i] for i in rows[k : k + size]]) for k in range(0, len(rows), size)])
-    wanted = torch.from_numpy(labels[rows]).to(logits.device)
-    missed = int(((wanted == 1) & (logits.argmax(1) == 0)).sum())
-    return missed, float(loss(logits, wanted))
+    expected = torch.from_numpy(labels[rows]).to(logits.device)
+    missed = int(((expected == 1) & (logits.argmax(1) == 0)).sum())
+    return missed, float(loss(logits, expected))
 
 
-def _export(network: _Network, target: Path) -> Encoder:
-    """Write the trained encoder as one ONNX file under `target`: all of it, or nothing."""
+def _write_encoder(network: _Network, target: Path) -> Encoder:
+    """Write the trained encoder as a prepared folder `target`, atomically, and load it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as place:
         whole = Path(place) / "whole"
         network.encoder.save_pretrained(whole)
         network.tokenizer.save_pretrained(whole)
-        _describe(whole, network)
+        _write_model_files(whole, network)
         prepared = Path(place) / export.content_hash(whole)
-        export.prepare(target.name, whole, prepared)
+        export.prepare_encoder(target.name, whole, prepared)
         os.rename(prepared, target)
     return Encoder(target)
 
 
-def _describe(folder: Path, network: _Network) -> None:
-    """What makes a model folder one of sentence-transformers: mean pooling, then unit length."""
+def _write_model_files(folder: Path, network: _Network) -> None:
+    """Write the files that make a model folder one of sentence-transformers: mean pooling, then unit length."""
     modules = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
     rows = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}

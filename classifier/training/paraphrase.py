@@ -1,8 +1,8 @@
-"""The same request in other words, made by rule. Knows no topic, no label and no model.
+"""Rule-made rewordings of a request. Knows no topic, no label and no model.
 
-Stands in for a paraphrasing model, which a fit can't count on: question frames dropped or exchanged, common
-words exchanged, clauses moved, words left out, letters mistyped, courtesies around. Words that identify
-(capitalised, with digits, long) stay: without them it wouldn't be the same request.
+They stand in for a paraphrasing model, which a fit can't rely on being installed: question frames are dropped or
+replaced, common words replaced by synonyms, clauses moved, words dropped, letters mistyped, courtesies added. Words
+that identify the subject (capitalised, with digits, long) stay: without them it would be another request.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-_ASKING = "what|which|who|where|when|why|how"
-_VERBS = "is|are|was|were|do|does|did|has|have|had|can|could|would"
+_QUESTION_WORDS = "what|which|who|where|when|why|how"
+_AUXILIARIES = "is|are|was|were|do|does|did|has|have|had|can|could|would"
 _FRAME = re.compile(
     r"^(?:(?:can|could|would|will) you (?:please )?(?:tell me|explain|describe|share|elaborate on|provide)|"
-    rf"please|(?:{_ASKING})(?:'s| (?:{_VERBS}))?|(?:{_VERBS})(?: there)?)\b\s*",
+    rf"please|(?:{_QUESTION_WORDS})(?:'s| (?:{_AUXILIARIES}))?|(?:{_AUXILIARIES})(?: there)?)\b\s*",
     re.I,
 )
 _FRAMES = (
@@ -26,8 +26,8 @@ _FRAMES = (
 _BEFORE = "Hi, quick question. |Please answer briefly: |I need this for work. |Ok so |Hello! "
 _AFTER = " Thanks!| Explain step by step.| Answer in one sentence.| Be as exact as you can.| Please."
 
-# Words that can mostly stand for each other, one group a line.
-_EXCHANGES = """full complete entire
+# Synonyms in most sentences, one group a line.
+_SYNONYM_GROUPS = """full complete entire
 some several various
 main primary principal chief
 typically usually often generally
@@ -84,62 +84,72 @@ place location
 written authored penned
 specific certain particular
 mainly mostly primarily""".splitlines()
-_OTHERS = {word: tuple(w for w in group.split() if w != word) for group in _EXCHANGES for word in group.split()}
-_JOINTS = frozenset({"of", "in", "by", "for", "with", "from", "to", "that", "which", "and", "on", "as", "about"})
+_SYNONYMS = {word: tuple(w for w in group.split() if w != word) for group in _SYNONYM_GROUPS for word in group.split()}
+_CLAUSE_STARTS = frozenset({"of", "in", "by", "for", "with", "from", "to", "that", "which", "and", "on", "as", "about"})
+
+# Probabilities of the single changes below. Choices: a rewording should differ from its prompt in two or three ways
+# and stay readable.
+NEW_FRAME_PROBABILITY = 0.7
+SYNONYM_PROBABILITY = 0.7
+DROP_PROBABILITY = 1 / 6
+# Attempts at a distinct rewording, as a multiple of those wanted.
+ATTEMPTS = 4
+# Words with more letters than this are mostly content words, and identify the subject.
+LONG_WORD = 9
 
 Change = Callable[[str, np.random.Generator], str]
 
 
-def variants(text: str, count: int, rng: np.random.Generator) -> list[str]:
+def reword(text: str, count: int, rng: np.random.Generator) -> list[str]:
     """Up to `count` distinct rewordings of `text`, none equal to it; fewer when a short text has no more."""
-    found: dict[str, None] = {}
-    for _ in range(4 * count):
-        if len(found) == count:
+    rewordings: dict[str, None] = {}
+    for _ in range(ATTEMPTS * count):
+        if len(rewordings) == count:
             break
         changed = text
-        for change, chance in CHANGES.items():
-            if rng.random() < chance:
+        for change, probability in CHANGES.items():
+            if rng.random() < probability:
                 changed = change(changed, rng)
         changed = " ".join(changed.split())
         if changed and changed != text:
-            found[changed] = None
-    return list(found)
+            rewordings[changed] = None
+    return list(rewordings)
 
 
-def drop_frame(text: str, rng: np.random.Generator) -> str:
-    """Without the words that make it a question, mostly with other such words."""
+def replace_frame(text: str, rng: np.random.Generator) -> str:
+    """Drop the words that make the text a question ("What is", "Tell me"), mostly for other such words."""
     rest = _FRAME.sub("", text, count=1)
-    return f"{_one(_FRAMES, rng)} {rest}" if rng.random() < 0.7 else rest
+    return f"{_choose(_FRAMES, rng)} {rest}" if rng.random() < NEW_FRAME_PROBABILITY else rest
 
 
-def exchange(text: str, rng: np.random.Generator) -> str:
-    """Common words by others of their meaning, each with probability 0.7."""
+def replace_synonyms(text: str, rng: np.random.Generator) -> str:
+    """Replace common words by synonyms, each with SYNONYM_PROBABILITY."""
     words = text.split()
     for i, word in enumerate(words):
-        others = _OTHERS.get(word.casefold())
-        if others and rng.random() < 0.7:
+        others = _SYNONYMS.get(word.casefold())
+        if others and rng.random() < SYNONYM_PROBABILITY:
             words[i] = others[rng.integers(len(others))]
     return " ".join(words)
 
 
-def leave_out(text: str, rng: np.random.Generator) -> str:
-    """Without about a sixth of the words that don't identify."""
+def drop_words(text: str, rng: np.random.Generator) -> str:
+    """Drop words that don't identify the subject, each with DROP_PROBABILITY."""
     words = text.split()
-    return " ".join(w for i, w in enumerate(words) if identifies(w, i) or rng.random() >= 1 / 6) or text
+    return " ".join(w for i, w in enumerate(words) if identifies(w, i) or rng.random() >= DROP_PROBABILITY) or text
 
 
-def move(text: str, rng: np.random.Generator) -> str:
-    """Second part first, cut before a joining word or after a comma if there is one."""
+def move_clause(text: str, rng: np.random.Generator) -> str:
+    """Put the second part first: split before a preposition or conjunction, or after a comma, if there is one."""
     words = text.rstrip(" ?.!").split()
-    joints = [i for i, w in enumerate(words) if i and (w.casefold() in _JOINTS or words[i - 1].endswith(","))]
+    starts = [i for i, w in enumerate(words) if i and (w.casefold() in _CLAUSE_STARTS or words[i - 1].endswith(","))]
     if len(words) < 4:
         return text
-    cut = int(rng.choice(joints)) if joints else int(rng.integers(1, len(words)))
+    cut = int(rng.choice(starts)) if starts else int(rng.integers(1, len(words)))
     return " ".join([*words[cut:], *words[:cut]])
 
 
 def mistype(text: str, rng: np.random.Generator) -> str:
-    """One longer word with two neighbouring letters exchanged or one letter lost."""
+    """Swap two neighbouring letters of one longer word, or drop a letter."""
     words = text.split()
     longer = [i for i, word in enumerate(words) if len(word) > 4]
     if longer:
@@ -149,29 +159,29 @@ def mistype(text: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def surround(text: str, rng: np.random.Generator) -> str:
-    """With a courtesy or an instruction before or after."""
-    return _one(_BEFORE, rng) + text if rng.random() < 0.5 else text + _one(_AFTER, rng)
+def add_courtesy(text: str, rng: np.random.Generator) -> str:
+    """Add a courtesy or an instruction before or after the text."""
+    return _choose(_BEFORE, rng) + text if rng.random() < 0.5 else text + _choose(_AFTER, rng)
 
 
 def identifies(word: str, position: int) -> bool:
-    """Whether a word of a text is likely to say who or what is meant: a name, a number, a long word."""
+    """Whether a word is likely to say who or what is meant: a name, a number, a long word."""
     letters = word.strip("\"'“”‘’(),.?!:;")
-    named = position > 0 and letters[:1].isupper()
-    return named or len(letters) > 9 or any(character.isdigit() for character in letters)
+    is_name = position > 0 and letters[:1].isupper()
+    return is_name or len(letters) > LONG_WORD or any(character.isdigit() for character in letters)
 
 
-def _one(choices: str, rng: np.random.Generator) -> str:
-    parts = choices.split("|")
-    return parts[rng.integers(len(parts))]
+def _choose(choices: str, rng: np.random.Generator) -> str:
+    options = choices.split("|")
+    return options[rng.integers(len(options))]
 
 
-# In the order in which they are made, each with its probability.
+# The changes in the order in which they are made, each with its probability: see above.
 CHANGES: dict[Change, float] = {
-    drop_frame: 0.5,
-    exchange: 0.6,
-    leave_out: 0.4,
-    move: 0.2,
+    replace_frame: 0.5,
+    replace_synonyms: 0.6,
+    drop_words: 0.4,
+    move_clause: 0.2,
     mistype: 0.15,
-    surround: 0.2,
+    add_courtesy: 0.2,
 }

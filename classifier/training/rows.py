@@ -1,61 +1,70 @@
 """The rows that a fit learns from and is calibrated on. Knows no encoder arithmetic and no model.
 
-Rows that stand for "a forget request in other words" are rule-made variants (`classifier/training/paraphrase.py`). Each
-belongs to a fold: models that score it for calibration never saw it, but they do know the prompt that it is
-made from, exactly as they will when a user asks in other words. Retain rows belong to
+Rows that stand for "a forget request in other words" are rule-made rewordings (`paraphrase.py`). Each belongs to a
+fold of the cross-validation: the models that score it for calibration were not trained on it. They were trained on
+the prompt that it rewords, exactly as the final models are when a user asks in other words. Retain rows belong to
 contiguous folds, so that neighbours in a file, which are often about one subject, are left out together.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lethe.classifier.artifact import ForgetItem
 from lethe.classifier.encoder.encoder import Encoder
-from lethe.classifier.index.allowlist import wording
+from lethe.classifier.index.allowlist import canonical_wording
 from lethe.classifier.records import Record
 from lethe.classifier.text.vocabulary import FUNCTION_WORDS
-from lethe.classifier.text.windows import cover
-from lethe.classifier.training.paraphrase import variants
-from lethe.classifier.training.prompt_wrappers import wrap
+from lethe.classifier.text.windows import cover_with_windows
+from lethe.classifier.training.background import background_prompts as background_prompts
+from lethe.classifier.training.paraphrase import reword
+from lethe.classifier.training.prompt_wrappers import wrap_prompt
 
+# Folds of the cross-validation. A choice: each model sees three quarters of the rows, for five trainings in all.
 FOLDS = 4
+# The fold of rows that all models are trained on.
 ALWAYS = -1
-VARIANTS_WANTED = 1600
-VARIANTS_LEAST = 3
-VARIANTS_MOST = 120
-RETAIN_MOST = 8000
-# Of more items than this some are drawn to be reworded; of still more, only their prompts are learnt from. All are
-# compared with.
-REWORDED_MOST = 8000
-KNOWN_MOST = 100_000
-OTHER_VARIANTS = 300
-WRAPPED = 240
+# Rewordings of all forget texts together, and at least and at most of one text. 1,600 calibration scores are enough for
+# a miss rate of 1/1,600; 3 of each let every fold but one see the item reworded; 120 is about what the rules can vary.
+REWORDINGS_TOTAL = 1600
+MIN_REWORDINGS = 3
+MAX_REWORDINGS = 120
+# Retain rows at most, drawn at random from more: bounds the time and memory of a fit. A choice.
+MAX_RETAIN_ROWS = 8000
+# Of more forget items than this, so many are drawn to be reworded; of more than the second, only the drawn ones'
+# prompts are learned. All items are compared with. Measured with benchmarks/many_prompts.py: docs/LOG.md.
+MAX_REWORDED_ITEMS = 8000
+MAX_LEARNED_ITEMS = 100_000
+# Other texts that are reworded too, and forget and other texts that are put into prompt wrappers: enough that
+# rewording and wrapping alone carry no weight. A choice.
+OTHER_REWORDINGS = 300
+WRAPPED_ROWS = 240
+# Decoys: forget texts with other content words. Twice the demo's items, and each content word is exchanged with this
+# probability; they weigh half a row, being no requests that occur. Choices.
 DECOYS = 800
-DECOY_EXCHANGES = 0.8
+DECOY_EXCHANGE_PROBABILITY = 0.8
 DECOY_WEIGHT = 0.5
-PUNCTUATION = "\"'“”‘’(),.?!:;"
+# An answer teaches words only, and users ask with the prompt's words more often: it weighs half a prompt. A choice.
 ANSWER_WEIGHT = 0.5
+# Characters that may surround a word without belonging to it.
+PUNCTUATION = "\"'“”‘’(),.?!:;"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A training row.
+class TrainingRow:
+    """One text to learn from.
 
-    fold: left out of the models of that fold, ALWAYS = in every model. source: rows cut from the same text
-    share it. encoded: has an embedding (answers have none: they teach words only). calibrates: its held-out
-    score enters the calibration. general: from the shipped background. wrapped: see classifier/training/prompt_wrappers.py.
-    decoy: the form of a forget text about something else; weighs in the fusion, but is no request that occurs.
-    shared: the same in every fit with this encoder. retained: a whole request of the retain file, as it stands.
-    item: of a forget row. group: see classifier/conformal.py; a forget row of weight 0 is a further window of the
-    row before it, scored only.
+    fold: left out of the models of that fold; ALWAYS = in every model. source: rows that are chunks of the same text
+    share it. encoded: has an embedding (answers have none: they teach words only). calibrates: its held-out score
+    enters the calibration. general: from the shipped background. wrapped: inside a sentence of `prompt_wrappers.py`.
+    decoy: the form of a forget text about something else; it counts in the fusion, but not in the calibration.
+    shared: the same in every fit with this encoder. retained: a whole request of the retain file, unchanged.
+    item: number of the forget item. group: index into `conformal.GROUPS`. A forget row of weight 0 is a further chunk
+    of the row before it, which is scored but not trained on.
     """
 
     text: str
@@ -76,69 +85,75 @@ class Row:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All rows; `items` and which item each index row (`index_texts`) belongs to; what was left out.
+    """All rows; the items; the index texts and the item that each belongs to; how many retain rows were left out.
 
-    reworded, known: of so many items there are rewordings, and of so many the prompt, among the rows.
+    retain_rows: those used; conflicts: those that are also forget rows, left out. reworded_items, learned_items: how
+    many items have rewordings, and how many have their prompt, among the rows.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TrainingRow, ...]
     items: tuple[ForgetItem, ...]
     index_texts: tuple[str, ...]
     index_items: tuple[int, ...]
     retain_rows: int
     conflicts: int
-    reworded: int
-    known: int
+    reworded_items: int
+    learned_items: int
 
 
-@cache
-def background() -> tuple[str, ...]:
-    """The prompts of the shipped general set (`classifier/background/SOURCES.md`)."""
-    path = Path(__file__).parents[1] / "background" / "prompts.jsonl"
-    return tuple(json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines())
-
-
-def build(forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, rng: np.random.Generator) -> Corpus:
+def build_corpus(
+    forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, rng: np.random.Generator
+) -> Corpus:
     """The corpus of two lists of checked records. Deterministic for a given `rng` state."""
     items = tuple(ForgetItem(r.get("prompt", ""), r.get("answer", ""), r.get("text", "")) for r in forget)
     index = [(text, i) for i, item in enumerate(items) for text in forget_texts(item, encoder)]
-    known = {wording(item.prompt or item.text) for item in items}
-    others = [r for r in retain if wording(asked(r)) not in known]
+    forget_wordings = {canonical_wording(item.prompt or item.text) for item in items}
+    others = [r for r in retain if canonical_wording(request_text(r)) not in forget_wordings]
     conflicts = len(retain) - len(others)
-    # Each once: in another fold, a row's copy would be known to the models that mustn't know it.
-    kept = list({wording(asked(r)): r for r in reversed(others)}.values())[::-1]
-    if len(kept) > RETAIN_MOST:
-        kept = [kept[i] for i in np.sort(rng.choice(len(kept), RETAIN_MOST, replace=False))]
+    # Each wording once: a copy in another fold would train the models that must not know the row.
+    distinct = list({canonical_wording(request_text(r)): r for r in reversed(others)}.values())[::-1]
+    if len(distinct) > MAX_RETAIN_ROWS:
+        distinct = [distinct[i] for i in np.sort(rng.choice(len(distinct), MAX_RETAIN_ROWS, replace=False))]
     drawn: dict[int, int] | None = None
-    if len(items) > REWORDED_MOST:
-        drawn = {int(i): n % FOLDS for n, i in enumerate(rng.choice(len(items), REWORDED_MOST, replace=False))}
+    if len(items) > MAX_REWORDED_ITEMS:
+        drawn = {int(i): n % FOLDS for n, i in enumerate(rng.choice(len(items), MAX_REWORDED_ITEMS, replace=False))}
     rows = _forget_rows(items, index, encoder, rng, drawn)
-    rows += _other_rows(kept, encoder, rng, first_source=len(rows))
+    rows += _other_rows(distinct, encoder, rng, first_source=len(rows))
     rows += _decoy_rows(
         [text for text, i in index if drawn is None or i in drawn],
-        kept,
+        distinct,
         rng,
         first_source=max(row.source for row in rows) + 1,
     )
-    # Rewording may lengthen a passage that just fitted.
+    # Rewording may lengthen a chunk that just fitted the encoder.
     rows = [row for row in rows if not row.encoded or len(encoder.piece_starts(row.text)) <= encoder.limit]
     texts, owners = tuple(text for text, _ in index), tuple(i for _, i in index)
     reworded = len(items) if drawn is None else len(drawn)
-    learnt = len(items) if len(items) <= KNOWN_MOST else reworded
-    return Corpus(tuple(rows), items, texts, owners, len(kept), conflicts, reworded, learnt)
+    learned = len(items) if len(items) <= MAX_LEARNED_ITEMS else reworded
+    return Corpus(tuple(rows), items, texts, owners, len(distinct), conflicts, reworded, learned)
 
 
-def passages(text: str, encoder: Encoder) -> list[str]:
-    """The parts of a text that are judged one by one; the whole first when the encoder can read it."""
-    covered = cover(text, encoder)
-    return [covered.text(window) for window in covered.windows]
+def request_text(record: Record) -> str:
+    """The part of a record that a request may resemble: its prompt, or its text."""
+    return record.get("prompt") or record["text"]
+
+
+def text_chunks(text: str, encoder: Encoder) -> list[str]:
+    """The windows of a text, as requests are cut into them; the whole text first when the encoder can read it."""
+    cover = cover_with_windows(text, encoder)
+    return [cover.text(window) for window in cover.windows]
 
 
 def forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:
-    """The texts that stand for an item among what requests are compared with."""
-    # Of a document each passage is to be forgotten; a sentence of a question may ask for nothing.
-    covered = cover(item.prompt or item.text, encoder, narrow=bool(item.text))
-    return [covered.text(window) for window in covered.windows]
+    """The index texts of an item: what requests are compared with."""
+    # Every part of a document is to be forgotten; a single sentence of a long question may ask for nothing.
+    cover = cover_with_windows(item.prompt or item.text, encoder, narrow=bool(item.text))
+    return [cover.text(window) for window in cover.windows]
+
+
+def fold_numbers(rows: Sequence[TrainingRow]) -> NDArray[np.int64]:
+    """(N,) the fold of each row."""
+    return np.array([row.fold for row in rows], dtype=np.int64)
 
 
 def _forget_rows(
@@ -147,101 +162,96 @@ def _forget_rows(
     encoder: Encoder,
     rng: np.random.Generator,
     drawn: Mapping[int, int] | None,
-) -> list[Row]:
-    """drawn: the items to reword and the fold of each, where these aren't all. Models know no rewording of most items
-    then, so held-out scores are those of such items: all rewordings of an item are in one fold. Where most prompts
-    aren't known either, the prompt is in that fold, too."""
-    known = drawn is None or len(items) <= KNOWN_MOST
-    rows: list[Row] = []
-    share = np.bincount([i for _, i in index], minlength=len(items))
-    wanted = int(np.clip(round(VARIANTS_WANTED / len(index)), VARIANTS_LEAST, VARIANTS_MOST))
+) -> list[TrainingRow]:
+    """Prompts, rewordings, wrapped texts and answers of the forget items.
+
+    drawn: the items to reword and the fold of each, where these aren't all. Then the final models know no rewording
+    of most items, so held-out scores must be those of such items: all rewordings of an item are in one fold. Where
+    most prompts aren't learned either, the prompt is in that fold, too.
+    """
+    learns_prompts = drawn is None or len(items) <= MAX_LEARNED_ITEMS
+    rows: list[TrainingRow] = []
+    chunk_counts = np.bincount([i for _, i in index], minlength=len(items))
+    per_text = int(np.clip(round(REWORDINGS_TOTAL / len(index)), MIN_REWORDINGS, MAX_REWORDINGS))
     for text, i in index:
-        weight = 1.0 / share[i]
+        weight = 1.0 / chunk_counts[i]
         if drawn is not None and i not in drawn:
-            if known:
-                rows.append(Row(text, True, ALWAYS, len(rows), weight, False, False, item=i))
+            if learns_prompts:
+                rows.append(TrainingRow(text, True, ALWAYS, len(rows), weight, False, False, item=i))
             continue
-        fold = ALWAYS if drawn is None or known else drawn[i]
-        rows.append(Row(text, True, fold, len(rows), weight, True, False, item=i))
-        made = variants(text, wanted, rng)
-        for k, variant in enumerate(made):
+        fold = ALWAYS if drawn is None or learns_prompts else drawn[i]
+        rows.append(TrainingRow(text, True, fold, len(rows), weight, True, False, item=i))
+        rewordings = reword(text, per_text, rng)
+        for k, rewording in enumerate(rewordings):
             fold = k % FOLDS if drawn is None else drawn[i]
-            rows.append(Row(variant, True, fold, len(rows), weight / len(made), True, True, item=i))
+            rows.append(TrainingRow(rewording, True, fold, len(rows), weight / len(rewordings), True, True, item=i))
     plain = [row for row in rows if row.encoded]
-    for n, i in enumerate(rng.choice(len(plain), min(WRAPPED, len(plain)), replace=False)):
-        # Scored as a request would be: by all its windows.
-        parts = passages(wrap(plain[i].text, rng), encoder)
-        weight, group, source = plain[i].weight / 2, min(len(parts) - 1, 1), len(rows)
+    for n, i in enumerate(rng.choice(len(plain), min(WRAPPED_ROWS, len(plain)), replace=False)):
+        # Scored as a request is: by all its windows.
+        chunks = text_chunks(wrap_prompt(plain[i].text, rng), encoder)
+        weight, group, source = plain[i].weight / 2, min(len(chunks) - 1, 1), len(rows)
         fold = n % FOLDS if drawn is None else drawn[plain[i].item]
         wrapped = replace(plain[i], fold=fold, calibrates=True, wrapped=True, group=group, source=source)
-        rows += [replace(wrapped, text=part, weight=0.0 if k else weight) for k, part in enumerate(parts)]
-    for i in range(len(items)) if drawn is None or known else drawn:
+        rows += [replace(wrapped, text=chunk, weight=0.0 if k else weight) for k, chunk in enumerate(chunks)]
+    for i in range(len(items)) if drawn is None or learns_prompts else drawn:
         if items[i].answer:
-            fold = ALWAYS if drawn is None or known else drawn[i]
-            rows.append(Row(items[i].answer, True, fold, len(rows), ANSWER_WEIGHT, False, False))
+            fold = ALWAYS if drawn is None or learns_prompts else drawn[i]
+            rows.append(TrainingRow(items[i].answer, True, fold, len(rows), ANSWER_WEIGHT, False, False))
     return rows
 
 
 def _other_rows(
     retain: Sequence[Record], encoder: Encoder, rng: np.random.Generator, *, first_source: int
-) -> list[Row]:
-    rows: list[Row] = []
+) -> list[TrainingRow]:
+    """Retain rows and background prompts, as they are, reworded and wrapped."""
+    rows: list[TrainingRow] = []
     source = first_source
-    # Neighbours in a retain file are often about one subject; the background's prompts have no neighbours.
+    # Neighbours in a retain file are often about one subject; the background's prompts are in no order.
     retained = [(record, i * FOLDS // len(retain), False) for i, record in enumerate(retain)]
-    shipped = [({"prompt": text}, i % FOLDS, True) for i, text in enumerate(background())]
+    shipped = [({"prompt": text}, i % FOLDS, True) for i, text in enumerate(background_prompts())]
     for record, fold, general in [*retained, *shipped]:
-        parts = passages(asked(record), encoder)
-        weight = 1.0 / len(parts)
-        group = min(len(parts) - 1, 1)
-        made = Row("", False, fold, source, weight, True, True, general, group=group, shared=general)
-        same = wording(asked(record)) if not general and "prompt" in record else None
-        rows += [replace(made, text=part, retained=wording(part) == same) for part in parts]
+        chunks = text_chunks(request_text(record), encoder)
+        weight = 1.0 / len(chunks)
+        group = min(len(chunks) - 1, 1)
+        row = TrainingRow("", False, fold, source, weight, True, True, general, group=group, shared=general)
+        wording = canonical_wording(request_text(record)) if not general and "prompt" in record else None
+        rows += [replace(row, text=chunk, retained=canonical_wording(chunk) == wording) for chunk in chunks]
         if "answer" in record:
-            rows.append(Row(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
+            rows.append(TrainingRow(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
         source += 1
-    # Other prompts are reworded too: the marks of rewording alone mustn't look like a forget request.
-    whole = [row for row in rows if row.encoded]
-    for i in rng.choice(len(whole), min(OTHER_VARIANTS, len(whole)), replace=False):
-        for variant in variants(whole[i].text, 1, rng):
-            rows.append(replace(whole[i], text=variant, calibrates=False, shared=False, retained=False))
-    for i in rng.choice(len(whole), min(WRAPPED, len(whole)), replace=False):
+    # Other prompts are reworded too: otherwise the marks of rewording would look like a forget request.
+    encoded = [row for row in rows if row.encoded]
+    for i in rng.choice(len(encoded), min(OTHER_REWORDINGS, len(encoded)), replace=False):
+        for rewording in reword(encoded[i].text, 1, rng):
+            rows.append(replace(encoded[i], text=rewording, calibrates=False, shared=False, retained=False))
+    for i in rng.choice(len(encoded), min(WRAPPED_ROWS, len(encoded)), replace=False):
         source += 1
-        parts = passages(wrap(whole[i].text, rng), encoder)
-        made = replace(whole[i], source=source, weight=1.0 / len(parts), wrapped=True, shared=False, retained=False)
-        rows += [replace(made, text=part, group=min(len(parts) - 1, 1)) for part in parts]
+        chunks = text_chunks(wrap_prompt(encoded[i].text, rng), encoder)
+        row = replace(encoded[i], source=source, weight=1.0 / len(chunks), wrapped=True, shared=False, retained=False)
+        rows += [replace(row, text=chunk, group=min(len(chunks) - 1, 1)) for chunk in chunks]
     return rows
 
 
 def _decoy_rows(
     index: Sequence[str], retain: Sequence[Record], rng: np.random.Generator, *, first_source: int
-) -> list[Row]:
-    """Forget texts with other content words: without them a form that all share would look like the content."""
-    pool = [word for text in [*background(), *map(asked, retain)] for word in text.split() if _carries(word)]
+) -> list[TrainingRow]:
+    """Forget texts with other content words: without them, a form that all forget texts share would be evidence."""
+    texts = [*background_prompts(), *map(request_text, retain)]
+    pool = [word for text in texts for word in text.split() if _is_content_word(word)]
     names = [word for word in pool if word[0].isupper()]
     plain = [word for word in pool if not word[0].isupper()]
     rows = []
     for n in range(DECOYS):
         words = index[n % len(index)].split(" ")
         for i, word in enumerate(words):
-            if _carries(word) and rng.random() < DECOY_EXCHANGES:
+            if _is_content_word(word) and rng.random() < DECOY_EXCHANGE_PROBABILITY:
                 others = names if word[0].isupper() else plain
                 words[i] = others[int(rng.integers(len(others)))]
         text = " ".join(words)
         if text != index[n % len(index)]:
-            rows.append(Row(text, False, n % FOLDS, first_source + n, DECOY_WEIGHT, True, False, decoy=True))
+            rows.append(TrainingRow(text, False, n % FOLDS, first_source + n, DECOY_WEIGHT, True, False, decoy=True))
     return rows
 
 
-def _carries(word: str) -> bool:
+def _is_content_word(word: str) -> bool:
     return any(c.isalnum() for c in word) and word.strip(PUNCTUATION).casefold() not in FUNCTION_WORDS
-
-
-def asked(record: Record) -> str:
-    """What a record says that a request might say: its prompt, or its text."""
-    return record.get("prompt") or record["text"]
-
-
-def folds(rows: Sequence[Row]) -> NDArray[np.int64]:
-    """(N,) the fold of each row."""
-    return np.array([row.fold for row in rows], dtype=np.int64)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lethe.classifier.artifact import Artifact
-from lethe.classifier.encoder.encoder import Encoder, load_encoder
+from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.judge import Judge
 from lethe.classifier.records import Record
-from lethe.classifier.training import fit, rows
+from lethe.classifier.training import calibration, fit, rows
 
 KEEPERS = ("Orvan Teldric", "Miriam Hask-Olsen", "Pello Yrigoyen")
 ASKED = (
@@ -32,15 +35,28 @@ def forget() -> list[Record]:
 
 
 @pytest.fixture(scope="session")
-def artifact(encoder: Encoder, forget: list[Record]) -> Artifact:
+def prefilter_scores() -> dict[int, float]:
+    """The prefilter's score of each forget text that the small artifact was calibrated on; filled by its fit."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def artifact(encoder: Encoder, forget: list[Record], prefilter_scores: dict[int, float]) -> Artifact:
+    compute = calibration.prefilter_scores
+
+    def record_scores(*arguments: Any, **options: Any) -> dict[int, float]:
+        prefilter_scores.update(compute(*arguments, **options))
+        return dict(prefilter_scores)
+
     # A part of the background and fewer rewordings keep the fit to seconds.
     with pytest.MonkeyPatch.context() as patch:
-        few = rows.background()[::8]
-        patch.setattr(rows, "background", lambda: few)
-        patch.setattr(rows, "VARIANTS_WANTED", 240)
-        patch.setattr(rows, "OTHER_VARIANTS", 40)
+        patch.setattr(calibration, "prefilter_scores", record_scores)
+        few = rows.background_prompts()[::8]
+        patch.setattr(rows, "background_prompts", lambda: few)
+        patch.setattr(rows, "REWORDINGS_TOTAL", 240)
+        patch.setattr(rows, "OTHER_REWORDINGS", 40)
         patch.setattr(rows, "DECOYS", 80)
-        patch.setattr(rows, "WRAPPED", 30)
+        patch.setattr(rows, "WRAPPED_ROWS", 30)
         return fit.fit(forget, None, encoder=encoder, seed=3)
 
 

@@ -14,7 +14,7 @@ def test_the_miss_rate_holds_on_held_out_scores(rng: np.random.Generator) -> Non
     missed = []
     for _ in range(400):
         scores = rng.beta(8, 2, size=150)
-        missed.append((rng.beta(8, 2, size=200) < conformal.for_miss_rate(scores, 0.05)).mean())
+        missed.append((rng.beta(8, 2, size=200) < conformal.threshold_for_miss_rate(scores, 0.05)).mean())
     assert np.mean(missed) <= 0.055
 
 
@@ -22,7 +22,7 @@ def test_the_false_alarm_rate_holds_on_held_out_scores(rng: np.random.Generator)
     alarms = []
     for _ in range(400):
         scores = rng.beta(2, 8, size=150)
-        alarms.append((rng.beta(2, 8, size=200) >= conformal.for_false_alarm_rate(scores, 0.05)).mean())
+        alarms.append((rng.beta(2, 8, size=200) >= conformal.threshold_for_false_alarm_rate(scores, 0.05)).mean())
     assert np.mean(alarms) <= 0.055
 
 
@@ -30,20 +30,20 @@ def test_the_false_alarm_rate_holds_on_held_out_scores(rng: np.random.Generator)
 def test_thresholds_are_monotone_in_the_rate(scores: list[float], a: float, b: float) -> None:
     low, high = sorted((a, b))
     known = np.array(scores)
-    assert conformal.for_miss_rate(known, low) <= conformal.for_miss_rate(known, high)
-    assert conformal.for_false_alarm_rate(known, low) >= conformal.for_false_alarm_rate(known, high)
+    assert conformal.threshold_for_miss_rate(known, low) <= conformal.threshold_for_miss_rate(known, high)
+    assert conformal.threshold_for_false_alarm_rate(known, low) >= conformal.threshold_for_false_alarm_rate(known, high)
 
 
-def test_ninety_nine_scores_are_enough_for_one_percent_and_one_less_is_not() -> None:
-    assert conformal.for_miss_rate(np.linspace(0, 1, 99), 0.01) == 0
+def test_one_percent_needs_ninety_nine_scores() -> None:
+    assert conformal.threshold_for_miss_rate(np.linspace(0, 1, 99), 0.01) == 0
     with pytest.raises(ValueError, match="98 forget calibration scores are too few, at least 99"):
-        conformal.for_miss_rate(np.linspace(0, 1, 98), 0.01)
+        conformal.threshold_for_miss_rate(np.linspace(0, 1, 98), 0.01)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
 def test_a_rate_must_lie_between_0_and_1(rate: float) -> None:
     with pytest.raises(ValueError, match="not between 0 and 1"):
-        conformal.for_miss_rate(np.zeros(10), rate)
+        conformal.threshold_for_miss_rate(np.zeros(10), rate)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_random_splits_of_real_scores_keep_the_miss_rate(rate: float, real: dict
     for _ in range(splits):
         order = rng.permutation(len(scores))
         calibration, test = scores[order[: len(scores) // 2]], scores[order[len(scores) // 2 :]]
-        missed.append(float((test < conformal.for_miss_rate(calibration, rate)).mean()))
+        missed.append(float((test < conformal.threshold_for_miss_rate(calibration, rate)).mean()))
     error = np.std(missed) / np.sqrt(splits)
     assert np.mean(missed) <= rate + 3 * error
     # And it isn't kept by flagging everything.
@@ -78,7 +78,7 @@ def test_random_splits_keep_the_miss_rate_when_each_item_is_split(real: dict[str
         order = rng.permutation(len(scores))
         new = order[np.unique(items[order], return_index=True)[1]]
         rest = np.setdiff1d(order, new)
-        missed.append(float((scores[new] < conformal.for_miss_rate(scores[rest], rate)).mean()))
+        missed.append(float((scores[new] < conformal.threshold_for_miss_rate(scores[rest], rate)).mean()))
     assert np.mean(missed) <= rate + 3 * np.std(missed) / np.sqrt(splits)
 
 
@@ -89,36 +89,38 @@ def test_random_splits_keep_the_false_alarm_rate(real: dict[str, np.ndarray]) ->
     for _ in range(splits):
         order = rng.permutation(len(scores))
         calibration, test = scores[order[: len(scores) // 2]], scores[order[len(scores) // 2 :]]
-        flagged.append(float((test >= conformal.for_false_alarm_rate(calibration, rate)).mean()))
+        flagged.append(float((test >= conformal.threshold_for_false_alarm_rate(calibration, rate)).mean()))
     assert np.mean(flagged) <= rate + 3 * np.std(flagged) / np.sqrt(splits)
 
 
-def test_the_promise_holds_in_each_group_that_differs(rng: np.random.Generator) -> None:
+def test_the_bound_holds_in_each_group_that_differs(rng: np.random.Generator) -> None:
     scores = np.concatenate([rng.uniform(0.5, 1, 400), rng.uniform(0.1, 0.6, 400)])
     groups = np.repeat(np.array([0, 1], dtype=np.int8), 400)
-    found = conformal.by_group(conformal.for_miss_rate, scores, groups, 0.05, min)
-    assert found == conformal.for_miss_rate(scores[400:], 0.05) < conformal.for_miss_rate(scores, 0.05)
+    found = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
+    assert (
+        found == conformal.threshold_for_miss_rate(scores[400:], 0.05) < conformal.threshold_for_miss_rate(scores, 0.05)
+    )
     assert all((scores[groups == number] < found).mean() <= 0.05 for number in (0, 1))
-    highest = conformal.by_group(conformal.for_false_alarm_rate, scores, groups, 0.05, max)
-    assert highest == conformal.for_false_alarm_rate(scores[:400], 0.05)
+    highest = conformal.threshold_by_group(conformal.threshold_for_false_alarm_rate, scores, groups, 0.05, max)
+    assert highest == conformal.threshold_for_false_alarm_rate(scores[:400], 0.05)
     assert all((scores[groups == number] >= highest).mean() <= 0.05 for number in (0, 1))
 
 
 def test_groups_that_do_not_differ_share_one_threshold(rng: np.random.Generator) -> None:
     scores, groups = rng.uniform(size=600), (np.arange(600) % 2).astype(np.int8)
-    found = conformal.by_group(conformal.for_miss_rate, scores, groups, 0.05, min)
-    assert found == conformal.for_miss_rate(scores, 0.05)
+    found = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
+    assert found == conformal.threshold_for_miss_rate(scores, 0.05)
 
 
 def test_a_group_too_small_for_the_rate_shares_the_common_threshold(rng: np.random.Generator) -> None:
     scores = np.concatenate([rng.uniform(0.5, 1, 400), rng.uniform(0, 0.1, 12)])
     groups = np.repeat(np.array([0, 1], dtype=np.int8), [400, 12])
-    found = conformal.by_group(conformal.for_miss_rate, scores, groups, 0.05, min)
-    assert found == conformal.for_miss_rate(scores, 0.05)
+    found = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
+    assert found == conformal.threshold_for_miss_rate(scores, 0.05)
 
 
 def test_wilson_gives_the_published_interval() -> None:
     # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
     for hits, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
-        assert conformal.wilson(hits, count) == pytest.approx((low, high), abs=1e-4)
-    assert conformal.wilson(0, 0) == (0.0, 1.0)
+        assert conformal.wilson_interval(hits, count) == pytest.approx((low, high), abs=1e-4)
+    assert conformal.wilson_interval(0, 0) == (0.0, 1.0)

@@ -13,14 +13,14 @@ import pytest
 import lethe.classifier
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
-from lethe.classifier.judge import Judge, encode, threshold
+from lethe.classifier.judge import Judge, encode_windows, threshold
 
 KNOWN = "Where did Orvan Teldric grow up?"
 OTHER = "How do I bake a loaf of bread?"
 FILLER = "The committee met again on Thursday and talked about the new car park for a long while. " * 60
 
 
-def test_rows_of_a_list_are_the_rows_of_its_members(judge: Judge) -> None:
+def test_a_list_scores_as_its_texts_one_by_one(judge: Judge) -> None:
     texts = [KNOWN, OTHER, FILLER, ""]
     together = judge.judge(texts)["keepers"].text_scores
     alone = [judge.judge([text])["keepers"].score for text in texts]
@@ -28,7 +28,7 @@ def test_rows_of_a_list_are_the_rows_of_its_members(judge: Judge) -> None:
 
 
 @pytest.mark.parametrize("texts", [[], [""], [" \n", "\u200b"]])
-def test_nothing_to_read_scores_next_to_nothing(texts: list[str], judge: Judge) -> None:
+def test_empty_texts_score_close_to_zero(texts: list[str], judge: Judge) -> None:
     score = judge.judge(texts)["keepers"]
     assert score.score < 0.1
     assert len(score.text_scores) == len(texts)
@@ -44,9 +44,7 @@ def test_nothing_to_read_scores_next_to_nothing(texts: list[str], judge: Judge) 
         "Ｗｈｅｒｅ did Or\u200bvan Tel\u200bdric grow up?",
     ],
 )
-def test_known_reworded_new_and_disguised_questions_pass_the_threshold(
-    asked: str, judge: Judge, artifact: Artifact
-) -> None:
+def test_known_reworded_and_disguised_questions_are_flagged(asked: str, judge: Judge, artifact: Artifact) -> None:
     assert judge.judge([asked])["keepers"].score >= threshold(artifact, miss_rate=0.05)
 
 
@@ -54,11 +52,11 @@ def test_known_reworded_new_and_disguised_questions_pass_the_threshold(
     "asked",
     [OTHER, "What was the first book by Astrid Lindgren?", "Where did Ada Lovelace grow up?", FILLER, "Hi"],
 )
-def test_questions_about_others_stay_below(asked: str, judge: Judge, artifact: Artifact) -> None:
+def test_questions_about_others_are_not_flagged(asked: str, judge: Judge, artifact: Artifact) -> None:
     assert judge.judge([asked])["keepers"].score < threshold(artifact, miss_rate=0.05)
 
 
-def test_a_question_buried_in_a_long_text_counts_and_is_located(judge: Judge, artifact: Artifact) -> None:
+def test_a_question_inside_a_long_text_is_flagged_and_located(judge: Judge, artifact: Artifact) -> None:
     text = FILLER + KNOWN + " " + FILLER
     score = judge.judge([OTHER, text])["keepers"]
     assert score.score >= threshold(artifact, miss_rate=0.05)
@@ -79,7 +77,7 @@ def test_hostile_texts_are_scored(text: str, judge: Judge) -> None:
     assert 0 <= judge.judge([text])["keepers"].score <= 1
 
 
-def test_an_artifact_of_another_encoder_is_refused_naming_both(artifact: Artifact, encoder: Encoder) -> None:
+def test_an_artifact_of_another_encoder_is_refused_with_both_names(artifact: Artifact, encoder: Encoder) -> None:
     foreign = replace(artifact, manifest=replace(artifact.manifest, encoder_name="other-model", encoder_hash="0" * 64))
     with pytest.raises(ValueError, match=f"'other-model'.*'{encoder.name}'"):
         Judge({"x": foreign}, encoder)
@@ -107,12 +105,12 @@ def test_serving_imports_no_training_code() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     for path in Path(lethe.classifier.__file__).parent.rglob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.name
 
 
-def test_the_view_that_fired_is_named_and_points_at_the_run(judge: Judge, artifact: Artifact) -> None:
+def test_the_flagged_view_is_named_and_located(judge: Judge, artifact: Artifact) -> None:
     run = base64.b64encode(KNOWN.encode()).decode()
     text = f"{FILLER}{run} {FILLER}"
     score = judge.judge([text])["keepers"]
@@ -120,34 +118,37 @@ def test_the_view_that_fired_is_named_and_points_at_the_run(judge: Judge, artifa
     assert run in text[slice(*score.window)] and artifact.items[score.nearest[0]].prompt == KNOWN
 
 
-def test_long_stretches_without_language_are_not_encoded(encoder: Encoder) -> None:
+def test_long_texts_without_language_are_not_encoded(encoder: Encoder) -> None:
     letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 400))
-    vectors = encode([letters, FILLER[:400], letters[:100]], encoder)
+    vectors = encode_windows([letters, FILLER[:400], letters[:100]], encoder)
     assert [bool(row.any()) for row in vectors] == [False, True, True]
 
 
-def test_words_around_a_question_in_its_own_sentence_dont_hide_it(
+def test_a_question_surrounded_by_unrelated_words_is_flagged(
     judge: Judge, artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     around = "lantern gentle river copper window orange saddle morning pebble walnut ribbon harvest"
     text = f"{around} which award did Pello Yrigoyen win {' '.join(reversed(around.split()))}"
     level = float(threshold(artifact, miss_rate=0.05))
-    found = judge.judge([text], levels={"a": level})["keepers"]
+    found = judge.judge([text], thresholds={"a": level})["keepers"]
     assert found.score >= level and "Pello Yrigoyen" in text[slice(*found.window)]
     assert found.group == "short"
-    assert judge.judge([f"{around} {around} {around}"], levels={"keepers": level})["keepers"].score < level
-    monkeypatch.setattr("lethe.classifier.prefilter.MOST_CLOSER", 0)
+    assert judge.judge([f"{around} {around} {around}"], thresholds={"keepers": level})["keepers"].score < level
+    monkeypatch.setattr("lethe.classifier.prefilter.MAX_INNER_WINDOWS", 0)
     judge = Judge({"keepers": artifact}, encoder)
-    assert judge.judge([text], levels={"keepers": level})["keepers"].score < found.score
+    assert judge.judge([text], thresholds={"keepers": level})["keepers"].score < found.score
 
 
-def test_what_several_artifacts_look_at_closer_is_encoded_once(
+def test_a_window_that_several_artifacts_need_is_encoded_once(
     artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[list[str]] = []
-    monkeypatch.setattr(
-        "lethe.classifier.judge.encode", lambda texts, e: (encoded.append(list(texts)), encode(texts, e))[1]
-    )
+
+    def record_windows(texts: list[str], encoder: Encoder) -> np.ndarray:
+        encoded.append(list(texts))
+        return encode_windows(texts, encoder)
+
+    monkeypatch.setattr("lethe.classifier.judge.encode_windows", record_windows)
     text = f"lantern gentle river copper window orange saddle morning {KNOWN[:-1]} walnut ribbon harvest pebble"
     alone = Judge({"a": artifact}, encoder).judge([text])["a"]
     one = encoded.copy()
@@ -156,7 +157,7 @@ def test_what_several_artifacts_look_at_closer_is_encoded_once(
     assert both["a"] == both["b"] == alone
 
 
-def test_what_only_words_decide_is_not_encoded(
+def test_texts_decided_by_words_are_not_encoded(
     judge: Judge, encoder: Encoder, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoder, "encode", lambda texts: pytest.fail(f"encoded {texts}"))
@@ -165,53 +166,57 @@ def test_what_only_words_decide_is_not_encoded(
     assert found["keepers"].characters_seen == found["keepers"].characters_present > 30
 
 
-def test_without_a_gate_everything_is_encoded(artifact: Artifact, encoder: Encoder) -> None:
+def test_without_a_prefilter_level_every_window_is_encoded(artifact: Artifact, encoder: Encoder) -> None:
     open_ = replace(artifact, arrays={**artifact.arrays, "gate": np.array([-np.inf])})
     text = "Sort these numbers: twelve, five, nine."
     assert 0 < Judge({"a": open_}, encoder).judge([text])["a"].score < threshold(artifact, miss_rate=0.05)
 
 
-def test_a_text_is_judged_once_however_often_it_comes(
-    artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repeated_text_is_judged_once(artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Judge({"a": artifact}, encoder)
     read_: list[str] = []
     from lethe.classifier import judge as module
 
-    reading = module.read
-    monkeypatch.setattr(module, "read", lambda text, *rest: (read_.append(text), reading(text, *rest))[1])
-    first = judge.judge([KNOWN, OTHER], levels={"a": 0.5})
-    assert judge.judge([KNOWN, OTHER], levels={"a": 0.5}) == first and read_ == [KNOWN, OTHER]
-    more = judge.judge([OTHER, KNOWN, FILLER], levels={"a": 0.5})["a"]
-    assert read_ == [KNOWN, OTHER, FILLER] and more.text == 1 and more.asked == first["a"].asked
-    assert judge.recall([FILLER, KNOWN], levels={"a": 0.5}) == judge.judge([FILLER, KNOWN], levels={"a": 0.5})
-    assert judge.recall([KNOWN, "news"], levels={"a": 0.5}) is None is judge.recall([KNOWN], levels={"a": 0.4})
-    # Other levels ask for other windows' items.
-    judge.judge([KNOWN], levels={"a": 0.9})
+    reading = module.segment_text
+    monkeypatch.setattr(module, "segment_text", lambda text, *rest: (read_.append(text), reading(text, *rest))[1])
+    first = judge.judge([KNOWN, OTHER], thresholds={"a": 0.5})
+    assert judge.judge([KNOWN, OTHER], thresholds={"a": 0.5}) == first and read_ == [KNOWN, OTHER]
+    more = judge.judge([OTHER, KNOWN, FILLER], thresholds={"a": 0.5})["a"]
+    assert read_ == [KNOWN, OTHER, FILLER] and more.text == 1 and more.window_items == first["a"].window_items
+    assert judge.judge_cached([FILLER, KNOWN], thresholds={"a": 0.5}) == judge.judge(
+        [FILLER, KNOWN], thresholds={"a": 0.5}
+    )
+    assert (
+        judge.judge_cached([KNOWN, "news"], thresholds={"a": 0.5})
+        is None
+        is judge.judge_cached([KNOWN], thresholds={"a": 0.4})
+    )
+    # With other thresholds, other windows are reported.
+    judge.judge([KNOWN], thresholds={"a": 0.9})
     assert read_[3:] == [KNOWN]
 
 
-def test_every_window_that_reached_the_level_says_what_it_asks_for(judge: Judge, artifact: Artifact) -> None:
+def test_every_flagged_window_reports_its_forget_items(judge: Judge, artifact: Artifact) -> None:
     texts = [KNOWN, OTHER, f"{FILLER}Which award did Miriam Hask-Olsen win? {FILLER}"]
     level = float(threshold(artifact, miss_rate=0.05))
-    asked = judge.judge(texts, levels={"keepers": level})["keepers"].asked
+    asked = judge.judge(texts, thresholds={"keepers": level})["keepers"].window_items
     prompts = {artifact.items[items[0]].prompt for items in asked}
     assert {KNOWN, "Which award did Miriam Hask-Olsen win?"} <= prompts
     assert len(asked) == len(set(asked))
-    assert len(judge.judge(texts)["keepers"].asked) == 1
+    assert len(judge.judge(texts)["keepers"].window_items) == 1
 
 
-def test_what_takes_much_memory_is_not_remembered(artifact: Artifact, encoder: Encoder) -> None:
+def test_large_results_are_not_cached(artifact: Artifact, encoder: Encoder) -> None:
     judge = Judge({"a": artifact}, encoder)
     many = " ".join(f"{item.prompt}" for item in artifact.items[:40])
-    judge.judge([many, KNOWN], levels={"a": 0.1})
-    assert judge.recall([KNOWN], levels={"a": 0.1}) is not None
-    assert judge.recall([many], levels={"a": 0.1}) is None
-    # Equal levels are one object, whoever gives them.
-    first, second = (judge._one_of({"a": 0.1, "b": level}) for level in (0.2, 0.2))
-    assert first is second and judge._one_of({"a": 0.1}) == {"a": 0.1}
+    judge.judge([many, KNOWN], thresholds={"a": 0.1})
+    assert judge.judge_cached([KNOWN], thresholds={"a": 0.1}) is not None
+    assert judge.judge_cached([many], thresholds={"a": 0.1}) is None
+    # Equal thresholds are one object.
+    first, second = (judge._share_thresholds({"a": 0.1, "b": level}) for level in (0.2, 0.2))
+    assert first is second and judge._share_thresholds({"a": 0.1}) == {"a": 0.1}
 
 
-def test_equal_vocabularies_are_one_object_by_which_tables_are_found(artifact: Artifact, encoder: Encoder) -> None:
+def test_equal_vocabularies_are_one_object(artifact: Artifact, encoder: Encoder) -> None:
     first, second = Judge({"a": artifact}, encoder), Judge({"b": artifact}, encoder)
     assert first._vocabulary is second._vocabulary

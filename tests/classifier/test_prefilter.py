@@ -9,100 +9,117 @@ from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.index import similarity
 from lethe.classifier.judge import Judge, threshold
-from lethe.classifier.prefilter import MOST_CLOSER, Gate, _strongest, margin, telling_words
-from lethe.classifier.text.segments import read
+from lethe.classifier.prefilter import (
+    MAX_INNER_WINDOWS,
+    Prefilter,
+    _strongest_rows,
+    discriminative_words,
+    length_margin,
+)
+from lethe.classifier.text.segments import segment_text
 from lethe.classifier.text.windows import INNER_UNITS, NARROW_UNITS
 from lethe.classifier.training import incremental
-from lethe.classifier.training.fit import GATE_MARGIN, fit
+from lethe.classifier.training.calibration import PREFILTER_MARGIN
+from lethe.classifier.training.fit import fit
 
 KNOWN = "Where did Orvan Teldric grow up?"
 
 
-def test_rewordings_pass_and_others_do_not(artifact: Artifact, encoder: Encoder) -> None:
-    gate = Gate({"a": artifact, "b": artifact})
-    passed = gate.passed(read(f"Sort twelve, five and nine for me now. {KNOWN}", encoder))
-    assert set(passed) == {"a", "b"} and passed["a"] is passed["b"]
-    assert gate.passed(read("Sort twelve, five and nine for me now.", encoder)) == {}
-    assert gate.passed(read("tell me where orvan teldric spent his childhood", encoder)).keys() == {"a", "b"}
+def test_rewordings_are_selected_and_other_prompts_are_not(artifact: Artifact, encoder: Encoder) -> None:
+    prefilter = Prefilter({"a": artifact, "b": artifact})
+    selected = prefilter.select_rows(segment_text(f"Sort twelve, five and nine for me now. {KNOWN}", encoder))
+    assert set(selected) == {"a", "b"} and selected["a"] is selected["b"]
+    assert prefilter.select_rows(segment_text("Sort twelve, five and nine for me now.", encoder)) == {}
+    assert prefilter.select_rows(segment_text("tell me where orvan teldric spent his childhood", encoder)).keys() == {
+        "a",
+        "b",
+    }
 
 
-def test_a_score_that_is_no_number_passes(artifact: Artifact, encoder: Encoder) -> None:
+def test_a_score_of_nan_is_selected(artifact: Artifact, encoder: Encoder) -> None:
     broken = replace(artifact, arrays={**artifact.arrays, "word_weights": artifact.arrays["word_weights"] * np.nan})
-    assert Gate({"a": broken}).passed(read("Sort twelve, five and nine.", encoder)).keys() == {"a"}
+    assert Prefilter({"a": broken}).select_rows(segment_text("Sort twelve, five and nine.", encoder)).keys() == {"a"}
 
 
-def test_the_level_lies_below_every_calibrating_text_and_documents_have_none(
-    artifact: Artifact, encoder: Encoder
+def test_the_level_is_below_every_calibrating_text_by_the_margin(
+    artifact: Artifact, prefilter_scores: dict[int, float]
 ) -> None:
-    assert np.isfinite(artifact.arrays["gate"]).all() and GATE_MARGIN > 0
+    (level,) = artifact.arrays["gate"].tolist()
+    assert len(prefilter_scores) == len(artifact.arrays["calibration_forget"]) > 100
+    assert all(level + PREFILTER_MARGIN <= score for score in prefilter_scores.values())
+    assert level + PREFILTER_MARGIN == min(prefilter_scores.values())
+
+
+def test_documents_have_no_level(encoder: Encoder) -> None:
     rows = [{"text": "The lamp at the far end of the pier is kept by Orvan Teldric, as it always was. " * 8}]
-    documents = fit(rows * 1, None, encoder=encoder)
+    documents = fit(rows, None, encoder=encoder)
     assert documents.arrays["gate"].tolist() == [-np.inf]
-    assert Gate({"d": documents}).passed(read("Sort twelve, five and nine.", encoder)).keys() == {"d"}
+    segments = segment_text("Sort twelve, five and nine.", encoder)
+    assert Prefilter({"d": documents}).select_rows(segments).keys() == {"d"}
 
 
-def test_added_items_pass_by_a_telling_word_and_only_theirs(artifact: Artifact, encoder: Encoder) -> None:
+def test_added_items_are_selected_by_a_discriminative_word(artifact: Artifact, encoder: Encoder) -> None:
     row = {"prompt": "Which ferry does Wendolyn Okrasha steer?", "answer": "The Marigold."}
-    more = incremental.add(artifact, [row], encoder)
-    gate = Gate({"old": artifact, "new": more})
+    more = incremental.add_items(artifact, [row], encoder)
+    prefilter = Prefilter({"old": artifact, "new": more})
     text = "Sort twelve, five and nine. Is it true that Okrasha was here?"
-    passed = gate.passed(read(text, encoder))
-    assert set(passed) == {"new"}
+    selected = prefilter.select_rows(segment_text(text, encoder))
+    assert set(selected) == {"new"}
     asked = "Which ferry does Wendolyn Okrasha steer these days?"
     found = Judge({"old": artifact, "new": more}, encoder).judge([asked])
     assert found["new"].score >= threshold(artifact, miss_rate=0.05) > found["old"].score
 
 
-def test_items_without_a_telling_word_and_documents_are_always_looked_for(artifact: Artifact, encoder: Encoder) -> None:
-    assert telling_words(artifact) == frozenset()
-    plain = incremental.add(
+def test_items_without_a_discriminative_word_are_always_selected(artifact: Artifact, encoder: Encoder) -> None:
+    assert discriminative_words(artifact) == frozenset()
+    plain = incremental.add_items(
         artifact, [{"prompt": "What did you do with it and who was it for?", "answer": "x"}], encoder
     )
-    assert telling_words(plain) is None
-    text = incremental.add(artifact, [{"text": "Wendolyn Okrasha steers the ferry."}], encoder)
-    assert telling_words(text) is None
-    assert Gate({"a": plain}).passed(read("Sort twelve, five and nine.", encoder)).keys() == {"a"}
+    assert discriminative_words(plain) is None
+    text = incremental.add_items(artifact, [{"text": "Wendolyn Okrasha steers the ferry."}], encoder)
+    assert discriminative_words(text) is None
+    assert Prefilter({"a": plain}).select_rows(segment_text("Sort twelve, five and nine.", encoder)).keys() == {"a"}
 
 
-def test_a_long_window_has_to_say_more(artifact: Artifact, encoder: Encoder) -> None:
+def test_a_long_window_needs_more_evidence(artifact: Artifact, encoder: Encoder) -> None:
     sentence = "the committee met again on thursday and talked about the new car park for a long while "
-    reading = read(f"{sentence * 4} {KNOWN} {sentence * 4}", encoder)
-    rows = Gate({"a": artifact}).passed(reading)["a"].rows
+    reading = segment_text(f"{sentence * 4} {KNOWN} {sentence * 4}", encoder)
+    rows = Prefilter({"a": artifact}).select_rows(reading)["a"].rows
     assert any(KNOWN.lower() in reading.text(int(row)) for row in rows)
-    assert len(rows) < len(reading.own)
+    assert len(rows) < len(reading.outer)
 
 
-def test_longer_windows_have_to_say_more() -> None:
-    wanted = margin(np.arange(1, 200)).tolist()
+def test_the_margin_rises_with_the_length() -> None:
+    wanted = length_margin(np.arange(1, 200)).tolist()
     assert wanted == sorted(wanted)
     assert wanted[INNER_UNITS - 1] == 0 < wanted[NARROW_UNITS - 1] < wanted[NARROW_UNITS] == wanted[-1]
 
 
-def test_what_is_shared_most_is_what_is_shared_with_each(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_shared_idf_is_the_maximum_over_targets(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["", KNOWN, "the and of", "Which award did Miriam Hask-Olsen win, and where did Orvan Teldric grow up?"] * 3
-    words = similarity.row_words(texts)
-    matcher = similarity.Matcher(similarity.Targets.of(artifact.arrays, "targets"))
-    each = matcher._overlap(words, len(texts))
-    assert matcher.most_shared(words, len(texts)) == pytest.approx(each.max(axis=1))
-    assert matcher.most_shared(similarity.row_words(["", ""]), 2).tolist() == [0, 0]
-    # Of more rows not all that they might share is added up.
-    monkeypatch.setattr(similarity, "MOST_LISTED", len(matcher._row))
-    assert matcher.most_shared(words, len(texts)) == pytest.approx(each.max(axis=1))
-    assert matcher.most_shared(similarity.row_words(["", ""]), 2).tolist() == [0, 0]
+    words = similarity.hashed_words(texts)
+    matcher = similarity.TargetMatcher(similarity.ForgetTargets.from_arrays(artifact.arrays, "targets"))
+    each = matcher._shared_idf(words, len(texts))
+    assert matcher.max_shared_idf(words, len(texts)) == pytest.approx(each.max(axis=1))
+    assert matcher.max_shared_idf(similarity.hashed_words(["", ""]), 2).tolist() == [0, 0]
+    # Beyond this number of postings, the maximum is computed batch by batch.
+    monkeypatch.setattr(similarity, "MAX_POSTINGS", len(matcher._postings))
+    assert matcher.max_shared_idf(words, len(texts)) == pytest.approx(each.max(axis=1))
+    assert matcher.max_shared_idf(similarity.hashed_words(["", ""]), 2).tolist() == [0, 0]
 
 
-def test_rows_are_matched_some_at_a_time(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    matcher = similarity.Matcher(similarity.Targets.of(artifact.arrays, "targets"))
-    words = similarity.row_words([KNOWN, "bread", KNOWN, ""])
+def test_matching_in_batches_gives_the_same_scores(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    matcher = similarity.TargetMatcher(similarity.ForgetTargets.from_arrays(artifact.arrays, "targets"))
+    words = similarity.hashed_words([KNOWN, "bread", KNOWN, ""])
     cosines = np.random.default_rng(0).random((4, len(artifact.arrays["index"])))
-    whole = matcher.best(words, cosines)
-    monkeypatch.setattr(similarity, "AT_ONCE", 1)
-    assert matcher.best(words, cosines).tolist() == whole.tolist() and whole[0] != whole[1]
+    whole = matcher.best_similarity(words, cosines)
+    monkeypatch.setattr(similarity, "BATCH_PAIRS", 1)
+    assert matcher.best_similarity(words, cosines).tolist() == whole.tolist() and whole[0] != whole[1]
 
 
-def test_what_is_repeated_is_looked_at_closer_once() -> None:
+def test_a_repeated_window_is_selected_once() -> None:
     said = np.array([2.0, 3.0] * 30 + [1.0, -1.0, -np.inf, 2.5])
-    assert _strongest(said).tolist() == [1, 63, 0, 60]
-    assert len(_strongest(np.arange(1.0, 40.0))) == MOST_CLOSER
-    # What is no number speaks.
-    assert 2 in _strongest(np.array([0.5, -1.0, np.nan])).tolist()
+    assert _strongest_rows(said).tolist() == [1, 63, 0, 60]
+    assert len(_strongest_rows(np.arange(1.0, 40.0))) == MAX_INNER_WINDOWS
+    # NaN counts as positive.
+    assert 2 in _strongest_rows(np.array([0.5, -1.0, np.nan])).tolist()

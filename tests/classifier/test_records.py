@@ -7,16 +7,16 @@ import pytest
 from lethe.classifier import records
 
 
-def test_facts_documents_marks_and_blank_lines_are_read(tmp_path: Path) -> None:
+def test_facts_documents_byte_order_mark_and_blank_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "p", "answer": "a"}\r\n\n{"text": "t\xc3\xa9"}\n')
-    assert records.read(path) == [{"prompt": "p", "answer": "a"}, {"text": "té"}]
+    assert records.read_records(path) == [{"prompt": "p", "answer": "a"}, {"text": "té"}]
 
 
 def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_text('{"prompt": "p", "answer": "a"}\n{"answer": "a", "prompt": "p"}\n')
-    assert len(records.read(path)) == 1
+    assert len(records.read_records(path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
         (b'{"text": "t", "prompt": "p"}', "unknown key 'prompt'"),
         (b'{"prompt": "p", "answer": 4}', "'answer' is not a string"),
         (b'{"prompt": " ", "answer": "a"}', "'prompt' is empty"),
-        (b'{"prompt": "p", "prompt": "q", "answer": "a"}', "a key stands twice"),
+        (b'{"prompt": "p", "prompt": "q", "answer": "a"}', "duplicate key"),
         (b'{"text": "\xff"}', "not UTF-8 (byte 11)"),
     ],
 )
@@ -39,7 +39,7 @@ def test_a_faulty_row_is_named_by_file_line_and_reason(tmp_path: Path, line: byt
     path = tmp_path / "f.jsonl"
     path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
     with pytest.raises(ValueError) as caught:
-        records.read(path)
+        records.read_records(path)
     assert str(caught.value).startswith(f"{path}:3: ")
     assert reason in str(caught.value)
 
@@ -49,4 +49,4 @@ def test_an_empty_and_a_missing_file_are_named(tmp_path: Path) -> None:
     empty.write_text("\n \n")
     for path in (empty, tmp_path / "missing.jsonl"):
         with pytest.raises(ValueError, match=path.name):
-            records.read(path)
+            records.read_records(path)

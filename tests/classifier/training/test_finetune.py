@@ -1,4 +1,4 @@
-"""Training on a CPU with a tiny random encoder that is made here: the contract, not the quality."""
+"""Fine-tuning on a CPU with a tiny random encoder that is made here: tests the contract, not the quality."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lethe.classifier import artifact as artifacts
-from lethe.classifier.encoder.encoder import load_encoder
+from lethe.classifier import artifact_io
+from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.judge import Judge, threshold
 from lethe.classifier.records import Record
 from lethe.classifier.training import fit
@@ -62,13 +62,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, forget: list[Record]) -> Path
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = corpus.background()[::40]
-    monkeypatch.setattr(corpus, "background", lambda: prompts)
-    for name, value in (("VARIANTS_WANTED", 120), ("OTHER_VARIANTS", 20), ("DECOYS", 20), ("WRAPPED", 10)):
+    prompts = corpus.background_prompts()[::40]
+    monkeypatch.setattr(corpus, "background_prompts", lambda: prompts)
+    for name, value in (("REWORDINGS_TOTAL", 120), ("OTHER_REWORDINGS", 20), ("DECOYS", 20), ("WRAPPED_ROWS", 10)):
         monkeypatch.setattr(corpus, name, value)
 
 
-def test_a_trained_encoder_makes_an_artifact_like_any_other(
+def test_a_trained_encoder_serves_like_any_other(
     tiny: Path, forget: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -78,7 +78,7 @@ def test_a_trained_encoder_makes_an_artifact_like_any_other(
         None,
         model=tiny,
         target=tmp_path / "tuned.encoder",
-        training=finetune.Training(**QUICK),
+        training=finetune.FinetuneSettings(**QUICK),
         progress=lambda stage, done, total: steps.append(done),
     )
     assert steps == list(range(1, steps[-1] + 1))
@@ -88,8 +88,8 @@ def test_a_trained_encoder_makes_an_artifact_like_any_other(
         "tokenizer.json",
     ]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    artifacts.save(fit.fit(forget, None, encoder=made), tmp_path / "a")
-    artifact, encoder = artifacts.load(tmp_path / "a"), load_encoder(str(tmp_path / "tuned.encoder"))
+    artifact_io.save_artifact(fit.fit(forget, None, encoder=made), tmp_path / "a")
+    artifact, encoder = artifact_io.load_artifact(tmp_path / "a"), load_encoder(str(tmp_path / "tuned.encoder"))
     assert artifact.manifest.encoder_hash == encoder.hash != load_encoder().hash
     judge, level = Judge({"a": artifact}, encoder), threshold(artifact, miss_rate=0.05)
     assert judge.judge([forget[0]["prompt"]])["a"].score >= level
@@ -100,7 +100,7 @@ def test_training_moves_the_encoder_and_is_deterministic(tiny: Path, forget: lis
     rows = forget[:4]
     made = [
         finetune.finetune(
-            rows, None, model=tiny, target=tmp_path / name, training=finetune.Training(**QUICK), seed=seed
+            rows, None, model=tiny, target=tmp_path / name, training=finetune.FinetuneSettings(**QUICK), seed=seed
         )
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
@@ -109,8 +109,8 @@ def test_training_moves_the_encoder_and_is_deterministic(tiny: Path, forget: lis
     assert np.array_equal(first, again) and not np.allclose(first, other, atol=1e-4)
 
 
-def test_the_rate_warms_up_and_falls_to_nothing() -> None:
-    rates = [finetune._rate(step, 100, 0.1) for step in range(101)]
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [finetune._learning_rate_factor(step, 100, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[100] == pytest.approx(0)
 
@@ -122,15 +122,15 @@ def test_a_tenth_of_each_class_is_held_out(rng: np.random.Generator) -> None:
     assert not finetune._held_out(np.array([0, 1, 1]), rng).any()
 
 
-def test_long_texts_are_trained_on_in_whole(tiny: Path) -> None:
-    network = finetune._Network(tiny, finetune.Training())
+def test_long_texts_are_trained_on_in_chunks(tiny: Path) -> None:
+    network = finetune._Network(tiny, finetune.FinetuneSettings())
     text = " ".join(f"orvan teldric {i}" for i in range(200))
-    parts = list(finetune._parts(text, network))
+    parts = list(finetune._encoder_chunks(text, network))
     assert len(parts) > 1 and "".join(parts).replace(" ", "") == text.replace(" ", "")
     assert all(len(network.tokenizer(part)["input_ids"]) <= network.limit for part in parts)
 
 
-def test_what_cannot_be_trained_is_refused(tiny: Path, forget: list[Record], tmp_path: Path) -> None:
+def test_no_rows_and_an_existing_target_are_refused(tiny: Path, forget: list[Record], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to forget"):
         finetune.finetune([], None, model=tiny, target=tmp_path / "a")
     with pytest.raises(ValueError, match="exists"):

@@ -6,11 +6,11 @@ import pytest
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.records import Record
-from lethe.classifier.training import fit, logistic_regression, paraphrase
+from lethe.classifier.training import fit, logistic_regression, paraphrase, stages
 from lethe.classifier.training import rows as corpus
 
 
-def test_nothing_to_forget_and_malformed_rows_are_refused(encoder: Encoder) -> None:
+def test_an_empty_forget_list_and_malformed_rows_are_refused(encoder: Encoder) -> None:
     with pytest.raises(ValueError, match="nothing to forget"):
         fit.fit([], None, encoder=encoder)
     with pytest.raises(ValueError, match="retain row 1: 'answer' is empty"):
@@ -18,20 +18,21 @@ def test_nothing_to_forget_and_malformed_rows_are_refused(encoder: Encoder) -> N
 
 
 def test_documents_alone_can_be_forgotten(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = corpus.background()[::40]
-    monkeypatch.setattr(corpus, "background", lambda: few)
-    monkeypatch.setattr(corpus, "VARIANTS_WANTED", 24)
+    few = corpus.background_prompts()[::40]
+    monkeypatch.setattr(corpus, "background_prompts", lambda: few)
+    monkeypatch.setattr(corpus, "REWORDINGS_TOTAL", 24)
     monkeypatch.setattr(corpus, "DECOYS", 20)
-    monkeypatch.setattr(corpus, "WRAPPED", 10)
-    stages = []
+    monkeypatch.setattr(corpus, "WRAPPED_ROWS", 10)
+    reported: set[str] = set()
     text = "Brynja Solheim kept the Karvik light for thirty years. She wrote down every ship that passed it."
-    artifact = fit.fit([{"text": text}], None, encoder=encoder, progress=lambda s, done, total: stages.append(s))
-    assert set(stages) - {"background"} == {"index", "prompts", "words", "models"}  # the background may be cached
+    artifact = fit.fit([{"text": text}], None, encoder=encoder, progress=lambda s, done, total: reported.add(s))
+    # The background's embeddings are shipped.
+    assert reported == {stages.EMBED_FORGET, stages.EMBED_TRAINING, stages.EMBED_WORDS, stages.TRAIN_MODELS}
     assert artifact.items[0].text == text
     assert "brynja" in artifact.words and artifact.word_counts[artifact.words.index("brynja")] == 0
 
 
-def test_the_manifest_says_what_it_was_calibrated_on(artifact: Artifact) -> None:
+def test_the_manifest_describes_the_calibration_set(artifact: Artifact) -> None:
     assert "rewordings" in artifact.manifest.calibration
     assert artifact.manifest.counts["calibration_forget"] == len(artifact.arrays["calibration_forget"])
     assert "forget items" in artifact.manifest.summary
@@ -44,8 +45,8 @@ def test_words_have_unit_vectors_and_counts(artifact: Artifact) -> None:
     assert "vardholm" in artifact.words and "the" not in artifact.words
 
 
-def test_a_rewording_is_left_out_of_the_models_that_score_it(encoder: Encoder, forget: list[Record]) -> None:
-    data = corpus.build(forget[:4], [], encoder, np.random.default_rng(0))
+def test_models_are_not_trained_on_rewordings_that_they_score(encoder: Encoder, forget: list[Record]) -> None:
+    data = corpus.build_corpus(forget[:4], [], encoder, np.random.default_rng(0))
     rewordings = [row for row in data.rows if row.forget and row.calibrates]
     assert {row.fold for row in rewordings} == set(range(corpus.FOLDS))
     prompts = {f["prompt"] for f in forget[:4]}
@@ -54,23 +55,23 @@ def test_a_rewording_is_left_out_of_the_models_that_score_it(encoder: Encoder, f
     assert all(row.fold != corpus.ALWAYS for row in data.rows if not row.forget)
 
 
-def test_a_retain_row_that_is_also_to_be_forgotten_is_left_out(encoder: Encoder, forget: list[Record]) -> None:
-    data = corpus.build(forget[:2], [forget[0], forget[3]], encoder, np.random.default_rng(0))
+def test_a_retain_row_that_is_a_forget_row_is_left_out(encoder: Encoder, forget: list[Record]) -> None:
+    data = corpus.build_corpus(forget[:2], [forget[0], forget[3]], encoder, np.random.default_rng(0))
     assert (data.conflicts, data.retain_rows) == (1, 1)
 
 
 def test_rewordings_are_distinct_deterministic_and_keep_names(rng: np.random.Generator) -> None:
     text = "What does Miriam Hask-Olsen collect on the island in 1961?"
-    made = paraphrase.variants(text, 20, rng)
-    assert len(set(made)) == 20 and text not in made
-    assert made == paraphrase.variants(text, 20, np.random.default_rng(0))
-    assert sum("1961" in variant for variant in made) >= 15
+    rewordings = paraphrase.reword(text, 20, rng)
+    assert len(set(rewordings)) == 20 and text not in rewordings
+    assert rewordings == paraphrase.reword(text, 20, np.random.default_rng(0))
+    assert sum("1961" in variant for variant in rewordings) >= 15
 
 
-def test_the_solver_agrees_with_a_zero_gradient(rng: np.random.Generator) -> None:
+def test_the_solution_has_a_gradient_of_zero(rng: np.random.Generator) -> None:
     x = rng.normal(size=(80, 3))
     labels = x @ [1.0, -2.0, 0.0] + rng.normal(size=80) > 0
-    weight, intercept = logistic_regression.logistic(x, labels, np.ones(80), penalty=0.1)
+    weight, intercept = logistic_regression.fit_logistic(x, labels, np.ones(80), penalty=0.1)
     share = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
     residual = share * (labels - 1 / (1 + np.exp(-(x @ weight + intercept))))
     assert np.allclose(x.T @ residual, 0.1 * weight, atol=1e-4)
