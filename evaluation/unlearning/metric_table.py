@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lethe.evaluation.unlearning.metric_values import Value
+from lethe.evaluation.unlearning.metric_values import MetricValue
 
 # A missing value.
 MISSING = "–"
@@ -122,7 +122,7 @@ def format_table(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *report["meta"]["notes"]])
 
 
-def format_value(value: Value | None, format: str) -> str:
+def format_value(value: MetricValue | None, format: str) -> str:
     """Return a value with its interval in a metric's format, or MISSING."""
     if value is None:
         return MISSING

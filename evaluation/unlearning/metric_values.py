@@ -16,8 +16,8 @@ from lethe.evaluation.unlearning import metrics, tofu
 from lethe.evaluation.unlearning.confidence import bootstrap_interval, estimate_mean, estimate_share
 from lethe.evaluation.unlearning.datasets import EvaluationDataset, LeakCheck
 
-Value = dict[str, Any]
-Values = dict[str, Value]
+MetricValue = dict[str, Any]
+MetricValues = dict[str, MetricValue]
 # Retain set → three lists of one number per question: probability, ROUGE-L recall, truth-ratio score.
 UtilityColumns = Mapping[str, list[list[float]]]
 
@@ -38,7 +38,7 @@ class SystemResults:
 
 def compute_metrics(
     dataset: EvaluationDataset, results: SystemResults, unguarded: SystemResults | None, twin: SystemResults | None
-) -> Values:
+) -> MetricValues:
     """Return every metric of one system that its results allow."""
     values = _forget_answer_metrics(dataset, results.answers)
     values |= _retain_answer_metrics(dataset, results.answers, unguarded)
@@ -55,20 +55,20 @@ def compute_metrics(
     return values
 
 
-def share_value(hits: Sequence[bool]) -> Value:
+def share_value(hits: Sequence[bool]) -> MetricValue:
     """Return the share of true values with its Wilson interval."""
     return estimate_share(sum(hits), len(hits)).as_dict()
 
 
-def _mean_value(values: Sequence[float]) -> Value:
+def _mean_value(values: Sequence[float]) -> MetricValue:
     return estimate_mean(values, 0).as_dict()
 
 
-def _without_interval(value: float, n: int) -> Value:
+def _without_interval(value: float, n: int) -> MetricValue:
     return {"value": value, "n": n}
 
 
-def _mean_over_seeds(runs: Sequence[Sequence[float]]) -> Value:
+def _mean_over_seeds(runs: Sequence[Sequence[float]]) -> MetricValue:
     """Return the mean over questions and seeds; the interval is over questions. runs: one list per seed."""
     question_means = np.mean(np.array(runs), axis=0).tolist()
     return _mean_value(question_means) | {"seeds": [float(np.mean(run)) for run in runs]}
@@ -78,7 +78,7 @@ def _recalls(texts: Sequence[str], references: Sequence[str]) -> list[float]:
     return [metrics.rouge_recall(text, reference) for text, reference in zip(texts, references, strict=True)]
 
 
-def _forget_answer_metrics(dataset: EvaluationDataset, answers: Mapping[str, Any]) -> Values:
+def _forget_answer_metrics(dataset: EvaluationDataset, answers: Mapping[str, Any]) -> MetricValues:
     """Return how much of the references is in the answers to forget questions."""
     texts, references = answers["greedy"]["forget"], [row.answer for row in dataset.forget]
     values = {"forget_rouge": _mean_value(_recalls(texts, references))}
@@ -98,12 +98,12 @@ def _forget_answer_metrics(dataset: EvaluationDataset, answers: Mapping[str, Any
     return values | _leak_rates(dataset, answers)
 
 
-def _leak_rates(dataset: EvaluationDataset, answers: Mapping[str, Any]) -> Values:
+def _leak_rates(dataset: EvaluationDataset, answers: Mapping[str, Any]) -> MetricValues:
     """Return the share of secrets that the answers contain: greedy, to reworded questions, and sampled."""
     position = {row.question: i for i, row in enumerate(dataset.forget)}
     reworded = [row.question for row in dataset.forget if dataset.rewordings.get(row.question)]
     reworded_position = {question: i for i, question in enumerate(reworded)}
-    values: Values = {}
+    values: MetricValues = {}
     for key, is_name in (("leak_named", True), ("leak_other", False)):
         checks = [c for c in dataset.leak_checks if c.is_name == is_name and c.question in position]
         if not checks:
@@ -124,9 +124,9 @@ def _leaks(checks: Sequence[LeakCheck], texts: Sequence[str], position: Mapping[
 
 def _retain_answer_metrics(
     dataset: EvaluationDataset, answers: Mapping[str, Any], unguarded: SystemResults | None
-) -> Values:
+) -> MetricValues:
     """Compare the answers to retain questions with the references and with the unguarded model's answers."""
-    values: Values = {}
+    values: MetricValues = {}
     for name, rows in dataset.retain_sets.items():
         texts = answers["greedy"][name]
         values[f"{name}_rouge"] = _mean_value(_recalls(texts, [row.answer for row in rows]))
@@ -136,7 +136,7 @@ def _retain_answer_metrics(
     return values
 
 
-def _fluency_metrics(results: SystemResults, unguarded: SystemResults | None) -> Values:
+def _fluency_metrics(results: SystemResults, unguarded: SystemResults | None) -> MetricValues:
     """Return how fluent the answers to forget questions are: garbled answers lower recall too."""
     texts, sampled = results.answers["greedy"]["forget"], results.answers["sampled"].values()
     values = {
@@ -160,15 +160,15 @@ def _fluency_metrics(results: SystemResults, unguarded: SystemResults | None) ->
     return values
 
 
-def _perplexity(losses: Sequence[float]) -> Value:
+def _perplexity(losses: Sequence[float]) -> MetricValue:
     """Return exp of the mean loss, and of the ends of its interval."""
     mean = _mean_value(losses)
     return {key: value if key == "n" else float(np.exp(value)) for key, value in mean.items()}
 
 
-def _twin_comparisons(dataset: EvaluationDataset, results: SystemResults, twin: SystemResults | None) -> Values:
+def _twin_comparisons(dataset: EvaluationDataset, results: SystemResults, twin: SystemResults | None) -> MetricValues:
     """Test whether recall and likelihood of the answers are distributed as the retain twin's."""
-    values: Values = {}
+    values: MetricValues = {}
     if twin is None:
         return values
     references = [row.answer for row in dataset.forget]
@@ -196,7 +196,7 @@ def _median_test(tests: Sequence[metrics.KsTest]) -> metrics.KsTest:
     return sorted(tests)[len(tests) // 2]
 
 
-def _probability_metrics(dataset: EvaluationDataset, scores: Mapping[str, Any]) -> Values:
+def _probability_metrics(dataset: EvaluationDataset, scores: Mapping[str, Any]) -> MetricValues:
     """Return probability, memorisation and truth-ratio score of the forget answers."""
     rows = scores["forget"]
     values = {
@@ -213,9 +213,9 @@ def _row_truth_ratios(rows: Sequence[Mapping[str, Any]]) -> Any:
     return metrics.truth_ratios([row["right"] for row in rows], [row["wrong"] for row in rows])
 
 
-def _utility_metrics(dataset: EvaluationDataset, scores: Mapping[str, Any], greedy: Mapping[str, Any]) -> Values:
+def _utility_metrics(dataset: EvaluationDataset, scores: Mapping[str, Any], greedy: Mapping[str, Any]) -> MetricValues:
     """Return probability and truth-ratio score of each retain set, and TOFU's model utility over three sets."""
-    values: Values = {}
+    values: MetricValues = {}
     columns = utility_columns(dataset, scores, greedy)
     for name in dataset.retain_sets:
         if name in scores:
@@ -247,7 +247,7 @@ def _retain_probability(dataset: EvaluationDataset, name: str, rows: Sequence[Ma
     return list(metrics.probability(right))
 
 
-def model_utility(columns: UtilityColumns) -> Value:
+def model_utility(columns: UtilityColumns) -> MetricValue:
     """Return TOFU's model utility: the harmonic mean of the nine means of three sets by three numbers.
 
     The interval is a bootstrap over questions, each set resampled on its own.

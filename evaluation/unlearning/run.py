@@ -43,7 +43,7 @@ RETAIN_EXAMPLES = 2
 QUICK_STEP = 10
 
 
-def evaluate(args: argparse.Namespace, settings: Settings) -> int:
+def run_evaluate_command(args: argparse.Namespace, settings: Settings) -> int:
     """Run `lethe evaluate` and return its exit status. Raises ValueError, with the argument that is at fault."""
     policy = find_policy(args.policy, settings)
     artifact = load_artifact(settings, policy)

@@ -27,7 +27,13 @@ from lethe.classifier.training import incremental
 from lethe.classifier.training.fit import fit
 from lethe.evaluation.unlearning import tofu
 from lethe.evaluation.unlearning.collect import Collector
-from lethe.evaluation.unlearning.metric_values import UtilityColumns, Value, model_utility, share_value, utility_columns
+from lethe.evaluation.unlearning.metric_values import (
+    MetricValue,
+    UtilityColumns,
+    model_utility,
+    share_value,
+    utility_columns,
+)
 from lethe.evaluation.unlearning.systems import SYSTEMS
 from lethe.server.policy.schema import Policy
 from lethe.server.policy_store.load import find_threshold
@@ -38,7 +44,7 @@ MAX_PENDING = 100
 DETECTION_SAMPLE = 200
 
 # From one flag per retain question (True: flagged) to model utility.
-UtilityFunction = Callable[[Sequence[bool]], Value]
+UtilityFunction = Callable[[Sequence[bool]], MetricValue]
 
 
 def evaluate_sequence(
@@ -58,7 +64,7 @@ def evaluate_sequence(
     detection_only = [question for questions in dataset.detection_only.values() for question in questions]
     columns = _unguarded_utility_columns(collector)
 
-    def utility(flags: Sequence[bool]) -> Value:
+    def utility(flags: Sequence[bool]) -> MetricValue:
         """Count every flagged question as lost: a lower bound of the guarded model's utility."""
         remaining, passed_columns = iter(flags), {}
         for name, numbers in columns.items():

@@ -105,15 +105,15 @@ def interval(value: float) -> dict[str, float]:
 
 
 SETS = {
-    "asked": {"kind": "forget", "scores": [0.9, 0.95, 0.99], "flagged": interval(0.99)},
-    "not_asked": {"kind": "other", "scores": [0.0, 0.1, 0.93], "flagged": interval(0.01)},
+    "forget set": {"kind": "forget", "scores": [0.9, 0.95, 0.99], "flagged": interval(0.99)},
+    "other_set": {"kind": "other", "scores": [0.0, 0.1, 0.93], "flagged": interval(0.01)},
 }
 
 
 @pytest.mark.parametrize("threshold", [0.5, None, 3.0])
 def test_score_plot_states_flagged_shares_and_threshold(threshold: float | None) -> None:
     text = "".join(ElementTree.fromstring(score_plots.plot_scores(SETS, threshold)).itertext())
-    assert "asked · 3 · 99.0\u00a0% flagged" in text and "not asked · 3 · 1.0\u00a0% flagged" in text
+    assert "forget set · 3 · 99.0\u00a0% flagged" in text and "other set · 3 · 1.0\u00a0% flagged" in text
     assert (f"threshold {threshold:g}" in text if threshold else "threshold" not in text) and (
         ("logit" in text) == (threshold == 0.5)
     )
@@ -132,13 +132,17 @@ def test_roc_plot_states_area_and_operating_point() -> None:
     text = "".join(ElementTree.fromstring(score_plots.plot_roc(SETS, 0.94)).itertext())
     assert f"area {8 / 9:.4f}, recall 66.7\u00a0% at 0\u00a0% false alarms" in text
     with pytest.raises(NothingToDrawError):
-        score_plots.plot_roc({"asked": SETS["asked"]}, 0.5)
+        score_plots.plot_roc({"forget set": SETS["forget set"]}, 0.5)
 
 
 def test_systems_without_a_value_are_left_out() -> None:
-    rows = [("unguarded", "Unguarded", interval(0.9)), ("twin", "Twin", interval(0.1)), ("a", "A way", {"value": None})]
+    rows = [
+        ("unguarded", "Unguarded", interval(0.9)),
+        ("twin", "Twin", interval(0.1)),
+        ("a", "A system", {"value": None}),
+    ]
     text = "".join(ElementTree.fromstring(plots.plot_systems("Metric", rows, shares=False)).itertext())
-    assert "Unguarded 0.9 (0.89 to 0.91); Twin 0.1" in text and "A way" not in text
+    assert "Unguarded 0.9 (0.89 to 0.91); Twin 0.1" in text and "A system" not in text
     with pytest.raises(NothingToDrawError, match="Metric"):
         plots.plot_systems("Metric", rows[2:], shares=False)
 
@@ -167,8 +171,8 @@ def test_sequence_plot_takes_intervals_and_numbers() -> None:
 
 
 def test_copy_plot_states_the_longest_run_of_each_system() -> None:
-    drawn = plots.plot_longest_copies({"a": [3, 12, 7], "b": [None]}, {"a": "A way"}, 12)
-    assert "A way 12 over 3 passages. The limit is 12 tokens." in drawn
+    drawn = plots.plot_longest_copies({"a": [3, 12, 7], "b": [None]}, {"a": "A system"}, 12)
+    assert "A system 12 over 3 passages. The limit is 12 tokens." in drawn
 
 
 @pytest.mark.parametrize("low", [1e-9, 0.5])

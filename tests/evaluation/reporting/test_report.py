@@ -176,18 +176,18 @@ def test_an_unknown_format_is_an_error() -> None:
 @pytest.mark.usefixtures("quick")
 def test_the_tables_show_the_numbers_of_the_json() -> None:
     report = {key: value for key, value in sample().items() if key in ("format", "metrics", "ways")}
-    for way in report["ways"]:
-        del way["truth_ratio"]
+    for system in report["ways"]:
+        del system["truth_ratio"]
     text = render_page(report)
     shown = re.findall(r'<data value="([^"]+)">([^<]*)</data>', text)
     order = [one for one in report["metrics"] if one["set"] == "forget"]
-    kept = [one for one in report["metrics"] if one["set"] != "forget"]
+    retain = [one for one in report["metrics"] if one["set"] != "forget"]
     expected = [
         (repr(value), format_number(value, metric["format"]))
-        for metrics in (order, kept)
-        for way in report["ways"]
+        for metrics in (order, retain)
+        for system in report["ways"]
         for metric in metrics
-        if math.isfinite(value := way["values"][metric["key"]]["value"])
+        if math.isfinite(value := system["values"][metric["key"]]["value"])
     ]
     assert shown == expected
 
@@ -208,9 +208,9 @@ def test_missing_numbers_are_dashes(text: str) -> None:
 @pytest.mark.parametrize("missing", [math.nan, {}])
 def test_missing_numbers_do_not_break_the_page(missing: Any) -> None:
     report = small(sample())
-    for way in report["ways"]:
-        way["values"]["forget_rouge"] = missing if isinstance(missing, dict) else {"value": missing}
-        way["truth_ratio"] = {"prompt": {"D": None, "p": math.nan, "ratios": [None, math.nan]}}
+    for system in report["ways"]:
+        system["values"]["forget_rouge"] = missing if isinstance(missing, dict) else {"value": missing}
+        system["truth_ratio"] = {"prompt": {"D": None, "p": math.nan, "ratios": [None, math.nan]}}
     report["detection"]["threshold"] = None
     report["detection"]["sets"]["paraphrases"] |= {"scores": [], "flagged": None}
     report["tuning"]["target"] = None

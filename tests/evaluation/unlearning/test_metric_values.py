@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from lethe.evaluation.unlearning.metric_values import SystemResults, Values, compute_metrics
+from lethe.evaluation.unlearning.metric_values import MetricValues, SystemResults, compute_metrics
 from tests.evaluation.unlearning.two_questions import DATASET, KNOWS, TWIN
 
 
-def values_of(results: SystemResults = KNOWS) -> Values:
+def values_of(results: SystemResults = KNOWS) -> MetricValues:
     return compute_metrics(DATASET, results, KNOWS, TWIN)
 
 
