@@ -1,4 +1,4 @@
-"""The scripts behind README's figures count what they say they count."""
+"""The scripts behind the published detection and leak figures count correctly."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 
 from benchmarks import answers, detection, judging
-from lethe.classifier.encoder.encoder import load_encoder
+from lethe.classifier.encoder.load import load_encoder
 from lethe.evaluation.unlearning import tofu
-from lethe.server.policy.schema import read_all
+from lethe.server.policy.schema import read_policies
 
 
-def test_flagged_prompts_are_counted_at_each_miss_rate() -> None:
-    asked = {"forget": [tofu.forget_facts()[3].question], "general": judging.benign()[:3]}
-    found = detection.flagged(judging.artifact(), asked, load_encoder())
-    assert [one["count"] for one in found["forget"]["flagged"].values()] == [1, 1, 1]
-    assert [one["count"] for one in found["general"]["flagged"].values()] == [0, 0, 0]
-    assert found["general"]["prompts"] == 3
-    assert "3" in detection.table(found).splitlines()[2].split()
+def test_flagged_prompts_are_counted_for_each_miss_rate() -> None:
+    prompts = {"forget": [tofu.forget_facts()[3].question], "general": judging.ordinary_prompts()[:3]}
+    figures = detection.count_flagged(judging.demo_artifact(), prompts, load_encoder())
+    assert [one["count"] for one in figures["forget"]["flagged"].values()] == [1, 1, 1]
+    assert [one["count"] for one in figures["general"]["flagged"].values()] == [0, 0, 0]
+    assert figures["general"]["prompts"] == 3
+    assert "3" in detection.format_flagged_table(figures).splitlines()[2].split()
 
 
-def test_the_gateway_has_the_demo_policies_and_one_that_does_both(tmp_path: Path) -> None:
+def test_the_demo_policies_are_written_with_one_for_both(tmp_path: Path) -> None:
     answers.write_policies(tmp_path)
-    policies = {policy.name: policy for policy in read_all(tmp_path)}
+    policies = {policy.name: policy for policy in read_policies(tmp_path)}
     assert set(policies) == {"demo-corrupt", "demo-penalize", "demo-both"}
     both = policies["demo-both"]
     assert (both.action, both.models) == ("both", ("demo-both",))
@@ -34,12 +34,12 @@ def test_the_gateway_has_the_demo_policies_and_one_that_does_both(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("way", "told", "equal", "holds"),
+    ("way", "revealed", "equal", "expected"),
     [("penalize", 0, 9, True), ("both", 1, 9, False), ("off", 5, 9, True), ("penalize", 0, 8, False)],
 )
-def test_a_told_secret_and_a_usage_that_tells_fail(way: str, told: int, equal: int, holds: bool) -> None:
-    found: dict[str, list[dict[str, Any]]] = {
-        "secrets": [{"way": way, "told": told}],
+def test_a_leaked_secret_or_a_changed_usage_fails(way: str, revealed: int, equal: int, expected: bool) -> None:
+    findings: dict[str, list[dict[str, Any]]] = {
+        "secrets": [{"way": way, "told": revealed}],
         "usage": [{"way": "corrupt", "equal": equal, "n": 9}],
     }
-    assert answers.kept(found) is holds
+    assert answers.promises_kept(findings) is expected
