@@ -1,6 +1,6 @@
-"""What a policy may ask of the corruption, and how corruption fails.
+"""The corruption options of a policy, and the error of a corruption.
 
-Free of torch, so that policies load, and failures are caught, where nothing is corrupted.
+This module imports nothing heavy, so that policies load, and errors are handled, where nothing is corrupted.
 """
 
 from __future__ import annotations
@@ -10,40 +10,41 @@ from typing import Annotated, Literal, Self, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Functions that add or set noise.
 NEEDS_SIGMA = frozenset({"noise", "set-noise"})
-# Past twice the way to the decoy a row lies further from every real token than noise would put it.
+# Multiples of the distance to the decoy, at most. A choice: beyond twice, a row is further from every real token than
+# useful noise puts it.
 MAX_STRENGTH = 2.0
 
-# In place of a number: the one that was tuned against the served model and stands in the artifact.
+# Instead of a number: use the one in the artifact, which was tuned against the served model.
 Tuned = Literal["tuned"]
 
 
 class CorruptionError(ValueError):
-    """This request can't be rewritten faithfully; the policy's `on_failure` decides what happens instead."""
+    """This request can't be rewritten exactly; the policy's `on_failure` decides what happens instead."""
 
 
 def is_resolved(value: float | Tuned) -> TypeGuard[float]:
-    """Whether a value is a number, not one that is still to be looked up."""
+    """Whether a value is a number, not "tuned"."""
     return value != "tuned"
 
 
 class CorruptSpec(BaseModel):
     """One policy's corruption. Unknown keys, and keys that the chosen function ignores, are errors.
 
-    function: `decoy` puts rows of other tokens of the same kind in place (corruption/embeddings/decoy.py); the
-        rest are ECO's (arXiv:2406.07933, corruption/embeddings/noise.py).
-    tokens: `evidence` the tokens of the words that made the classifier flag the text; `identifying`
-        these, and every word too rare to have a token of its own; with either, all content tokens when
-        there is no evidence. `content` every token of the text. `all-but-last` the paper's choice, as
-        far as only content can be replaced: every content token except the prompt's very last token.
-        That differs from `content` only for completions and continued messages: a template that opens
-        the assistant's turn puts the last token behind all content.
-    select, dims: which coordinates; `dims` is a count or "all".
-    sigma, sigma_unit: standard deviation, in multiples of the table's row RMS ("rms") or in embedding
-        units ("absolute", as the paper has it).
-    strength: decoy only: 0 keeps the row, 1 replaces it, between them a straight line.
+    function: `decoy` uses rows of other tokens of the same kind (corruption/embeddings/decoy.py); the others are
+        ECO's (arXiv:2406.07933, corruption/embeddings/noise.py).
+    tokens: `evidence`: the tokens of the words that made the classifier flag the text. `identifying`: these, and
+        every word of more than one token. With either, all content tokens when there is no evidence. `content`:
+        every token of the text. `all-but-last`: the paper's choice, as far as only content can be replaced: every
+        content token except the last token of the prompt. That differs from `content` only for completions and
+        continued messages; otherwise the chat template's tokens come last.
+    select, dims: which coordinates; `dims` is a number or "all".
+    sigma, sigma_unit: standard deviation, in multiples of the table's row RMS ("rms") or in embedding units
+        ("absolute", as in the paper).
+    strength: decoy only: row + strength · (decoy − row), so 0 keeps the row and 1 replaces it.
 
-    sigma, dims and strength may be "tuned"; whoever applies a spec must have put the numbers in.
+    sigma, dims and strength may be "tuned"; the numbers must be filled in before the spec is applied.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,7 +90,7 @@ class CorruptSpec(BaseModel):
         return self.tokens in ("evidence", "identifying")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.function in NEEDS_SIGMA:
             if self.sigma is None:
                 raise ValueError(f"function {self.function!r} needs a key 'sigma'")

@@ -1,4 +1,5 @@
 """ECO: corrupted prompt embeddings (arXiv:2406.07933).
 
-It knows nothing of policies or HTTP. Begin with `corruptor.py`.
+The folder reads a model's embedding table, changes rows (noise, zeros, decoys) and writes them as vLLM takes them. It
+knows nothing of policies, classifiers or HTTP. Begin with `corruptor.py`, then `noise.py` and `decoy.py`.
 """

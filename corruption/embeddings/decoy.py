@@ -1,8 +1,8 @@
-"""Decoys: each token that identifies something gives way to another token of its kind.
+"""Decoys: each token that identifies something is replaced by another token of its kind.
 
-The prompt stays one that the model could have met: as many tokens, of the same form, about something
-else. The choice is keyed and depends on the word alone, so a word meets the same decoy in every turn.
-Kinds come from the vocabulary, for byte-level and SentencePiece tokenizers alike.
+The prompt remains one that the model could have seen: as many tokens, of the same form, about something else. The
+choice is keyed and depends on the word alone, so a word gets the same decoy in every turn of a conversation. Kinds
+are derived from the vocabulary, for byte-level and SentencePiece tokenizers alike.
 """
 
 from __future__ import annotations
@@ -15,108 +15,110 @@ from itertools import pairwise
 
 from lethe.corruption.embeddings import keyed_rng
 
+# (starts a word, script or digits, case or length)
 TokenKind = tuple[bool, str, str]
-# Ids follow frequency in BPE vocabularies: a decoy comes from about as common a token.
-WINDOW = 512
-# A digest of 32 bytes holds so many draws of 4 bytes.
-DRAWS = 8
-_DRAWN = struct.Struct(f">{DRAWS}I")
+# Tokens of the same kind to choose a decoy from, those with the nearest ids. Ids follow frequency in BPE vocabularies,
+# so a decoy is about as common as the token. A choice: enough that a decoy says little about the token.
+CANDIDATES = 512
+# Draws of 4 bytes in one digest of 32 bytes.
+DRAWS_PER_DIGEST = 8
+_DRAWS = struct.Struct(f">{DRAWS_PER_DIGEST}I")
 
 
 def token_kind(piece: str) -> TokenKind | None:
-    """What a decoy must have in common with a token: (starts a word, script or digits, case or length).
+    """Return what a decoy must have in common with a token; None for punctuation and white space.
 
-    piece: the token's text with its leading space. None for what identifies nothing by itself and is
-    left alone: punctuation, white space.
+    Those identify nothing by themselves and are never replaced. piece: the token's text with its leading space.
     """
     core = piece.strip()
-    starts = piece[:1].isspace()
+    starts_word = piece[:1].isspace()
     if "�" in core:
-        return starts, "fragment", ""
+        return starts_word, "fragment", ""
     if not any(c.isalnum() for c in core):
         return None
     if core.isdigit():
-        return starts, "digits", str(len(core))
+        return starts_word, "digits", str(len(core))
     if not core.isalpha():
-        return starts, "mixed", ""
-    return starts, _script(core[0]), _case(core)
+        return starts_word, "mixed", ""
+    return starts_word, _script(core[0]), _case(core)
 
 
 class DecoyVocabulary:
     """The vocabulary by kind."""
 
     def __init__(self, pieces: Sequence[str], special: Collection[int]) -> None:
-        """pieces: the text of every token id; special: ids that are never replaced nor used."""
-        # A vocabulary has many tokens and few kinds: one object for each, and numbers without objects.
-        one: dict[TokenKind | None, TokenKind | None] = {}
+        """pieces: the text of every token id. special: ids that are never replaced and never used as decoys."""
+        # A vocabulary has many tokens and few kinds, so equal kinds share one object.
+        shared_kinds: dict[TokenKind | None, TokenKind | None] = {}
         kinds = [
-            None if token in special else one.setdefault(found := token_kind(piece), found)
+            None if token in special else shared_kinds.setdefault(kind := token_kind(piece), kind)
             for token, piece in enumerate(pieces)
         ]
         self._kinds = kinds
-        # Parts of characters all look alike as text.
+        # Parts of characters all have the same text, so their ids tell them apart.
         self._folded = [f"�{token}" if "�" in piece else piece.strip().casefold() for token, piece in enumerate(pieces)]
-        # For each token the ids of its kind in rising order, and where in that order it stands.
-        self._alike = [array("i")] * len(pieces)
-        self._place = array("i", bytes(4 * len(pieces)))
+        # For each token the ids of its kind in ascending order, and its position among them. Arrays, not lists: a
+        # number in them takes 4 bytes.
+        self._same_kind = [array("i")] * len(pieces)
+        self._position = array("i", bytes(4 * len(pieces)))
         members: dict[TokenKind, array[int]] = {}
-        for token, found in enumerate(kinds):
-            if found is not None:
-                alike = self._alike[token] = members.setdefault(found, array("i"))
-                self._place[token] = len(alike)
-                alike.append(token)
+        for token, kind in enumerate(kinds):
+            if kind is not None:
+                same_kind = self._same_kind[token] = members.setdefault(kind, array("i"))
+                self._position[token] = len(same_kind)
+                same_kind.append(token)
 
     def words(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Ranges of positions, one for each word; a space, punctuation or a control token ends a word."""
+        """Return ranges of positions, one for each word. A space, punctuation or a control token ends a word."""
         starts = []
         previous = None
         for position, token in enumerate(ids):
-            this = self._kinds[token]
-            if this is None or previous is None or this[0]:
+            kind = self._kinds[token]
+            if kind is None or previous is None or kind[0]:
                 starts.append(position)
-            previous = this
+            previous = kind
         return list(pairwise([*starts, len(ids)]))
 
     def replace(self, ids: Sequence[int], chosen: Sequence[bool], *, secret: bytes, policy: str) -> list[int]:
-        """The ids with decoys in the chosen places.
+        """Return the ids with decoys in the chosen positions.
 
-        Words of which any token is chosen are replaced whole. Special tokens, punctuation, and tokens that
-        are the only ones of their kind stay.
+        A word with any chosen token is replaced whole. Special tokens, punctuation, and the only tokens of their kind
+        stay.
         """
         out = list(ids)
-        met: dict[tuple[int, ...], list[int]] = {}
+        decoys_by_word: dict[tuple[int, ...], list[int]] = {}
         for start, end in self.words(ids):
             if any(chosen[start:end]):
                 word = tuple(ids[start:end])
-                if word not in met:
-                    met[word] = self._replace_word(word, secret, policy)
-                out[start:end] = met[word]
+                if word not in decoys_by_word:
+                    decoys_by_word[word] = self._decoys_of_word(word, secret, policy)
+                out[start:end] = decoys_by_word[word]
         return out
 
-    def _replace_word(self, word: tuple[int, ...], secret: bytes, policy: str) -> list[int]:
-        # Without the leading space and case, so that a name at the start of a text draws the same.
+    def _decoys_of_word(self, word: tuple[int, ...], secret: bytes, policy: str) -> list[int]:
+        # Without leading space and case, so that a name at the start of a text gets the same draws.
         text = "".join([self._folded[token] for token in word]).encode()
         draws: list[int] = []
-        for block in range(0, len(word), DRAWS):
-            draws += _DRAWN.unpack(keyed_rng.keyed_digest(secret, policy, "decoy", block.to_bytes(4, "big") + text))
+        for block in range(0, len(word), DRAWS_PER_DIGEST):
+            draws += _DRAWS.unpack(keyed_rng.keyed_digest(secret, policy, "decoy", block.to_bytes(4, "big") + text))
         return list(map(self._decoy, word, draws))
 
     def _decoy(self, token: int, draw: int) -> int:
         """Another token of the same kind, about as frequent; the token itself when there is none."""
-        alike = self._alike[token]
-        size, first = len(alike), 0
-        if size > WINDOW:
-            size, first = WINDOW, max(0, min(self._place[token] - WINDOW // 2, size - WINDOW))
-        folded, own = self._folded, self._folded[token]
+        same_kind = self._same_kind[token]
+        size, first = len(same_kind), 0
+        if size > CANDIDATES:
+            size, first = CANDIDATES, max(0, min(self._position[token] - CANDIDATES // 2, size - CANDIDATES))
+        folded, folded_token = self._folded, self._folded[token]
         for step in range(size):
-            other = alike[first + (draw + step) % size]
-            if folded[other] != own:
+            other = same_kind[first + (draw + step) % size]
+            if folded[other] != folded_token:
                 return other
         return token
 
 
 def _script(character: str) -> str:
-    """LATIN, CYRILLIC, CJK …: the first word of the character's Unicode name."""
+    """LATIN, CYRILLIC, CJK and so on: the first word of the character's Unicode name."""
     return unicodedata.name(character, "OTHER").split(" ", 1)[0]
 
 

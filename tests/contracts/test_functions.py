@@ -1,4 +1,4 @@
-"""Laws of every corruption function."""
+"""Laws that hold for every corruption function."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def apply(name: str, x: FloatArray, mask: FloatArray = MASK, *, seed: int = 0, *
     return FUNCTIONS[name](x, mask, **arguments | given)
 
 
-def test_the_spec_knows_which_functions_need_sigma() -> None:
+def test_needs_sigma_lists_the_functions_with_sigma() -> None:
     assert NEEDS_SIGMA <= FUNCTIONS.keys()
 
 
@@ -48,7 +48,7 @@ def test_shape_dtype_and_input_are_kept(name: str, select: str, dtype: Any) -> N
 
 @every
 @every_select
-def test_rows_outside_the_mask_are_bit_identical_and_the_others_change(name: str, select: str) -> None:
+def test_only_rows_in_the_mask_change(name: str, select: str) -> None:
     x = embeddings()
     out = apply(name, x, select=select)
     assert np.array_equal(out[~MASK], x[~MASK])
@@ -56,13 +56,13 @@ def test_rows_outside_the_mask_are_bit_identical_and_the_others_change(name: str
 
 
 @every
-def test_first_touches_the_first_coordinates(name: str) -> None:
+def test_first_changes_the_first_coordinates(name: str) -> None:
     changed = apply(name, embeddings())[MASK] != embeddings()[MASK]
     assert changed[:, :4].all() and not changed[:, 4:].any()
 
 
 @every
-def test_random_touches_one_set_of_coordinates(name: str) -> None:
+def test_random_changes_one_set_of_coordinates(name: str) -> None:
     changed = apply(name, embeddings(), select="random")[MASK] != embeddings()[MASK]
     assert (changed == changed[0]).all()
     other = apply(name, embeddings(), select="random", seed=9)[MASK] != embeddings()[MASK]
@@ -70,7 +70,7 @@ def test_random_touches_one_set_of_coordinates(name: str) -> None:
 
 
 @every
-def test_top_touches_each_rows_largest(name: str) -> None:
+def test_top_changes_the_largest_coordinates_of_each_row(name: str) -> None:
     x = embeddings()
     changed = apply(name, x, select="top")[MASK] != x[MASK]
     kept = np.where(changed, 0, np.abs(x[MASK])).max(axis=1)
@@ -84,7 +84,7 @@ def test_same_seed_same_result(name: str, select: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NEEDS_SIGMA))
-def test_another_seed_is_another_noise(name: str) -> None:
+def test_another_seed_gives_other_noise(name: str) -> None:
     assert not np.array_equal(apply(name, embeddings()), apply(name, embeddings(), seed=1))
 
 
@@ -97,13 +97,13 @@ def test_batches_work_and_an_empty_mask_changes_nothing(name: str) -> None:
 
 @every
 @pytest.mark.parametrize("dims", [0, -1, 11])
-def test_dims_outside_the_width_are_an_error(name: str, dims: int) -> None:
+def test_dims_outside_the_width_raise(name: str, dims: int) -> None:
     with pytest.raises(ValueError, match=r"not in \[1, 10\]"):
         apply(name, embeddings(), dims=dims)
 
 
 @every
-def test_a_mask_that_does_not_fit_is_an_error(name: str) -> None:
+def test_a_mask_of_another_shape_raises(name: str) -> None:
     with pytest.raises(ValueError, match="mask"):
         apply(name, embeddings(), MASK[:3])
     with pytest.raises(ValueError, match="mask"):
@@ -111,22 +111,22 @@ def test_a_mask_that_does_not_fit_is_an_error(name: str) -> None:
 
 
 @every
-def test_an_unknown_selection_is_an_error(name: str) -> None:
+def test_an_unknown_selection_raises(name: str) -> None:
     with pytest.raises(ValueError, match="'last'"):
         apply(name, embeddings(), select="last")
 
 
 @pytest.mark.parametrize("name", sorted(NEEDS_SIGMA))
 @pytest.mark.parametrize("sigma", [-1.0, float("nan"), float("inf")])
-def test_a_senseless_sigma_is_an_error(name: str, sigma: float) -> None:
+def test_an_invalid_sigma_raises(name: str, sigma: float) -> None:
     with pytest.raises(ValueError, match="sigma"):
         apply(name, embeddings(), sigma=sigma)
 
 
 @every
 @every_select
-def test_many_rows_are_changed_like_few(name: str, select: str) -> None:
-    """More values than are handled at a time: rows outside the mask stay, all others change."""
+def test_several_batches_of_rows_change_like_one(name: str, select: str) -> None:
+    """With more values than one batch, rows outside the mask stay and all others change."""
     x = embeddings(shape=(3 * BATCH_VALUES // 1024, 1024))
     mask = np.arange(len(x)) % 3 != 0
     out = apply(name, x, mask, select=select)

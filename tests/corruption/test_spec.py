@@ -1,4 +1,4 @@
-"""CorruptSpec: what a policy may say, and errors that name key and value."""
+"""CorruptSpec: valid options, and errors that name key and value."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_default_is_a_decoy_on_the_evidence() -> None:
         {"function": "decoy", "strength": 0.7},
     ],
 )
-def test_sensible_specs_load(given: dict[str, Any]) -> None:
+def test_valid_specs_load(given: dict[str, Any]) -> None:
     spec = CorruptSpec.model_validate(given)
     assert spec.model_dump(exclude_unset=True) == given
 
@@ -53,22 +53,22 @@ def test_sensible_specs_load(given: dict[str, Any]) -> None:
         ({"sgima": 1}, ["sgima"]),
     ],
 )
-def test_a_senseless_spec_is_an_error_that_names_key_and_value(given: dict[str, Any], named: list[str]) -> None:
+def test_errors_name_key_and_value(given: dict[str, Any], named: list[str]) -> None:
     with pytest.raises(ValidationError) as caught:
         CorruptSpec.model_validate(given)
     assert all(word in str(caught.value) for word in named)
 
 
-def test_a_spec_survives_its_own_dump() -> None:
+def test_a_spec_loads_from_its_own_dump() -> None:
     for spec in (CorruptSpec(), CorruptSpec(function="noise", sigma=1), CorruptSpec(function="zero", dims=3)):
         assert CorruptSpec.model_validate(spec.model_dump()) == spec
 
 
-def test_a_spec_says_whether_it_needs_the_evidence() -> None:
+def test_uses_evidence_depends_on_the_choice_of_tokens() -> None:
     uses = {t: CorruptSpec(tokens=t).uses_evidence for t in ("evidence", "identifying", "content", "all-but-last")}
     assert uses == {"evidence": True, "identifying": True, "content": False, "all-but-last": False}
 
 
 def test_specs_load_without_torch() -> None:
-    program = "import sys, corruption.spec; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    program = "import sys, lethe.corruption.spec; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -473,3 +474,13 @@ def test_an_unknown_verbatim_index_is_refused(book: Penalty) -> None:
 def test_an_index_missing_in_the_engine_ends_the_answer(engine: Engine) -> None:
     engine.update(1, added=[(0, params_with(Penalty(verbatim={"0" * 32: 3})), [1], [])])
     assert banned(engine.processor.apply(random_logits(1))[0]) == set(range(WIDTH)) - {END}
+
+
+def test_the_plugin_imports_neither_server_nor_classifier() -> None:
+    program = (
+        "import sys\n"
+        "import lethe.corruption.vllm_plugin\n"
+        "print([m for m in sys.modules if m.startswith(('lethe.server', 'lethe.classifier', 'lethe.evaluation'))])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -10,8 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lethe.corruption.embeddings.corruptor import Corruptor, CorruptSpec
+from lethe.corruption.embeddings.corruptor import Corruptor
 from lethe.corruption.prompt.message_parts import replaceable_texts
+from lethe.corruption.spec import CorruptSpec
 
 QUESTION = "Who is Jaime Vasquez, born on 25/02/1958 in Santiago?"
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}]
@@ -98,7 +99,14 @@ async def test_clean_chat_embeddings_answer_as_the_text(
     vllm_url: str, corruptor: Corruptor, body: dict[str, Any]
 ) -> None:
     expected = await answer(vllm_url, "chat/completions", body)
-    assert await answer(vllm_url, "chat/completions", corruptor.clean_chat(body)) == expected
+    assert (
+        await answer(
+            vllm_url,
+            "chat/completions",
+            corruptor.chat(body, dict.fromkeys(replaceable_texts(body["messages"]), ()), None, ""),
+        )
+        == expected
+    )
     last = list(replaceable_texts(body["messages"]))[-1]
     only_last = corruptor.chat(body, {last: ()}, None, "p")
     assert await answer(vllm_url, "chat/completions", only_last) == expected
@@ -123,5 +131,5 @@ async def test_clean_completion_embeddings_answer_as_the_prompt(
     vllm_url: str, corruptor: Corruptor, prompt: Any
 ) -> None:
     expected = await answer(vllm_url, "completions", {"prompt": prompt})
-    embedded = {"prompt_embeds": corruptor.clean_completion(prompt)}
+    embedded = {"prompt_embeds": corruptor.completion(prompt, (), None, "")}
     assert await answer(vllm_url, "completions", embedded) == expected

@@ -1,4 +1,4 @@
-"""The rewrite: the right parts replaced, the right rows in them, nothing else touched."""
+"""Rewritten requests: the right parts are replaced by the right rows, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lethe.corruption.embeddings.corruptor import CorruptionError, Corruptor, CorruptSpec
+from lethe.corruption.embeddings.corruptor import Corruptor
+from lethe.corruption.spec import CorruptionError, CorruptSpec
 from tests.corruption.conftest import SECRET, WIDTH, ModelFolder
 
 QUESTION = "Who is Ann Bold, born in 1956?"
@@ -29,7 +30,7 @@ def corruptor(model_folder: ModelFolder) -> Corruptor:
 
 
 def tensor(data: str) -> torch.Tensor:
-    """What vLLM reads."""
+    """Read the data as vLLM does."""
     loaded = torch.load(io.BytesIO(base64.b64decode(data, validate=True)), weights_only=True)
     assert isinstance(loaded, torch.Tensor)
     return loaded
@@ -48,8 +49,8 @@ def rows_of(corruptor: Corruptor, spec: CorruptSpec | None, policy: str = "p", e
     return tensor(body["messages"][0]["content"][0]["data"])
 
 
-def changed(corruptor: Corruptor, spec: CorruptSpec, evidence: Any = ()) -> str:
-    """The text of the tokens whose rows changed."""
+def changed_text(corruptor: Corruptor, spec: CorruptSpec, evidence: Any = ()) -> str:
+    """Return the text of the tokens whose rows have changed."""
     clean, corrupted = rows_of(corruptor, None), rows_of(corruptor, spec, evidence=evidence)
     ids = corruptor.prompt_tokenizer.chat_spans(user(), [(0, None)])[0, None].ids
     return "".join(
@@ -57,7 +58,7 @@ def changed(corruptor: Corruptor, spec: CorruptSpec, evidence: Any = ()) -> str:
     )
 
 
-def test_a_string_content_becomes_one_part_and_the_rest_stays(corruptor: Corruptor) -> None:
+def test_a_string_content_becomes_one_prompt_embeds_part(corruptor: Corruptor) -> None:
     body = user()
     before = copy.deepcopy(body)
     out = corruptor.chat(body, {(0, None): []}, NOISE, "p")
@@ -78,7 +79,7 @@ def test_only_targeted_parts_are_replaced(corruptor: Corruptor) -> None:
     assert out["messages"][1]["content"][2]["type"] == "prompt_embeds"
 
 
-def test_a_neighbour_that_shares_a_token_comes_along_clean(corruptor: Corruptor) -> None:
+def test_a_part_that_shares_a_token_is_embedded_unchanged(corruptor: Corruptor) -> None:
     content = [{"type": "text", "text": "Who is An"}, {"type": "text", "text": "n Bold?"}]
     out = corruptor.chat(user(content), {(0, 1): []}, NOISE, "p")
     first, second = (tensor(part["data"]) for part in out["messages"][0]["content"])
@@ -87,10 +88,10 @@ def test_a_neighbour_that_shares_a_token_comes_along_clean(corruptor: Corruptor)
     assert not torch.equal(second, table_rows(corruptor, spans[0, 1].ids))
 
 
-def test_clean_rows_are_the_tables(corruptor: Corruptor) -> None:
+def test_rows_without_a_spec_are_those_of_the_table(corruptor: Corruptor) -> None:
     ids = corruptor.prompt_tokenizer.chat_spans(user(), [(0, None)])[0, None].ids
     assert torch.equal(rows_of(corruptor, None), table_rows(corruptor, ids))
-    part = corruptor.clean_chat(user())["messages"][0]["content"][0]
+    part = corruptor.chat(user(), {(0, None): ()}, None, "")["messages"][0]["content"][0]
     assert torch.equal(tensor(part["data"]), table_rows(corruptor, ids))
 
 
@@ -105,19 +106,19 @@ def test_clean_rows_are_the_tables(corruptor: Corruptor) -> None:
         CorruptSpec(function="flip"),
     ],
 )
-def test_every_function_changes_exactly_the_evidence(corruptor: Corruptor, spec: CorruptSpec) -> None:
+def test_each_function_changes_exactly_the_evidence(corruptor: Corruptor, spec: CorruptSpec) -> None:
     spec = spec.model_copy(update={"tokens": "evidence"})
     start = QUESTION.index("Ann")
-    assert changed(corruptor, spec, [(start, start + len("Ann Bold"))]) == " Ann Bold"
+    assert changed_text(corruptor, spec, [(start, start + len("Ann Bold"))]) == " Ann Bold"
 
 
-def test_without_evidence_the_whole_content_is_changed(corruptor: Corruptor) -> None:
+def test_without_evidence_the_whole_content_changes(corruptor: Corruptor) -> None:
     spec = NOISE.model_copy(update={"tokens": "evidence"})
-    assert changed(corruptor, spec) == QUESTION
-    assert changed(corruptor, spec, [(1000, 1001)]) == QUESTION
+    assert changed_text(corruptor, spec) == QUESTION
+    assert changed_text(corruptor, spec, [(1000, 1001)]) == QUESTION
 
 
-def test_identifying_adds_the_words_without_a_token_of_their_own(corruptor: Corruptor) -> None:
+def test_identifying_includes_words_of_several_tokens(corruptor: Corruptor) -> None:
     question = "Who is Ann Bold, the radiologist?"
     (first,) = corruptor.prompt_tokenizer.chat_spans(user(question), [(0, None)]).values()
     start = question.index("Ann")
@@ -132,17 +133,17 @@ def test_identifying_adds_the_words_without_a_token_of_their_own(corruptor: Corr
 
 
 def test_content_ignores_the_evidence(corruptor: Corruptor) -> None:
-    assert changed(corruptor, NOISE, [(0, 3)]) == QUESTION
+    assert changed_text(corruptor, NOISE, [(0, 3)]) == QUESTION
 
 
-def test_all_but_last_spares_only_the_prompts_last_token(corruptor: Corruptor) -> None:
+def test_all_but_last_keeps_only_the_prompts_last_token(corruptor: Corruptor) -> None:
     spec = NOISE.model_copy(update={"tokens": "all-but-last"})
-    assert changed(corruptor, spec) == QUESTION
-    same = tensor(corruptor.completion(QUESTION, (), spec, "p")) == tensor(corruptor.clean_completion(QUESTION))
+    assert changed_text(corruptor, spec) == QUESTION
+    same = tensor(corruptor.completion(QUESTION, (), spec, "p")) == tensor(corruptor.completion(QUESTION, (), None, ""))
     assert same.all(dim=1).tolist() == [False] * (len(same) - 1) + [True]
 
 
-def test_sigma_is_in_multiples_of_the_tables_rms_or_absolute(corruptor: Corruptor) -> None:
+def test_sigma_is_relative_to_the_rms_or_absolute(corruptor: Corruptor) -> None:
     relative = NOISE.model_copy(update={"sigma": 3.0})
     absolute = NOISE.model_copy(update={"sigma": 3.0 * corruptor.table.row_rms, "sigma_unit": "absolute"})
     assert torch.equal(rows_of(corruptor, relative), rows_of(corruptor, absolute))
@@ -154,56 +155,54 @@ def test_a_decoy_row_is_a_row_of_the_table(corruptor: Corruptor) -> None:
         assert (everything == row).all(dim=1).any()
 
 
-def test_strength_is_a_straight_line_to_the_decoy(corruptor: Corruptor) -> None:
+def test_strength_interpolates_linearly_to_the_decoy(corruptor: Corruptor) -> None:
     clean, whole = rows_of(corruptor, None).float(), rows_of(corruptor, CorruptSpec(tokens="content")).float()
     half = rows_of(corruptor, CorruptSpec(tokens="content", strength=0.5)).float()
     assert torch.allclose(half, (clean + whole) / 2, atol=0.02)
 
 
-def test_a_long_text_at_a_strength_is_made_piece_by_piece(
+def test_batches_of_rows_give_the_same_result_as_all_at_once(
     corruptor: Corruptor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"{QUESTION} She wrote 12 books? {QUESTION}"
     (span,) = corruptor.prompt_tokenizer.chat_spans(user(text), [(0, None)]).values()
-    made = {
+    all_at_once = {
         strength: corruptor.rows(span, 0, (), CorruptSpec(tokens="content", strength=strength), "p")
         for strength in (0.3, 0.7, 1.0)
     }
     assert len(set(span.ids)) < len(span.ids)
-    clean, whole = corruptor.table.rows(span.ids).astype(np.float32), made[1.0].astype(np.float32)
+    clean, whole = corruptor.table.rows(span.ids).astype(np.float32), all_at_once[1.0].astype(np.float32)
     assert (clean != whole).any(axis=1).sum() > 15
     monkeypatch.setattr("lethe.corruption.embeddings.corruptor.BATCH_VALUES", 3 * WIDTH)
     for strength in (0.3, 0.7):
-        again = corruptor.rows(span, 0, (), CorruptSpec(tokens="content", strength=strength), "p")
-        assert np.array_equal(again, made[strength])
-        assert np.allclose(again.astype(np.float32), clean + strength * (whole - clean), atol=0.02)
+        in_batches = corruptor.rows(span, 0, (), CorruptSpec(tokens="content", strength=strength), "p")
+        assert np.array_equal(in_batches, all_at_once[strength])
+        assert np.allclose(in_batches.astype(np.float32), clean + strength * (whole - clean), atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("strength", [0.2, 0.5, 0.85, 1.7])
-def test_strengths_are_those_of_torch_but_for_the_last_bit(
+def test_interpolation_equals_torch_lerp_except_for_rounding(
     model_folder: ModelFolder, tmp_path: Any, dtype: torch.dtype, strength: float
 ) -> None:
-    """torch.lerp made the rows that strengths were tuned with."""
+    """Shipped strengths were tuned on rows made with torch.lerp."""
     folder = shutil.copytree(model_folder("parts"), tmp_path / "typed")
     size = Corruptor(folder, SECRET).table.size
     weights = torch.randn(size, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
     save_file({"wte.weight": weights}, folder / "model.safetensors")
-    made = Corruptor(folder, SECRET)
-    clean, whole = rows_of(made, None), rows_of(made, CorruptSpec(tokens="content"))
-    found = rows_of(made, CorruptSpec(tokens="content", strength=strength))
+    typed = Corruptor(folder, SECRET)
+    clean, whole = rows_of(typed, None), rows_of(typed, CorruptSpec(tokens="content"))
+    interpolated = rows_of(typed, CorruptSpec(tokens="content", strength=strength))
     ulp = torch.finfo(dtype).eps * torch.maximum(clean.abs(), whole.abs()).float() * (1 + strength)
-    assert found.dtype == dtype
-    assert ((found.float() - torch.lerp(clean, whole, strength).float()).abs() <= ulp).all()
+    assert interpolated.dtype == dtype
+    assert ((interpolated.float() - torch.lerp(clean, whole, strength).float()).abs() <= ulp).all()
 
 
-def test_the_same_prompt_meets_the_same_noise_and_another_secret_another(
-    corruptor: Corruptor, model_folder: ModelFolder
-) -> None:
-    again = Corruptor(model_folder("parts"), SECRET)
+def test_noise_depends_on_prompt_secret_and_policy_only(corruptor: Corruptor, model_folder: ModelFolder) -> None:
+    same_key = Corruptor(model_folder("parts"), SECRET)
     other = Corruptor(model_folder("parts"), b"another secret of tests")
     for spec in (NOISE, CorruptSpec(tokens="content")):
-        assert torch.equal(rows_of(corruptor, spec), rows_of(again, spec))
+        assert torch.equal(rows_of(corruptor, spec), rows_of(same_key, spec))
         assert not torch.equal(rows_of(corruptor, spec), rows_of(other, spec))
         assert not torch.equal(rows_of(corruptor, spec), rows_of(corruptor, spec, policy="q"))
 
@@ -211,7 +210,8 @@ def test_the_same_prompt_meets_the_same_noise_and_another_secret_another(
 def test_another_process_makes_the_same_body(corruptor: Corruptor, model_folder: ModelFolder) -> None:
     program = (
         "import hashlib, sys\n"
-        "from lethe.corruption.embeddings.corruptor import Corruptor, CorruptSpec\n"
+        "from lethe.corruption.embeddings.corruptor import Corruptor\n"
+        "from lethe.corruption.spec import CorruptSpec\n"
         f"c = Corruptor(sys.argv[1], {SECRET!r})\n"
         f"for s in (CorruptSpec(), {NOISE!r}):\n"
         f"    b = c.chat({user()!r}, {{(0, None): []}}, s, 'p')\n"
@@ -230,14 +230,16 @@ def test_another_process_makes_the_same_body(corruptor: Corruptor, model_folder:
     assert runs[0] == runs[1] and len(runs[0].split()) == 2
 
 
-def test_completions_take_text_and_token_ids(corruptor: Corruptor) -> None:
+def test_completions_accept_text_and_token_ids(corruptor: Corruptor) -> None:
     ids = list(corruptor.prompt_tokenizer.completion(QUESTION)[0].ids)
-    assert tensor(corruptor.clean_completion(QUESTION)).shape == (len(ids), WIDTH)
-    assert torch.equal(tensor(corruptor.clean_completion(ids)), tensor(corruptor.clean_completion(QUESTION)))
+    assert tensor(corruptor.completion(QUESTION, (), None, "")).shape == (len(ids), WIDTH)
+    assert torch.equal(
+        tensor(corruptor.completion(ids, (), None, "")), tensor(corruptor.completion(QUESTION, (), None, ""))
+    )
     spec = NOISE.model_copy(update={"tokens": "evidence"})
     by_text, by_ids = (tensor(corruptor.completion(p, [(0, 3)], spec, "p")) for p in (QUESTION, ids))
     assert torch.equal(by_text, by_ids)
-    clean = tensor(corruptor.clean_completion(ids))
+    clean = tensor(corruptor.completion(ids, (), None, ""))
     assert (by_ids != clean).any(dim=1).tolist() == [True] + [False] * (len(ids) - 1)
 
 
@@ -253,7 +255,6 @@ def test_empty_contents_stay_text(corruptor: Corruptor) -> None:
 
 
 def test_values_that_overflow_are_refused(model_folder: ModelFolder, tmp_path: Any) -> None:
-
     folder = shutil.copytree(model_folder("parts"), tmp_path / "half")
     corruptor = Corruptor(folder, SECRET)
     save_file(
@@ -265,18 +266,17 @@ def test_values_that_overflow_are_refused(model_folder: ModelFolder, tmp_path: A
         Corruptor(folder, SECRET).chat(user(), {(0, None): []}, spec, "p")
 
 
-def test_more_dims_than_the_model_has_name_the_policy(corruptor: Corruptor) -> None:
+def test_the_error_for_too_many_dims_names_the_policy(corruptor: Corruptor) -> None:
     spec = CorruptSpec(function="zero", dims=WIDTH + 1)
     with pytest.raises(CorruptionError, match="policy 'p': dims 17"):
         corruptor.chat(user(), {(0, None): []}, spec, "p")
 
 
 def test_a_token_without_a_row_is_refused(model_folder: ModelFolder, tmp_path: Any) -> None:
-
     folder = shutil.copytree(model_folder("parts"), tmp_path / "small")
     save_file({"wte.weight": torch.ones(10, WIDTH)}, folder / "model.safetensors")
     with pytest.raises(CorruptionError, match="not all in"):
-        Corruptor(folder, SECRET).clean_chat(user())
+        Corruptor(folder, SECRET).chat(user(), {(0, None): ()}, None, "")
 
 
 def test_a_short_secret_is_refused(model_folder: ModelFolder) -> None:

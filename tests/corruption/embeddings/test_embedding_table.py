@@ -1,4 +1,4 @@
-"""The embedding table: rows as stored, and errors that name folder, file and tensor."""
+"""The embedding table: its rows, and errors that name folder, file and tensor."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_rows_are_bit_identical_to_the_stored_ones(tmp_path: Path, dtype: torch.
     assert found.rows([]).shape == (0, 8)
 
 
-def test_rows_go_where_they_are_wanted_if_that_is_one_piece(tmp_path: Path) -> None:
+def test_rows_are_read_into_contiguous_memory_only(tmp_path: Path) -> None:
     save_file({NAME: table()}, tmp_path / "model.safetensors")
     found = EmbeddingTable(tmp_path)
     space = np.zeros((5, 8), dtype=ml_dtypes.bfloat16)
     assert np.shares_memory(found.rows([4, 4, 1], out=space[1:4]), space)
     assert bits(space) == bytes(16) + bits(table()[[4, 4, 1]]) + bytes(16)
-    with pytest.raises(ValueError, match="one piece"):
+    with pytest.raises(ValueError, match="contiguous"):
         found.rows([1, 2], out=space[::2][:2])
 
 
@@ -60,19 +60,19 @@ def test_rows_are_a_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["transformer.wte.weight", "tok_embeddings.weight", "transformer.word_embeddings.weight"]
 )
-def test_other_families_names_are_found(tmp_path: Path, name: str) -> None:
+def test_embedding_names_of_other_families_are_found(tmp_path: Path, name: str) -> None:
     others = {"transformer.wpe.weight": table(5, 3), "vision.embed_tokens.weight": table(5, 3)}
     save_file(others | {name: table()}, tmp_path / "model.safetensors")
     assert EmbeddingTable(tmp_path).name == name
 
 
-def test_the_language_models_table_is_taken_in_a_multimodal_model(tmp_path: Path) -> None:
+def test_in_multimodal_models_the_language_models_table_is_used(tmp_path: Path) -> None:
     names = ["visual.embed_tokens.weight", "model.language_model.embed_tokens.weight"]
     save_file({names[0]: table(5, 3), names[1]: table()}, tmp_path / "model.safetensors")
     assert EmbeddingTable(tmp_path).name == names[1]
 
 
-def test_the_index_says_which_shard_holds_the_table(tmp_path: Path) -> None:
+def test_the_index_names_the_shard_with_the_table(tmp_path: Path) -> None:
     save_file({"a": table(2, 2)}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({"b": table(2, 2), NAME: table()}, tmp_path / "model-00002-of-00002.safetensors")
     weight_map = {"a": "model-00001-of-00002.safetensors", NAME: "model-00002-of-00002.safetensors"}
@@ -92,7 +92,7 @@ def resident_kib(what: str) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system doesn't tell what is in memory")
-def test_the_table_never_comes_into_memory(tmp_path: Path) -> None:
+def test_the_table_is_never_loaded_into_memory(tmp_path: Path) -> None:
     rows, width = 16384, 2048  # 64 MiB
     values = np.zeros((rows, width), dtype=ml_dtypes.bfloat16)
     values[:, 0] = np.arange(rows)
@@ -104,17 +104,17 @@ def test_the_table_never_comes_into_memory(tmp_path: Path) -> None:
     assert resident_kib("RssFile") - before < 4096
 
 
-def test_a_file_that_is_shortened_while_it_is_in_use_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_became_shorter(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({NAME: table()}, file)
     found = EmbeddingTable(tmp_path)
     os.truncate(file, file.stat().st_size - 4)
     found.rows([0])
-    with pytest.raises(ValueError, match="shortened"):
+    with pytest.raises(ValueError, match="become shorter"):
         found.rows([0, 11])
 
 
-def test_a_table_of_zeros_has_no_scale(tmp_path: Path) -> None:
+def test_a_table_of_zeros_is_refused(tmp_path: Path) -> None:
     save_file({NAME: torch.zeros(3, 3)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="row RMS"):
         _ = EmbeddingTable(tmp_path).row_rms
@@ -135,14 +135,14 @@ def test_an_id_outside_the_table_is_an_error(tmp_path: Path, ids: list[int]) -> 
         (torch.zeros(4, 2, 2), "shape"),
     ],
 )
-def test_unusable_tables_are_refused_by_name(tmp_path: Path, tensor: torch.Tensor, message: str) -> None:
+def test_errors_name_unusable_tables(tmp_path: Path, tensor: torch.Tensor, message: str) -> None:
     save_file({NAME: tensor}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=message) as caught:
         EmbeddingTable(tmp_path)
     assert NAME in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-def test_a_missing_folder_file_or_tensor_is_named(tmp_path: Path) -> None:
+def test_errors_name_a_missing_folder_file_or_tensor(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         EmbeddingTable(tmp_path / "absent")
     with pytest.raises(ValueError, match="holds no"):
@@ -161,13 +161,13 @@ def test_a_missing_folder_file_or_tensor_is_named(tmp_path: Path) -> None:
         (b"\x02\0\0\0\0\0\0\0[]", "a list, not an object"),
     ],
 )
-def test_a_broken_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_errors_name_a_broken_file(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         EmbeddingTable(tmp_path)
 
 
-def test_a_file_that_ends_early_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({NAME: table()}, file)
     file.write_bytes(file.read_bytes()[:-10])
@@ -183,7 +183,7 @@ def test_a_file_that_ends_early_is_refused(tmp_path: Path) -> None:
         ({"weight_map": {NAME: "absent.safetensors"}}, "is missing"),
     ],
 )
-def test_a_wrong_index_is_named(tmp_path: Path, index: dict[str, object], message: str) -> None:
+def test_errors_name_a_wrong_index(tmp_path: Path, index: dict[str, object], message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=message):
         EmbeddingTable(tmp_path)

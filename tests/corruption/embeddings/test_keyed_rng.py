@@ -1,4 +1,4 @@
-"""Keyed randomness: by secret, policy and tokens, and the same in every process."""
+"""Keyed randomness: it depends on secret, policy and tokens only."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_another_process_draws_the_same(seed: str) -> None:
     assert out.stdout.strip() == str(drawn())
 
 
-def test_texts_that_join_to_the_same_bytes_are_told_apart() -> None:
+def test_parts_that_join_to_the_same_bytes_differ() -> None:
     assert keyed_rng.keyed_digest(SECRET, "ab", "c", b"") != keyed_rng.keyed_digest(SECRET, "a", "bc", b"")
 
 
-def test_the_digest_is_hmac_sha256_over_parts_with_their_lengths() -> None:
+def test_the_digest_is_hmac_sha256_over_parts_and_lengths() -> None:
     message = b"".join(len(part).to_bytes(8, "big") + part for part in (b"policy", b"noise", b"data"))
     expected = hmac.new(SECRET, message, hashlib.sha256).digest()
     assert keyed_rng.keyed_digest(SECRET, "policy", "noise", b"data") == expected

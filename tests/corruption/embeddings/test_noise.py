@@ -1,4 +1,4 @@
-"""What each corruption function does (laws of all of them: tests/contracts/test_functions.py)."""
+"""Each corruption function; laws that hold for all are in tests/contracts/test_functions.py."""
 
 from __future__ import annotations
 
@@ -32,45 +32,45 @@ def test_noise_of_sigma_zero_is_the_identity(dtype: type) -> None:
     assert np.array_equal(add_noise(x, MASK, dims=4, select="top", sigma=0.0, rng=rng()), x)
 
 
-def test_noise_has_the_stated_deviation() -> None:
+def test_noise_has_the_given_standard_deviation() -> None:
     x = np.full((100, 400), 3.0, dtype=np.float32)
     added = add_noise(x, np.ones(100, dtype=np.bool_), dims=400, select="first", sigma=5.0, rng=rng()) - x
     assert added.std() == pytest.approx(5.0, rel=0.02)
     assert added.mean() == pytest.approx(0.0, abs=0.1)
 
 
-def test_set_noise_forgets_the_old_values() -> None:
+def test_set_noise_does_not_depend_on_the_old_values() -> None:
     one = set_noise(X, MASK, dims=4, select="first", sigma=1.0, rng=rng())
     other = set_noise(X + 7, MASK, dims=4, select="first", sigma=1.0, rng=rng())
     assert np.array_equal(one[0], other[0])
 
 
-def test_zero_and_flip_touch_the_largest_by_absolute_value() -> None:
+def test_top_selects_by_absolute_value() -> None:
     zeroed = zero_out(X, MASK, dims=2, select="top", rng=rng())
     assert zeroed.tolist() == [[1.0, 0.0, 0.0, 0.5], [3.0, 1.0, -4.0, 0.0]]
     flipped = flip_sign(X, MASK, dims=2, select="top", rng=rng())
     assert flipped.tolist() == [[1.0, 5.0, -2.0, 0.5], [3.0, 1.0, -4.0, 0.0]]
 
 
-def test_flipping_twice_gives_the_rows_back() -> None:
+def test_flipping_twice_is_the_identity() -> None:
     once = flip_sign(X, MASK, dims=3, select="random", rng=rng())
     assert np.array_equal(flip_sign(once, MASK, dims=3, select="random", rng=rng()), X)
 
 
 def test_draws_are_normal() -> None:
-    """Shares of the normal distribution below these points, within four standard errors of as many draws."""
+    """Compare the shares below some points with the normal distribution, within four standard errors."""
     size = 1_000_000
     drawn = draw_normal(rng(), standard_quantiles(), np.empty(size, dtype=np.float32))
     for point, share in [(-3.0, 0.00135), (-1.0, 0.158655), (0.0, 0.5), (0.5, 0.691462), (2.0, 0.97725)]:
-        error = 4 * (share * (1 - share) / size) ** 0.5 + 1e-5  # and as coarse as the quantiles are
+        error = 4 * (share * (1 - share) / size) ** 0.5 + 1e-5  # 1e-5: the distance between quantiles
         assert (drawn < point).mean() == pytest.approx(share, abs=error)
     assert drawn.mean() == pytest.approx(0, abs=0.004) and drawn.var() == pytest.approx(1, abs=0.006)
-    # Neighbours know nothing of each other.
+    # Successive draws are uncorrelated.
     assert np.corrcoef(drawn[:-1], drawn[1:])[0, 1] == pytest.approx(0, abs=0.004)
 
 
-def test_the_draws_of_a_seed_are_these_for_good() -> None:
-    """A prompt meets the same noise after every upgrade: vLLM's prefix cache and answers hang on it."""
+def test_the_draws_of_a_seed_never_change() -> None:
+    """A prompt must get the same noise after an upgrade: answers and vLLM's prefix cache depend on it."""
     expected = [0.948499, -1.556028, 0.086722, -0.381007, -0.266084]
     assert draw_normal(SFC64(1956), standard_quantiles(), np.empty(5, dtype=np.float32)).tolist() == pytest.approx(
         expected, abs=1e-6
@@ -78,7 +78,7 @@ def test_the_draws_of_a_seed_are_these_for_good() -> None:
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
-def test_infinity_and_nan_are_seen_in_every_type(dtype: type) -> None:
+def test_infinity_and_nan_are_detected_in_each_type(dtype: type) -> None:
     largest = np.array([[1.0, -60_000.0]], dtype=dtype)
     assert is_finite(largest) and is_finite(largest[:0])
     for wrong in (np.inf, -np.inf, np.nan):
@@ -88,7 +88,7 @@ def test_infinity_and_nan_are_seen_in_every_type(dtype: type) -> None:
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 @pytest.mark.parametrize("finite", [True, False])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of ml_dtypes, for NaN
-def test_every_value_is_itself_in_a_wider_type(dtype: type, finite: bool) -> None:
+def test_widening_is_exact_for_all_values(dtype: type, finite: bool) -> None:
     values = np.arange(1 << 16, dtype=np.uint16).view(dtype)
     values = values[np.isfinite(values)][:65024] if finite else values
     values = values.reshape(-1, 256)

@@ -1,4 +1,4 @@
-"""Tensors as torch.save writes them: what vLLM reads is what was given, bit by bit."""
+"""Tensors as torch.save writes them: vLLM reads exactly the given values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bits(found: torch.Tensor | np.ndarray[Any, Any]) -> bytes:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-def test_what_is_read_is_what_was_written(dtype: Any, data: st.DataObject) -> None:
+def test_a_written_tensor_reads_back_bit_by_bit(dtype: Any, data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
     # Any bits at all: subnormal numbers, both zeros, infinities and every NaN.
     unsigned = np.uint32 if dtype is np.float32 else np.uint16
@@ -55,7 +55,7 @@ def test_what_is_read_is_what_was_written(dtype: Any, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_torchs_own_file_holds_the_same_tensor(dtype: Any) -> None:
+def test_the_tensor_equals_that_of_torch_save(dtype: Any) -> None:
     rows = np.random.default_rng(0).standard_normal((300, 64)).astype(dtype)
     ours = read(encoded(rows))
     buffer = io.BytesIO()
@@ -72,12 +72,12 @@ def test_torchs_own_file_holds_the_same_tensor(dtype: Any) -> None:
         assert two.testzip() is None
 
 
-def test_the_same_rows_are_the_same_text() -> None:
+def test_equal_rows_give_equal_base64() -> None:
     rows = np.ones((2, 3), dtype=np.float16)
     assert encoded(rows) == encoded(rows.copy())
 
 
-def test_rows_may_be_changed_and_sent_again() -> None:
+def test_rows_may_change_between_two_encodings() -> None:
     file = TensorFile(2, 3, np.dtype(np.float32))
     for value in (1.0, 2.0):
         file.rows[:] = value
@@ -85,18 +85,18 @@ def test_rows_may_be_changed_and_sent_again() -> None:
 
 
 @pytest.mark.parametrize("tokens", range(1, 40))
-def test_rows_stand_at_whole_addresses_of_the_file_as_in_torchs_own(tokens: int) -> None:
+def test_rows_are_aligned_in_the_file_as_by_torch(tokens: int) -> None:
     rows = np.full((tokens, 3), 7, dtype=np.float16)
     data = saved(encoded(rows))
     assert data.index(rows.tobytes()) % 64 == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int8])
-def test_types_that_models_dont_have_are_refused(dtype: type) -> None:
+def test_other_dtypes_are_refused(dtype: type) -> None:
     with pytest.raises(ValueError, match="can't be sent"):
         TensorFile(2, 2, np.dtype(dtype))
 
 
-def test_a_file_too_large_for_its_format_is_refused_before_memory_is_taken() -> None:
+def test_too_large_tensors_are_refused_before_allocation() -> None:
     with pytest.raises(ValueError, match="can't be sent"):
         TensorFile(2**20, 4096, np.dtype(np.float32))
