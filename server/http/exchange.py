@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from starlette.types import Scope, Send
 
 from lethe.server import errors
+from lethe.server.admission.api_keys import Key
 from lethe.server.errors import GuardError
-from lethe.server.http.api_keys import Key
 from lethe.server.http.deadlines import Deadlines
 from lethe.server.requests.fields import Endpoint
 

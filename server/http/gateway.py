@@ -18,17 +18,18 @@ from prometheus_client import Counter, Histogram
 from starlette.types import Receive, Scope, Send
 
 from lethe.server import errors
+from lethe.server.admission.api_keys import CREDENTIALS, Keyring
+from lethe.server.admission.concurrency import RequestLimits
+from lethe.server.admission.connection_limits import DISCONNECT_CALLBACK
+from lethe.server.admission.rate_limits import KeyLimits
 from lethe.server.errors import GuardError, Overloaded, Refused
 from lethe.server.guard.decision import Decision, Forward, Reply
 from lethe.server.guard.executor import JudgeExecutor
 from lethe.server.guard.guard import Guard
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.http import request_body
-from lethe.server.http.api_keys import CREDENTIALS, Keyring
 from lethe.server.http.audit_records import debug_headers, decision_record, filter_record
 from lethe.server.http.body_reader import check_content_length, read_body
-from lethe.server.http.concurrency import RequestLimits
-from lethe.server.http.connection_limits import DISCONNECT_CALLBACK
 from lethe.server.http.deadlines import Deadlines, watch_deadlines
 from lethe.server.http.exchange import ClientDisconnected, Exchange, Headers, RequestContext, ResponseWriter
 from lethe.server.http.model_list import model_list
@@ -41,7 +42,6 @@ from lethe.server.http.original_request import (
     refusal_of_original,
     send_error,
 )
-from lethe.server.http.rate_limits import KeyLimits
 from lethe.server.http.relay import relay, relay_filtered, without_compression
 from lethe.server.http.upstream_request import UpstreamRequest, planned_request
 from lethe.server.http.worker_thread import INLINE_BYTES, WorkerThread

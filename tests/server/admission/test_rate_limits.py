@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from lethe.server.admission.api_keys import Key
+from lethe.server.admission.rate_limits import KeyLimits, SharedKeyUsage
 from lethe.server.errors import Overloaded, RateLimited
-from lethe.server.http.api_keys import Key
-from lethe.server.http.rate_limits import KeyLimits, SharedKeyUsage
 
 
 class Clock:
@@ -179,8 +179,8 @@ def test_processes_that_count_at_the_same_time_lose_no_count(tmp_path: Path) -> 
     code = (
         "import sys; from pathlib import Path; from contextlib import suppress\n"
         "from lethe.server.errors import RateLimited\n"
-        "from lethe.server.http.rate_limits import KeyLimits, SharedKeyUsage\n"
-        "from tests.server.http.test_rate_limits import key\n"
+        "from lethe.server.admission.rate_limits import KeyLimits, SharedKeyUsage\n"
+        "from tests.server.admission.test_rate_limits import key\n"
         "limits = KeyLimits(lambda: 100.0, SharedKeyUsage(Path(sys.argv[1]), int(sys.argv[2]), 3)); admitted = 0\n"
         "for _ in range(400):\n"
         "    with suppress(RateLimited), limits.admit(key(requests_per_minute=500)):\n"

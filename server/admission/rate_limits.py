@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from lethe.server.admission.api_keys import Key
 from lethe.server.errors import Overloaded, RateLimited
-from lethe.server.http.api_keys import Key
 
 # Value of retry-after, in seconds, for a key that has reached its concurrency: a guess, as in `concurrency.py`.
 RETRY_AFTER_S = 1.0

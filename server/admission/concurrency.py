@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lethe.server.admission.rate_limits import KeyLimits
 from lethe.server.errors import Overloaded
-from lethe.server.http.rate_limits import KeyLimits
 from lethe.server.observability.metrics import Metrics
 from lethe.server.settings import Settings
 from lethe.server.slot_queue import QueueFull, SlotQueue, WaitTimeout

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
+from lethe.server.admission.concurrency import ConcurrencyLimit, MemoryBudget
 from lethe.server.errors import Overloaded
-from lethe.server.http.concurrency import ConcurrencyLimit, MemoryBudget
 from lethe.server.observability.metrics import Metrics
 
 

@@ -25,7 +25,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from lethe.server.http.connection_limits import ConnectionLimits
+from lethe.server.admission.connection_limits import ConnectionLimits
 from tests.server.fakes import FakeUpstream, Running, gateway, upstream
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
@@ -322,7 +322,7 @@ async def test_a_chunked_body_over_the_limit_is_rejected() -> None:
 
 
 async def test_a_client_that_keeps_sending_after_the_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lethe.server.http.connection_limits.LINGER_S", 0.2)
+    monkeypatch.setattr("lethe.server.admission.connection_limits.LINGER_S", 0.2)
     async with served(max_body_bytes=2000) as gate, client(gate) as c:
         await c.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n")
         assert (await c.answer()).status == 413
@@ -381,7 +381,7 @@ async def test_an_unread_response_does_not_keep_the_connection_open() -> None:
 async def test_a_slow_reader_gets_the_whole_response(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock advances with every byte read, so that a busy machine can't cause the timeout."""
     size, timeout_s, now, max_pause_s = 16_000_000, 2.0, 0.0, 0.0
-    monkeypatch.setattr("lethe.server.http.connection_limits.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("lethe.server.admission.connection_limits.time", SimpleNamespace(monotonic=lambda: now))
     check = ConnectionLimits._check_timeouts
 
     def checking(self: ConnectionLimits, *, rescheduled: bool = False) -> None:
