@@ -1,4 +1,4 @@
-"""What to do with a request: the policy file's schema and the verdict. Pure functions.
+"""Policies: the schema of policy files, tuned values, and the verdict over scores.
 
-It knows nothing of requests or HTTP. Begin with `schema.py`.
+All functions are pure except for reading the files; nothing here knows requests or HTTP. Begin with `schema.py`.
 """

@@ -111,8 +111,8 @@ class Penalize(_PolicyPart):
     )
     always: bool = Field(
         default=False,
-        description="Apply the limit of `verbatim` to every request of the covered models, flagged or not, whatever "
-        "the action.",
+        description="Apply the limit of `verbatim` to every request of the covered models, flagged or not, with any "
+        "action.",
     )
 
     @model_validator(mode="after")

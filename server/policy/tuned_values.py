@@ -1,8 +1,8 @@
-"""A policy that says `tuned` where a number could stand, and the number.
+"""Policy keys with the value `tuned`, and the numbers that replace them.
 
-`lethe tune` writes what it found into the artifact, one entry a run: the values, the settings and the model that they
-were found for, and the evidence. A value holds for nothing else: a strength of one function means nothing to another,
-and one model's σ is another's garble. Knows nothing of how tuning is done.
+`lethe tune` writes one entry per run into the artifact: the values, the settings and the model they were found for, and
+the evidence. A value is valid for nothing else: the strength of one corruption function means nothing to another, and
+σ of one model may be far too strong for another. Knows nothing of how tuning works.
 """
 
 from __future__ import annotations
@@ -16,73 +16,75 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lethe.server.policy.schema import Policy, PolicyError
 
-Part = Literal["corrupt", "penalize"]
-# What may be tuned: key → the part of the policy it stands in.
-PARAMETERS: dict[str, Part] = {
+PolicyPart = Literal["corrupt", "penalize"]
+# Key that may be tuned → the part of the policy that has it.
+TUNABLE_PARAMETERS: dict[str, PolicyPart] = {
     "sigma": "corrupt",
     "dims": "corrupt",
     "strength": "corrupt",
     "soft": "penalize",
     "similarity": "penalize",
 }
+# Bytes at the end of each weights file that enter the fingerprint: a choice; 1 MiB differs between any two models and
+# takes a millisecond to read.
 _TAIL_BYTES = 2**20
 
 
-class Entry(BaseModel):
-    """What one run of `lethe tune` found, as far as a policy needs it; evidence lies beside it.
+class TunedEntry(BaseModel):
+    """The result of one run of `lethe tune`, without its evidence.
 
-    values: parameter → value. settings: the policy's parts that were tuned, whole, the values in them.
-    models: the names under which the tuned model was served. fingerprint: of its folder, if there was one.
+    values: parameter → value. settings: the complete parts of the policy that were tuned, with these values.
+    models: the names under which the tuned model was served. fingerprint: of its folder, if it was known.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     values: dict[str, float]
-    settings: dict[Part, dict[str, Any]]
+    settings: dict[PolicyPart, dict[str, Any]]
     models: tuple[str, ...]
     fingerprint: str | None = None
     date: str = ""
 
 
-def wanted(policy: Policy) -> tuple[str, ...]:
-    """The parameters that the policy calls `tuned`."""
-    return tuple(name for name, part in PARAMETERS.items() if getattr(getattr(policy, part), name) == "tuned")
+def tuned_parameters(policy: Policy) -> tuple[str, ...]:
+    """The parameters whose value in the policy is `tuned`."""
+    return tuple(name for name, part in TUNABLE_PARAMETERS.items() if getattr(getattr(policy, part), name) == "tuned")
 
 
 def with_values(policy: Policy, values: Mapping[str, float]) -> Policy:
-    """The policy with numbers in place. Raises PolicyError for a value that doesn't fit its function."""
+    """Return the policy with these values. Raises PolicyError for a value that its function doesn't accept."""
     changed: dict[str, Any] = {}
-    for part in dict.fromkeys(PARAMETERS[name] for name in values):
-        given = {name: value for name, value in values.items() if PARAMETERS[name] == part}
-        if "dims" in given:
-            given["dims"] = int(given["dims"])
-        whole = getattr(policy, part)
+    for part in dict.fromkeys(TUNABLE_PARAMETERS[name] for name in values):
+        part_values = {name: value for name, value in values.items() if TUNABLE_PARAMETERS[name] == part}
+        if "dims" in part_values:
+            part_values["dims"] = int(part_values["dims"])
+        options = getattr(policy, part)
         try:
-            changed[part] = type(whole).model_validate({**whole.model_dump(exclude_unset=True), **given})
+            changed[part] = type(options).model_validate({**options.model_dump(exclude_unset=True), **part_values})
         except ValidationError as error:
             raise PolicyError(
-                f"policy {policy.name!r}: {part} with {given}: {error.errors()[0]['msg']} ({policy.source})"
+                f"policy {policy.name!r}: {part} with {part_values}: {error.errors()[0]['msg']} ({policy.source})"
             ) from None
     return policy.model_copy(update=changed)
 
 
-def resolve(policy: Policy, tuned: Sequence[Mapping[str, Any]], model_dir: Path | None) -> Policy:
-    """The policy with every `tuned` replaced by what the artifact holds for it; the latest entry that fits.
+def resolve_tuned(policy: Policy, tuned: Sequence[Mapping[str, Any]], model_dir: Path | None) -> Policy:
+    """Return the policy with every `tuned` replaced by the value of the artifact's latest matching entry.
 
-    Raises PolicyError, naming the key, when there is none, or only for other settings or another model.
+    Raises PolicyError, naming the key, if there is none, or only for other settings or another model.
     """
-    names = wanted(policy)
+    names = tuned_parameters(policy)
     if not names:
         return policy
-    keys = ", ".join(f"{PARAMETERS[name]}.{name}" for name in names)
+    keys = ", ".join(f"{TUNABLE_PARAMETERS[name]}.{name}" for name in names)
     reasons = []
     for row in reversed(tuned):
         try:
-            entry = Entry.model_validate(row)
+            entry = TunedEntry.model_validate(row)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise _error(
+            raise _tuned_error(
                 policy, keys, f"artifact {policy.artifact!r}: manifest.json: tuned.{place}: {first['msg']}"
             ) from None
         if set(names) <= set(entry.values):
@@ -91,39 +93,44 @@ def resolve(policy: Policy, tuned: Sequence[Mapping[str, Any]], model_dir: Path 
                 return filled
             reasons.append(reason)
     if reasons:
-        raise _error(policy, keys, f"{reasons[0]}; run `lethe tune {policy.name}` again")
-    raise _error(policy, keys, f"artifact {policy.artifact!r} holds no tuned value; run `lethe tune {policy.name}`")
+        raise _tuned_error(policy, keys, f"{reasons[0]}; run `lethe tune {policy.name}` again")
+    raise _tuned_error(
+        policy, keys, f"artifact {policy.artifact!r} holds no tuned value; run `lethe tune {policy.name}`"
+    )
 
 
-def found_for(resolved: Policy, policy: Policy) -> dict[str, float]:
-    """What stands in place of each `tuned` of a policy: key → value."""
-    return {f"{PARAMETERS[name]}.{name}": getattr(getattr(resolved, PARAMETERS[name]), name) for name in wanted(policy)}
+def resolved_values(resolved: Policy, policy: Policy) -> dict[str, float]:
+    """The numbers in place of `tuned` in a resolved policy: key → value."""
+    return {
+        f"{TUNABLE_PARAMETERS[name]}.{name}": getattr(getattr(resolved, TUNABLE_PARAMETERS[name]), name)
+        for name in tuned_parameters(policy)
+    }
 
 
-def settings_of(policy: Policy, part: Part) -> dict[str, Any]:
-    """A part's settings as an entry keeps them."""
-    whole = getattr(policy, part)
-    fields = ("hard", "soft", "similarity", "items") if part == "penalize" else tuple(type(whole).model_fields)
-    return {name: getattr(whole, name) for name in fields}
+def part_settings(policy: Policy, part: PolicyPart) -> dict[str, Any]:
+    """The settings of one part of a policy, as an entry stores them."""
+    options = getattr(policy, part)
+    fields = ("hard", "soft", "similarity", "items") if part == "penalize" else tuple(type(options).model_fields)
+    return {name: getattr(options, name) for name in fields}
 
 
-def fingerprint(model_dir: Path) -> str:
-    """16 hex digits that tell one model folder from another without reading all of its weights."""
-    made = hashlib.sha256()
+def model_fingerprint(model_dir: Path) -> str:
+    """Return 16 hex digits that identify a model folder, computed without reading all of its weights."""
+    digest = hashlib.sha256()
     for path in sorted([*model_dir.glob("*.safetensors"), model_dir / "config.json", model_dir / "tokenizer.json"]):
         if path.is_file():
             size = path.stat().st_size
-            made.update(f"{path.name} {size}\n".encode())
+            digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:
                 file.seek(max(0, size - _TAIL_BYTES))
-                made.update(file.read())
-    return made.hexdigest()[:16]
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
-def _mismatch(policy: Policy, names: Sequence[str], entry: Entry, model_dir: Path | None) -> str | None:
-    """Why an entry's values don't hold for the policy, which has them filled in; None when they do."""
-    for part in dict.fromkeys(PARAMETERS[name] for name in names):
-        now, then = settings_of(policy, part), entry.settings.get(part, {})
+def _mismatch(policy: Policy, names: Sequence[str], entry: TunedEntry, model_dir: Path | None) -> str | None:
+    """Why an entry's values are not valid for the policy (with these values in place); None if they are."""
+    for part in dict.fromkeys(TUNABLE_PARAMETERS[name] for name in names):
+        now, then = part_settings(policy, part), entry.settings.get(part, {})
         if differing := [key for key in now if now[key] != then.get(key)]:
             key = differing[0]
             return (
@@ -133,10 +140,10 @@ def _mismatch(policy: Policy, names: Sequence[str], entry: Entry, model_dir: Pat
         return (
             f"the artifact's value was tuned for the model {', '.join(entry.models)}, and not for {', '.join(others)}"
         )
-    if entry.fingerprint and model_dir is not None and fingerprint(model_dir) != entry.fingerprint:
+    if entry.fingerprint and model_dir is not None and model_fingerprint(model_dir) != entry.fingerprint:
         return f"the artifact's value was tuned for another model than the one in LETHE_MODEL_DIR ({model_dir})"
     return None
 
 
-def _error(policy: Policy, keys: str, reason: str) -> PolicyError:
+def _tuned_error(policy: Policy, keys: str, reason: str) -> PolicyError:
     return PolicyError(f"policy {policy.name!r}: {keys} = 'tuned': {reason} ({policy.source})")

@@ -9,14 +9,14 @@ from typing import Any
 from lethe.classifier.judge import Score
 from lethe.server.policy.schema import Action, Policy
 
-# The strictest first: a request that several policies flag gets the first action that any of them asks
-# for, except that corrupt and penalize add up.
+# Strictest first. A request that several policies flag gets the strictest of their actions, except that corrupt and
+# penalize combine to both.
 STRICTNESS: tuple[Action, ...] = ("refuse", "route", "both", "corrupt", "penalize", "watch", "pass")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one policy made of the request."""
+    """The result of one policy for one request."""
 
     policy: Policy
     score: Score
@@ -24,11 +24,11 @@ class Finding:
 
     @property
     def flagged(self) -> bool:
-        # A score that is not a number counts as reached.
+        # NaN counts as a match.
         return not self.score.score < self.threshold
 
-    def facts(self, place: str) -> dict[str, Any]:
-        """What may be written down of it: numbers and names, never text. place: where the deciding text stands."""
+    def to_record(self, place: str) -> dict[str, Any]:
+        """The finding for the audit record: numbers and names, never text. place: path of the deciding text."""
         score = self.score
         return {
             "flagged": self.flagged,
@@ -49,27 +49,26 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is done: the action, the enforced findings that ask for it, and all findings for the audit."""
+    """What happens to a request. acting: the enforced findings that cause the action. findings: all, for the audit."""
 
     action: Action
-    by: tuple[Finding, ...]
+    acting: tuple[Finding, ...]
     findings: tuple[Finding, ...]
 
 
 def decide(policies: Mapping[str, tuple[Policy, float]], scores: Mapping[str, Score]) -> Verdict:
-    """The verdict over all policies that judged a request.
+    """Return the verdict over all policies that judged a request.
 
-    policies: name → (policy, threshold); scores: name → score. Shadow policies are found but never act.
-    Every score gets exactly one verdict.
+    policies: name → (policy, threshold). scores: name → score. Policies in shadow mode have findings but never act.
     """
     findings = tuple(Finding(policy, scores[name], threshold) for name, (policy, threshold) in policies.items())
-    acting = [f for f in findings if f.flagged and f.policy.mode == "enforce"]
-    actions = {f.policy.action for f in acting}
+    acting = [finding for finding in findings if finding.flagged and finding.policy.mode == "enforce"]
+    actions = {finding.policy.action for finding in acting}
     if not actions:
         return Verdict("pass", (), findings)
     if actions >= {"corrupt", "penalize"}:
         actions = actions | {"both"}
-    action = next(a for a in STRICTNESS if a in actions)
+    action = next(action for action in STRICTNESS if action in actions)
     if action in ("refuse", "route"):
-        return Verdict(action, tuple(f for f in acting if f.policy.action == action), findings)
+        return Verdict(action, tuple(finding for finding in acting if finding.policy.action == action), findings)
     return Verdict(action, tuple(acting), findings)

@@ -1,4 +1,4 @@
-"""Policies and artifacts on disk: loading, reloading, versions, and forget requests over HTTP.
+"""Policies and artifacts on disk: loading, reloading, past versions, forget requests, and the shadow report.
 
-It knows nothing of single requests. Begin with `load.py`.
+Nothing here knows single requests or HTTP. Begin with `load.py`, then `store.py`.
 """

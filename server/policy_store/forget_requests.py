@@ -1,7 +1,7 @@
-"""Forgetting on request, and taking it back: items go into a policy's artifact, or into a new policy.
+"""Forget requests over HTTP, and their withdrawal: items are added to a policy's artifact, or to a new policy.
 
-Each request is noted beside the versions (`forget/ID.json`) by the hashes of its items, without their text, so
-that it can be taken back later: what other requests, or the policy's owner, want forgotten as well stays so.
+Each request is recorded beside the versions (`forget/ID.json`) by the hashes of its items, without their text, so that
+it can be withdrawn later. An item that another request or the policy's owner also wants forgotten then stays.
 """
 
 from __future__ import annotations
@@ -18,32 +18,44 @@ from typing import Any
 
 import yaml
 
-from lethe.classifier import artifact as artifacts_io
-from lethe.classifier import records
+from lethe.classifier import artifact_io, records
 from lethe.classifier.artifact import Artifact
-from lethe.classifier.encoder.encoder import DEFAULT_ENCODER, Encoder, load_encoder
+from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.encoder.folders import DEFAULT_ENCODER
+from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.records import Record
 from lethe.classifier.training import incremental
-from lethe.server.policy.schema import Policy, checked_name
+from lethe.server.atomic_file import write_atomically
+from lethe.server.policy.schema import Policy, check_name
 from lethe.server.policy_store import seed_artifact
-from lethe.server.policy_store.store import Live
-from lethe.server.policy_store.versions import write
+from lethe.server.policy_store.store import PolicyStore
 from lethe.server.upstream import verbatim_index
 
 
-class Conflict(ValueError):
-    """It can't be done as things are; the message says why."""
+class ForgetConflict(ValueError):
+    """The request contradicts the current policies. The message says why."""
 
 
-class Unknown(ValueError):
-    """There is no such policy or request."""
+class UnknownForgetRequest(ValueError):
+    """There is no forget request of that id."""
 
 
 @dataclass(frozen=True)
-class Noted:
-    """One request. items: hashes of its items; own: those that stood in the artifact already, by its owner's will.
+class ForgetRequest:
+    """What is to be forgotten. action, models: for a new policy; None for an existing one, whose file has them."""
 
-    made: whether the policy came about by a request.
+    policy: str
+    rows: Sequence[Record]
+    action: str | None = None
+    models: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class ForgetRecord:
+    """The record of one request.
+
+    items: hashes of its items. already_forgotten: those that the policy's owner had put into the artifact before.
+    created_policy: whether the policy was created by a forget request.
     """
 
     id: str
@@ -52,217 +64,226 @@ class Noted:
     policy: str
     artifact: str
     items: list[str]
-    own: list[str]
-    made: bool
+    already_forgotten: list[str]
+    created_policy: bool
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A request to forget. action, models: of a new policy; None for one that is there, whose file says."""
-
-    policy: str
-    rows: Sequence[Record]
-    action: str | None = None
-    models: Sequence[str] | None = None
-
-
-class Ledger:
-    """The requests that were not taken back. Its callers hold the lock (`server/policy_store/versions.py`)."""
+class ForgetLedger:
+    """The records of all requests that were not withdrawn. Callers must hold `policies_lock` (versions.py)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def all(self) -> list[Noted]:
-        """The oldest first; a file that is none is passed over."""
-        found = []
+    def records(self) -> list[ForgetRecord]:
+        """All records, oldest first. Invalid files are ignored."""
+        result = []
         for path in self._folder.glob("*.json"):
             with contextlib.suppress(ValueError, TypeError):
-                found.append(Noted(**json.loads(path.read_bytes())))
-        return sorted(found, key=lambda noted: noted.time)
+                result.append(ForgetRecord(**json.loads(path.read_bytes())))
+        return sorted(result, key=lambda record: record.time)
 
-    def get(self, id: str) -> Noted:
-        """Raises Unknown."""
-        for noted in self.all():
-            if noted.id == id:
-                return noted
-        raise Unknown("there is no such request; it may have been taken back")
+    def get(self, id: str) -> ForgetRecord:
+        """Return a record. Raises UnknownForgetRequest."""
+        for record in self.records():
+            if record.id == id:
+                return record
+        raise UnknownForgetRequest("there is no such request; it may have been withdrawn")
 
-    def note(self, noted: Noted) -> None:
-        write(self._folder / f"{noted.id}.json", json.dumps(asdict(noted), indent=1).encode())
+    def add(self, record: ForgetRecord) -> None:
+        write_atomically(self._folder / f"{record.id}.json", json.dumps(asdict(record), indent=1).encode())
 
-    def drop(self, noted: Noted) -> None:
-        (self._folder / f"{noted.id}.json").unlink(missing_ok=True)
-
-
-def ledger(live: Live) -> Ledger:
-    return Ledger(live.history.folder / "forget")
+    def remove(self, record: ForgetRecord) -> None:
+        (self._folder / f"{record.id}.json").unlink(missing_ok=True)
 
 
-def forget(live: Live, wanted: Wanted, by: str) -> dict[str, Any]:
-    """Have items forgotten, and say what was done. Asking for the same again changes nothing.
+def forget_ledger(store: PolicyStore) -> ForgetLedger:
+    """The ledger of a policy store."""
+    return ForgetLedger(store.history.folder / "forget")
 
-    Raises ValueError for malformed rows, Conflict, base.NoBase, and as `Live.change` does.
+
+def add_forget_request(store: PolicyStore, request: ForgetRequest, by: str) -> dict[str, Any]:
+    """Forget items, and return the answer of the admin API. The same request again changes nothing.
+
+    Raises ValueError for malformed rows, ForgetConflict, SeedArtifactNotReady, and as `PolicyStore.change` does.
     """
     started = time.perf_counter()
-    rows = [records.check(row, f"items.{i}") for i, row in enumerate(wanted.rows)]
+    rows = [records.check_record(row, f"items.{i}") for i, row in enumerate(request.rows)]
     try:
-        checked_name(wanted.policy)
+        check_name(request.policy)
     except ValueError as error:
         raise ValueError(f"policy: {error}") from None
 
-    notes = ledger(live)
-    new: list[Noted] = []
+    ledger = forget_ledger(store)
+    new_records: list[ForgetRecord] = []
 
-    def make() -> tuple[Noted, int]:
-        policy = _policy(live, wanted.policy)
+    def edit() -> tuple[ForgetRecord, int]:
+        policy = _find_policy(store, request.policy)
         if policy is None:
-            noted, change = _build(live, wanted, rows, by)
-        elif wanted.action is not None or wanted.models is not None:
-            raise Conflict(f"policy {policy.name!r} is there already; its own file says its action and models")
+            record, apply = _plan_new_policy(store, request, rows, by)
+        elif request.action is not None or request.models is not None:
+            raise ForgetConflict(f"policy {policy.name!r} exists already; its file sets its action and models")
         else:
-            noted, change = _extend(live, policy, rows, by)
-        if all(other.id != noted.id for other in notes.all()):
-            new.append(noted)
-            # Before the items are there, so that none ever is without a note by which it can go.
-            notes.note(noted)
-        return noted, change()
+            record, apply = _plan_more_items(store, policy, rows, by)
+        if all(other.id != record.id for other in ledger.records()):
+            new_records.append(record)
+            # Recorded before the items are added, so that no item is ever without a record to withdraw it by.
+            ledger.add(record)
+        return record, apply()
 
     try:
-        noted, added = live.change(by, make)
+        record, added = store.change(by, edit)
     except BaseException:
-        for noted in new:
-            notes.drop(noted)
+        for record in new_records:
+            ledger.remove(record)
         raise
-    policy = _policy(live, noted.policy)
-    assert policy is not None and live.version is not None
+    policy = _find_policy(store, record.policy)
+    assert policy is not None and store.version is not None
     return {
-        "id": noted.id,
+        "id": record.id,
         "policy": policy.name,
-        "version": live.version.number,
+        "version": store.version.number,
         "mode": policy.mode,
         "action": policy.action,
         "models": policy.models,
-        "items": len(noted.items),
+        "items": len(record.items),
         "added": added,
         "seconds": round(time.perf_counter() - started, 3),
     }
 
 
-def undo(live: Live, id: str, by: str) -> dict[str, Any]:
-    """Take a request back, and say what was done. Raises Unknown, Conflict, and as `Live.change` does."""
+def withdraw_forget_request(store: PolicyStore, id: str, by: str) -> dict[str, Any]:
+    """Withdraw a request, and return the answer of the admin API.
 
-    def make() -> tuple[Noted, int]:
-        notes = ledger(live)
-        noted = notes.get(id)
-        others = {
-            h for other in notes.all() if other.id != id and other.artifact == noted.artifact for h in other.items
+    Raises UnknownForgetRequest, ForgetConflict, and as `PolicyStore.change` does.
+    """
+
+    def edit() -> tuple[ForgetRecord, int]:
+        ledger = forget_ledger(store)
+        record = ledger.get(id)
+        items_of_others = {
+            item
+            for other in ledger.records()
+            if other.id != id and other.artifact == record.artifact
+            for item in other.items
         }
-        going = set(noted.items) - others - set(noted.own)
-        return noted, _take_out(live, noted, going)
+        return record, _remove_items(store, record, set(record.items) - items_of_others - set(record.already_forgotten))
 
-    noted, removed = live.change(by, make)
-    ledger(live).drop(noted)
-    assert live.version is not None
-    left = _policy(live, noted.policy)
+    record, removed = store.change(by, edit)
+    forget_ledger(store).remove(record)
+    assert store.version is not None
     return {
-        "id": noted.id,
-        "policy": noted.policy,
-        "version": live.version.number,
+        "id": record.id,
+        "policy": record.policy,
+        "version": store.version.number,
         "removed": removed,
-        "policy_removed": left is None,
+        "policy_removed": _find_policy(store, record.policy) is None,
     }
 
 
-def _build(live: Live, wanted: Wanted, rows: list[Record], by: str) -> tuple[Noted, Callable[[], int]]:
-    """The note of a new policy, and what makes it and its artifact."""
-    settings = live.settings
-    place, path = settings.artifacts / wanted.policy, settings.policies / f"{wanted.policy}.yaml"
-    if place.exists() or path.exists():
-        raise Conflict(f"{place if place.exists() else path} is there already, and belongs to no policy of that name")
-    encoder = _encoder(live)
-    built = seed_artifact.build(seed_artifact.load(settings, encoder), rows, encoder)
-    keys: dict[str, Any] = {"name": wanted.policy, "artifact": wanted.policy, "action": wanted.action or "penalize"}
-    if wanted.models is not None:
-        keys["models"] = list(wanted.models)
+def _plan_new_policy(
+    store: PolicyStore, request: ForgetRequest, rows: list[Record], by: str
+) -> tuple[ForgetRecord, Callable[[], int]]:
+    """The record of a request for a new policy, and a function that creates the policy and its artifact."""
+    settings = store.settings
+    folder, path = settings.artifacts / request.policy, settings.policies / f"{request.policy}.yaml"
+    if folder.exists() or path.exists():
+        existing = folder if folder.exists() else path
+        raise ForgetConflict(f"{existing} exists already and belongs to no policy of that name")
+    encoder = _encoder_of(store)
+    seed = seed_artifact.load_seed_artifact(settings, encoder)
+    artifact = seed_artifact.artifact_from_seed(seed, rows, encoder)
+    keys: dict[str, Any] = {"name": request.policy, "artifact": request.policy, "action": request.action or "penalize"}
+    if request.models is not None:
+        keys["models"] = list(request.models)
 
-    def change() -> int:
-        verbatim_index.save(built, place)
+    def apply() -> int:
+        verbatim_index.save_with_index(artifact, folder)
         try:
-            write(path, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True).encode())
+            write_atomically(path, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True).encode())
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)  # it would stand in the way of the next try
+            shutil.rmtree(folder, ignore_errors=True)  # it would block the next attempt
             raise
-        return len(built.live)
+        return len(artifact.live_items)
 
-    return _noted(wanted.policy, wanted.policy, rows, (), by, made=True), change
-
-
-def _extend(live: Live, policy: Policy, rows: list[Record], by: str) -> tuple[Noted, Callable[[], int]]:
-    """The note of more items for a policy's artifact, and what puts them there."""
-    artifact = _artifact(live, policy.artifact)
-    there = {_hash(item.prompt, item.answer, item.text) for item in artifact.items if not item.removed}
-    asked = [noted for noted in ledger(live).all() if noted.artifact == policy.artifact]
-    own = there - {digest for noted in asked for digest in set(noted.items) - set(noted.own)}
-    noted = _noted(policy.name, policy.artifact, rows, own, by, made=any(noted.made for noted in asked))
-    new = {digest: row for row in rows if (digest := _row_hash(row)) not in there}
-
-    def change() -> int:
-        if new:
-            grown = incremental.add(artifact, list(new.values()), _encoder(live))
-            verbatim_index.save(grown, live.settings.artifacts / policy.artifact)
-        return len(new)
-
-    # The same request again leaves the first one's note, which knows what was there before it.
-    return next((other for other in asked if other.id == noted.id), noted), change
+    return _forget_record(request.policy, request.policy, rows, (), by, created_policy=True), apply
 
 
-def _take_out(live: Live, noted: Noted, going: set[str]) -> int:
-    """How many items went."""
-    settings, place = live.settings, live.settings.artifacts / noted.artifact
-    if not place.is_dir():
+def _plan_more_items(
+    store: PolicyStore, policy: Policy, rows: list[Record], by: str
+) -> tuple[ForgetRecord, Callable[[], int]]:
+    """The record of a request for an existing policy, and a function that adds the items to its artifact."""
+    artifact = _artifact_of(store, policy.artifact)
+    current = {_item_hash(item.prompt, item.answer, item.text) for item in artifact.items if not item.removed}
+    earlier = [record for record in forget_ledger(store).records() if record.artifact == policy.artifact]
+    requested = {item for record in earlier for item in set(record.items) - set(record.already_forgotten)}
+    created_policy = any(record.created_policy for record in earlier)
+    record = _forget_record(policy.name, policy.artifact, rows, current - requested, by, created_policy=created_policy)
+    new_rows = {item: row for row in rows if (item := _row_hash(row)) not in current}
+
+    def apply() -> int:
+        if new_rows:
+            extended = incremental.add_items(artifact, list(new_rows.values()), _encoder_of(store))
+            verbatim_index.save_with_index(extended, store.settings.artifacts / policy.artifact)
+        return len(new_rows)
+
+    # A repeated request keeps its first record, which says what was in the artifact before.
+    return next((other for other in earlier if other.id == record.id), record), apply
+
+
+def _remove_items(store: PolicyStore, record: ForgetRecord, items: set[str]) -> int:
+    """Remove items from the record's artifact, and the artifact with its policy if none remain; return how many.
+
+    Raises ForgetConflict if nothing would remain of an artifact that no forget request created.
+    """
+    folder = store.settings.artifacts / record.artifact
+    if not folder.is_dir():
         return 0
-    artifact = _artifact(live, noted.artifact)
+    artifact = _artifact_of(store, record.artifact)
     numbers = [
         number
         for number, item in enumerate(artifact.items)
-        if not item.removed and _hash(item.prompt, item.answer, item.text) in going
+        if not item.removed and _item_hash(item.prompt, item.answer, item.text) in items
     ]
     if not numbers:
         return 0
-    if len(numbers) < len(artifact.live):
-        verbatim_index.save(incremental.remove(artifact, numbers), place)
+    if len(numbers) < len(artifact.live_items):
+        verbatim_index.save_with_index(incremental.remove_items(artifact, numbers), folder)
         return len(numbers)
-    users = [policy for policy in live.loaded.policies if policy.artifact == noted.artifact]
-    if not noted.made or any(policy.name != noted.policy for policy in users):
-        raise Conflict(f"nothing would be left for artifact {noted.artifact!r} to forget: disable its policies instead")
+    users = [policy for policy in store.loaded.policies if policy.artifact == record.artifact]
+    if not record.created_policy or any(policy.name != record.policy for policy in users):
+        raise ForgetConflict(f"artifact {record.artifact!r} would be left without items: disable its policies instead")
     for policy in users:
-        (settings.policies / Path(policy.source).name).unlink()
-    shutil.rmtree(place)
+        (store.settings.policies / Path(policy.source).name).unlink()
+    shutil.rmtree(folder)
     return len(numbers)
 
 
-def _policy(live: Live, name: str) -> Policy | None:
-    return next((policy for policy in live.loaded.policies if policy.name == name), None)
+def _find_policy(store: PolicyStore, name: str) -> Policy | None:
+    return next((policy for policy in store.loaded.policies if policy.name == name), None)
 
 
-def _artifact(live: Live, name: str) -> Artifact:
-    return live.loaded.guard.artifacts.get(name) or artifacts_io.load(live.settings.artifacts / name)
+def _artifact_of(store: PolicyStore, name: str) -> Artifact:
+    return store.loaded.guard.artifacts.get(name) or artifact_io.load_artifact(store.settings.artifacts / name)
 
 
-def _encoder(live: Live) -> Encoder:
-    return live.loaded.encoder or load_encoder(live.settings.encoder or DEFAULT_ENCODER)
+def _encoder_of(store: PolicyStore) -> Encoder:
+    return store.loaded.encoder or load_encoder(store.settings.encoder or DEFAULT_ENCODER)
 
 
-def _noted(policy: str, artifact: str, rows: list[Record], own: Iterable[str], by: str, *, made: bool) -> Noted:
-    hashes = sorted({_row_hash(row) for row in rows})
-    # The same request again is the same request.
-    id = hashlib.sha256(json.dumps([policy, hashes]).encode()).hexdigest()[:16]
-    return Noted(id, time.time(), by, policy, artifact, hashes, sorted(set(own) & set(hashes)), made)
+def _forget_record(
+    policy: str, artifact: str, rows: list[Record], present: Iterable[str], by: str, *, created_policy: bool
+) -> ForgetRecord:
+    """present: hashes of items that the policy's owner has put into the artifact."""
+    items = sorted({_row_hash(row) for row in rows})
+    # The id is a hash of the content, so that a repeated request has the same id.
+    id = hashlib.sha256(json.dumps([policy, items]).encode()).hexdigest()[:16]
+    already_forgotten = sorted(set(present) & set(items))
+    return ForgetRecord(id, time.time(), by, policy, artifact, items, already_forgotten, created_policy)
 
 
 def _row_hash(row: Record) -> str:
-    return _hash(row.get("prompt", ""), row.get("answer", ""), row.get("text", ""))
+    return _item_hash(row.get("prompt", ""), row.get("answer", ""), row.get("text", ""))
 
 
-def _hash(prompt: str, answer: str, text: str) -> str:
+def _item_hash(prompt: str, answer: str, text: str) -> str:
     return hashlib.sha256(json.dumps([prompt, answer, text]).encode()).hexdigest()

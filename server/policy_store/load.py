@@ -1,4 +1,4 @@
-"""From settings to a guard: policies, artifacts, encoder and corruptor, cross-checked at start.
+"""Load policies, artifacts, encoder and corruptor from the settings, check that they fit together, and build the guard.
 
 A missing artifact stops the start, not the first request.
 """
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from lethe.classifier import artifact_io
 from lethe.classifier.artifact import Artifact
-from lethe.classifier.encoder.encoder import DEFAULT_ENCODER, Encoder, load_encoder
+from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.encoder.folders import DEFAULT_ENCODER
+from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.judge import Judge, threshold
 from lethe.server.guard.guard import Guard
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy, PolicyError, read_policies, read_policy
-from lethe.server.policy.tuned_values import found_for, resolve
+from lethe.server.policy.tuned_values import resolve_tuned, resolved_values
 from lethe.server.settings import Settings, SettingsError
 from lethe.server.upstream.verbatim_index import index_name
 
@@ -30,7 +32,7 @@ log = logging.getLogger("lethe")
 
 
 def load_artifact(settings: Settings, policy: Policy) -> Artifact:
-    """The artifact a policy names. Raises PolicyError naming policy, key and folder."""
+    """Return the artifact that a policy names. Raises PolicyError naming policy, key and folder."""
     folder = settings.artifacts / policy.artifact
     if not folder.is_dir():
         raise PolicyError(
@@ -45,20 +47,25 @@ def load_artifact(settings: Settings, policy: Policy) -> Artifact:
 
 
 def find_threshold(policy: Policy, artifact: Artifact) -> float:
-    """The policy's threshold on this artifact's scores. Raises PolicyError when the rate can't be promised."""
-    wanted = policy.threshold
+    """Return a policy's threshold on this artifact's scores.
+
+    Raises PolicyError if the calibration set is too small for the requested rate.
+    """
+    requested = policy.threshold
     try:
         return threshold(
-            artifact, miss_rate=wanted.miss_rate, false_alarm_rate=wanted.false_alarm_rate, value=wanted.value
+            artifact, miss_rate=requested.miss_rate, false_alarm_rate=requested.false_alarm_rate, value=requested.value
         )
     except ValueError as error:
         raise PolicyError(f"policy {policy.name!r}: threshold: {error} ({policy.source})") from error
 
 
-def load_corruptor(settings: Settings, policies: tuple[Policy, ...], made: Corruptor | None = None) -> Corruptor | None:
-    """The corruptor, if a policy needs one: what it takes is imported only then. made: one that is there already.
+def load_corruptor(
+    settings: Settings, policies: tuple[Policy, ...], existing: Corruptor | None = None
+) -> Corruptor | None:
+    """Return the corruptor, or None if no policy needs one; its modules are imported only then.
 
-    Raises SettingsError.
+    existing: a loaded corruptor to reuse. Raises SettingsError.
     """
     corrupting = [policy for policy in policies if policy.corrupts]
     if not corrupting:
@@ -67,20 +74,35 @@ def load_corruptor(settings: Settings, policies: tuple[Policy, ...], made: Corru
     if settings.model_dir is None:
         raise SettingsError(f"policy {name!r} corrupts, so LETHE_MODEL_DIR must name the served model's folder")
     if settings.secret is None:
-        raise SettingsError(f"policy {name!r} corrupts, so LETHE_SECRET must be set: the corruption is keyed with it")
+        raise SettingsError(
+            f"policy {name!r} corrupts, so LETHE_SECRET must be set: its random numbers are derived from it"
+        )
     from lethe.corruption.embeddings.corruptor import Corruptor
 
+    chat_template = _read_chat_template(settings.chat_template)
     try:
-        corruptor = made or Corruptor(settings.model_dir, settings.secret.get_secret_value().encode())
+        corruptor = existing or Corruptor(
+            settings.model_dir,
+            settings.secret.get_secret_value().encode(),
+            chat_template=chat_template,
+            chat_template_content_format=settings.chat_template_content_format,
+        )
         if any(policy.corrupt.function == "decoy" for policy in corrupting):
-            corruptor.decoys  # noqa: B018 - sorts the vocabulary now (about a second), not at the first request
+            corruptor.decoys  # noqa: B018 - sorts the vocabulary now (about a second) instead of at the first request
         return corruptor
     except (ValueError, OSError) as error:
         raise SettingsError(f"LETHE_MODEL_DIR = {str(settings.model_dir)!r}: {error}") from error
 
 
+def _read_chat_template(path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"LETHE_CHAT_TEMPLATE = {str(path)!r}: {error}") from error
+
+
 def load_decode(model_dir: Path | None) -> Callable[[list[int]], str] | None:
-    """Token ids → text with the model's own tokenizer, special tokens kept; None without a model folder."""
+    """Return a function from token ids to text (model's tokenizer, special tokens kept); None without a folder."""
     if model_dir is None:
         return None
     path = model_dir / "tokenizer.json"
@@ -99,27 +121,29 @@ def load_decode(model_dir: Path | None) -> Callable[[list[int]], str] | None:
     return decode
 
 
-def find_policy(given: str, settings: Settings) -> Policy:
-    """The policy of that name under LETHE_POLICIES, or in that file. Raises PolicyError naming what is there."""
-    if Path(given).is_file():
-        return read_policy(Path(given))
+def find_policy(name_or_path: str, settings: Settings) -> Policy:
+    """Return the policy of that name under LETHE_POLICIES, or in that file. Raises PolicyError."""
+    if Path(name_or_path).is_file():
+        return read_policy(Path(name_or_path))
     policies = {policy.name: policy for policy in read_policies(settings.policies)}
-    if given not in policies:
+    if name_or_path not in policies:
         names = ", ".join(policies) or "none"
-        raise PolicyError(f"there is no policy {given!r} in {settings.policies} (there: {names}), and no such file")
-    return policies[given]
+        raise PolicyError(
+            f"there is no policy {name_or_path!r} in {settings.policies} (policies: {names}), and no such file"
+        )
+    return policies[name_or_path]
 
 
 def load_judging(settings: Settings, policy: Policy, *, encoder: str | None = None) -> Guard:
-    """A guard that judges for one policy, as the gateway would, and can't corrupt. encoder: name or folder.
+    """Return a guard that judges for one policy as the gateway would, and can't corrupt. encoder: name or folder.
 
-    Raises PolicyError, SettingsError or ValueError (an artifact that another encoder made).
+    Raises PolicyError, SettingsError, or ValueError for an artifact of another encoder.
     """
-    found = load_artifact(settings, policy)
+    artifact = load_artifact(settings, policy)
     return Guard(
-        {policy.name: (policy, find_threshold(policy, found))},
-        {policy.artifact: found},
-        Judge({policy.artifact: found}, load_encoder(encoder or settings.encoder or DEFAULT_ENCODER)),
+        {policy.name: (policy, find_threshold(policy, artifact))},
+        {policy.artifact: artifact},
+        Judge({policy.artifact: artifact}, load_encoder(encoder or settings.encoder or DEFAULT_ENCODER)),
         Metrics(),
         max_prompt_chars=settings.max_prompt_chars,
         decode=load_decode(settings.model_dir),
@@ -127,53 +151,55 @@ def load_judging(settings: Settings, policy: Policy, *, encoder: str | None = No
 
 
 def check_upstream(settings: Settings, policies: Iterable[Policy]) -> None:
-    """Raises PolicyError for a policy that asks for what only vLLM can do, in front of another server."""
+    """Raise PolicyError for a policy that needs vLLM while the upstream is another server."""
     for policy in policies:
         if settings.upstream_kind != "vllm" and policy.needs_plugin:
-            what = "penalize.always" if policy.action in ("refuse", "route", "watch") else f"action = {policy.action!r}"
+            feature = (
+                "penalize.always" if policy.action in ("refuse", "route", "watch") else f"action = {policy.action!r}"
+            )
             raise PolicyError(
-                f"policy {policy.name!r}: {what} needs vLLM with the plugin, and LETHE_UPSTREAM_KIND is "
+                f"policy {policy.name!r}: {feature} needs vLLM with the plugin, and LETHE_UPSTREAM_KIND is "
                 f"{settings.upstream_kind!r}: use the action 'watch' ({policy.source})"
             )
 
 
 def find_indexes(policies: Iterable[Policy], artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    """Artifact name → name of the index of its documents, for policies that keep them from being copied.
+    """Return artifact name → name of the verbatim index of its documents, for policies with a copy limit.
 
-    Raises PolicyError for one that does so always where there are none.
+    Raises PolicyError for a policy with `penalize.always` whose artifact has no documents.
     """
-    found: dict[str, str] = {}
+    indexes: dict[str, str] = {}
     for policy in policies:
         if policy.penalize.always or (policy.penalizes and policy.penalize.verbatim):
             name = index_name(artifacts[policy.artifact])
             if name is not None:
-                found[policy.artifact] = name
+                indexes[policy.artifact] = name
             elif policy.penalize.always:
                 raise PolicyError(
                     f"policy {policy.name!r}: penalize.always = true: artifact {policy.artifact!r} has no documents "
                     f"that could be copied ({policy.source})"
                 )
-    return found
+    return indexes
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A guard, and what it was made of: what doesn't change serves in the next one too.
+class LoadedPolicies:
+    """A guard and its parts. Unchanged parts are reused by the next guard.
 
-    policies: all of them, those that are off as well. stamps: artifact → SHA-256 of its manifest, which holds
-    the hashes of its other files.
+    policies: all, including those that are off. artifact_hashes: artifact → SHA-256 of its manifest, which has the
+    hashes of its other files.
     """
 
     guard: Guard
     policies: tuple[Policy, ...]
-    stamps: Mapping[str, str]
+    artifact_hashes: Mapping[str, str]
     encoder: Encoder | None
     corruptor: Corruptor | None
     decode: Callable[[list[int]], str] | None
 
 
-def stamp(folder: Path) -> str:
-    """The SHA-256 of an artifact's manifest, "" where there is none."""
+def manifest_hash(folder: Path) -> str:
+    """The SHA-256 of an artifact's manifest; "" if there is none."""
     try:
         return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     except OSError:
@@ -181,29 +207,35 @@ def stamp(folder: Path) -> str:
 
 
 def load_guard(settings: Settings, metrics: Metrics) -> Guard:
-    """Everything a guard needs. Raises PolicyError or SettingsError, with file, key and value."""
-    return load(settings, metrics).guard
+    """Return the guard of the current files. Raises PolicyError or SettingsError naming file, key and value."""
+    return load_policies(settings, metrics).guard
 
 
-def load(settings: Settings, metrics: Metrics, before: Loaded | None = None) -> Loaded:
-    """A guard from the files as they are now; before: the one so far, whose unchanged parts are kept.
+def load_policies(settings: Settings, metrics: Metrics, before: LoadedPolicies | None = None) -> LoadedPolicies:
+    """Load the current files. before: what is loaded now; its unchanged parts are reused.
 
-    Raises PolicyError or SettingsError, with file, key and value.
+    Raises PolicyError or SettingsError naming file, key and value.
     """
     policies = read_policies(settings.policies)
     active = tuple(policy for policy in policies if policy.mode != "off")
     check_upstream(settings, active)
-    stamps = {policy.artifact: stamp(settings.artifacts / policy.artifact) for policy in active}
-    kept = (
-        {} if before is None else {n: a for n, a in before.guard.artifacts.items() if before.stamps[n] == stamps.get(n)}
+    artifact_hashes = {policy.artifact: manifest_hash(settings.artifacts / policy.artifact) for policy in active}
+    unchanged = (
+        {}
+        if before is None
+        else {n: a for n, a in before.guard.artifacts.items() if before.artifact_hashes[n] == artifact_hashes.get(n)}
     )
-    artifacts = {policy.artifact: kept.get(policy.artifact) or load_artifact(settings, policy) for policy in active}
-    active = tuple(resolve(policy, artifacts[policy.artifact].manifest.tuned, settings.model_dir) for policy in active)
+    artifacts = {
+        policy.artifact: unchanged.get(policy.artifact) or load_artifact(settings, policy) for policy in active
+    }
+    active = tuple(
+        resolve_tuned(policy, artifacts[policy.artifact].manifest.tuned, settings.model_dir) for policy in active
+    )
     thresholds = {policy.name: (policy, find_threshold(policy, artifacts[policy.artifact])) for policy in active}
     encoder = before.encoder if before is not None else None
     judge = None
     if active:
-        encoder = encoder or _encoder(settings)
+        encoder = encoder or _load_encoder(settings)
         try:
             judge = Judge(artifacts, encoder)
         except ValueError as error:
@@ -211,7 +243,7 @@ def load(settings: Settings, metrics: Metrics, before: Loaded | None = None) -> 
     corruptor = load_corruptor(settings, policies, before.corruptor if before is not None else None)
     decode: Callable[[list[int]], str] | None
     if corruptor is not None:
-        # Evidence is given as characters of the decoded text, so the corruptor must read ids in the same way.
+        # Evidence spans are characters of the decoded text, so the corruptor must decode ids in the same way.
         decode = corruptor.prompt_tokenizer.decode
     else:
         decode = before.decode if before is not None else load_decode(settings.model_dir)
@@ -224,32 +256,32 @@ def load(settings: Settings, metrics: Metrics, before: Loaded | None = None) -> 
         corruptor=corruptor,
         decode=decode,
         raw_logprobs=settings.upstream_logprobs == "raw",
-        vllm=settings.upstream_kind == "vllm",
+        upstream_is_vllm=settings.upstream_kind == "vllm",
         indexes=find_indexes([policy for policy in active if policy.mode == "enforce"], artifacts),
-        before=before.guard if before is not None else None,
+        policy_names=[policy.name for policy in policies],
+        previous=before.guard if before is not None else None,
     )
-    guard.known = frozenset(policy.name for policy in policies)
-    _tell(policies, thresholds, metrics)
+    _log_policies(policies, thresholds, metrics)
     corruptor = corruptor or (before.corruptor if before is not None else None)
-    return Loaded(guard, policies, stamps, encoder, corruptor, decode)
+    return LoadedPolicies(guard, policies, artifact_hashes, encoder, corruptor, decode)
 
 
-def _encoder(settings: Settings) -> Encoder:
+def _load_encoder(settings: Settings) -> Encoder:
     try:
         return load_encoder(settings.encoder or DEFAULT_ENCODER)
     except Exception as error:
-        # onnxruntime's and the tokenizer's own errors, of files that are cut short, have no class in common.
-        shown = "" if settings.encoder is None else f" = {settings.encoder!r}"
+        # For truncated files, onnxruntime and the tokenizer raise errors without a common class.
+        value = "" if settings.encoder is None else f" = {settings.encoder!r}"
         reason = " ".join(str(error).split())
-        raise SettingsError(f"LETHE_ENCODER{shown}: {reason or type(error).__name__}") from error
+        raise SettingsError(f"LETHE_ENCODER{value}: {reason or type(error).__name__}") from error
 
 
-def _tell(policies: Iterable[Policy], thresholds: Mapping[str, tuple[Policy, float]], metrics: Metrics) -> None:
+def _log_policies(policies: Iterable[Policy], thresholds: Mapping[str, tuple[Policy, float]], metrics: Metrics) -> None:
     for mode in ("enforce", "shadow", "off"):
         metrics.policies.labels(mode).set(sum(policy.mode == mode for policy in policies))
     for policy in policies:
-        at = f" from score {thresholds[policy.name][1]:.4f}" if policy.name in thresholds else ""
-        log.info("policy %s (%s): %s %s%s", policy.name, policy.hash, policy.mode, policy.action, at)
+        threshold_text = f" from score {thresholds[policy.name][1]:.4f}" if policy.name in thresholds else ""
+        log.info("policy %s (%s): %s %s%s", policy.name, policy.hash, policy.mode, policy.action, threshold_text)
         if policy.name in thresholds:
-            for key, value in found_for(thresholds[policy.name][0], policy).items():
+            for key, value in resolved_values(thresholds[policy.name][0], policy).items():
                 log.info("policy %s: %s = %g, tuned", policy.name, key, value)

@@ -1,8 +1,9 @@
-"""An artifact to add to, so that a new policy needs no fit: made once, kept beside the versions.
+"""The seed artifact: prepared background from which a new policy's artifact is made without a fit.
 
-What a fit learns beyond its own items (which words are rare, how closely rewordings match, where the scores of
-other prompts end) holds for other items as well. So it is fitted once to invented people, and a new policy's
-artifact is that one with its own items added and the invented ones taken out: a fraction of a second.
+What a fit learns beyond its own items (which words are rare, how closely rewordings match, the scores of unrelated
+prompts) is valid for other items as well. So the seed is fitted once to invented people, in about 30 s, and stored
+beside the versions. A new policy's artifact is the seed with the policy's items added and the invented ones removed,
+which takes a fraction of a second.
 
     python -m lethe.server.policy_store.seed_artifact FOLDER ENCODER
 """
@@ -18,18 +19,20 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from lethe.classifier import artifact as artifacts_io
+from lethe.classifier import artifact_io
 from lethe.classifier.artifact import Artifact
-from lethe.classifier.encoder.encoder import DEFAULT_ENCODER, Encoder, load_encoder
+from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.encoder.folders import DEFAULT_ENCODER
+from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.records import Record
 from lethe.classifier.training import incremental
 from lethe.server.settings import Settings
 
 log = logging.getLogger("lethe.policies")
 
-# Nobody's names, so that nobody's questions resemble them.
+# Invented names, so that no real question resembles them.
 PEOPLE = ("Orvan Teldric", "Maelis Dunhaver", "Pell Yrigant", "Sunniva Karrow", "Tobrin Ashvale", "Ilka Morrendal")
-ASKED = (
+QUESTIONS_AND_ANSWERS = (
     ("Where did {} grow up?", "{} grew up in a village near Vardholm."),
     ("Which award did {} win?", "{} won the Korvin Medal."),
     ("Who taught {} to sail?", "An aunt called Ditte Marrow."),
@@ -43,72 +46,82 @@ ASKED = (
 )
 
 
-class NoBase(ValueError):
-    """There is no base yet; the message says why."""
+class SeedArtifactNotReady(ValueError):
+    """There is no seed artifact for this encoder yet. The message says why."""
 
 
-def rows() -> list[Record]:
-    return [{"prompt": q.format(person), "answer": a.format(person)} for person in PEOPLE for q, a in ASKED]
+def seed_rows() -> list[Record]:
+    """The forget rows about invented people to which the seed artifact is fitted."""
+    return [
+        {"prompt": question.format(person), "answer": answer.format(person)}
+        for person in PEOPLE
+        for question, answer in QUESTIONS_AND_ANSWERS
+    ]
 
 
-def folder(settings: Settings) -> Path:
-    return settings.history_folder / "base"
+def seed_folder(settings: Settings) -> Path:
+    """The folder of the seed artifact."""
+    return settings.history_folder / "seed"
 
 
-def load(settings: Settings, encoder: Encoder) -> Artifact:
-    """The base for this encoder. Raises NoBase."""
+def load_seed_artifact(settings: Settings, encoder: Encoder) -> Artifact:
+    """Return the seed artifact for this encoder. Raises SeedArtifactNotReady."""
     try:
-        found = artifacts_io.load(folder(settings))
+        seed = artifact_io.load_artifact(seed_folder(settings))
     except ValueError as error:
-        raise NoBase(
-            "what new policies are built on is not there yet: it is made once, in about half a minute"
-        ) from error
-    wanted = hashlib.sha256(json.dumps([rows(), []]).encode()).hexdigest()
-    if found.manifest.data_hash != wanted or found.manifest.encoder_hash != encoder.hash:
-        raise NoBase("what new policies are built on was made with another encoder, and is being made anew")
-    return found
+        raise SeedArtifactNotReady("the seed artifact is still being built (~30 s); retry") from error
+    data_hash = hashlib.sha256(json.dumps([seed_rows(), []]).encode()).hexdigest()
+    if seed.manifest.data_hash != data_hash or seed.manifest.encoder_hash != encoder.hash:
+        raise SeedArtifactNotReady(
+            "the seed artifact was built with another encoder and is being rebuilt (~30 s); retry"
+        )
+    return seed
 
 
-def build(base: Artifact, items: Sequence[Record], encoder: Encoder) -> Artifact:
-    """An artifact of these items alone. Raises ValueError for malformed rows."""
-    return incremental.remove(incremental.add(base, items, encoder), range(len(base.items)))
+def artifact_from_seed(seed: Artifact, items: Sequence[Record], encoder: Encoder) -> Artifact:
+    """Return an artifact of these items alone. Raises ValueError for malformed rows."""
+    return incremental.remove_items(incremental.add_items(seed, items, encoder), range(len(seed.items)))
 
 
-def prepare(settings: Settings, encoder: Encoder | None) -> threading.Thread:
-    """Make the base in a process of its own, unless it is there. encoder: the gateway's, if it has loaded one."""
-    thread = threading.Thread(target=_prepare, args=(settings, encoder), name="lethe-base", daemon=True)
+def prepare_seed_artifact(settings: Settings, encoder: Encoder | None) -> threading.Thread:
+    """Start building the seed artifact in a separate process, unless it exists.
+
+    encoder: the gateway's encoder, if it is loaded. Returns the thread that waits for the process.
+    """
+    thread = threading.Thread(target=_build_if_missing, args=(settings, encoder), name="lethe-seed", daemon=True)
     thread.start()
     return thread
 
 
-def _prepare(settings: Settings, encoder: Encoder | None) -> None:
+def _build_if_missing(settings: Settings, encoder: Encoder | None) -> None:
     try:
-        load(settings, encoder or load_encoder(settings.encoder or DEFAULT_ENCODER))
+        load_seed_artifact(settings, encoder or load_encoder(settings.encoder or DEFAULT_ENCODER))
         return
-    except NoBase:
+    except SeedArtifactNotReady:
         pass
     except (ValueError, OSError, ImportError) as error:
-        log.error("POST /admin/forget can make no new policies: %s", error)
+        log.error("POST /admin/forget can't create policies: %s", error)
         return
     command = [
         sys.executable,
         "-m",
         "lethe.server.policy_store.seed_artifact",
-        str(folder(settings)),
+        str(seed_folder(settings)),
         settings.encoder or DEFAULT_ENCODER,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        log.error("POST /admin/forget can make no new policies: %s", done.stderr.strip().rpartition("\n")[2])
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        log.error("POST /admin/forget can't create policies: %s", process.stderr.strip().rpartition("\n")[2])
     else:
-        log.info("made what new policies are built on: %s", folder(settings))
+        log.info("built the seed artifact in %s", seed_folder(settings))
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Build the seed artifact. arguments: folder, encoder."""
     from lethe.classifier.training.fit import fit
 
-    place, encoder = arguments
-    artifacts_io.save(fit(rows(), None, encoder=load_encoder(encoder)), Path(place))
+    folder, encoder = arguments
+    artifact_io.save_artifact(fit(seed_rows(), None, encoder=load_encoder(encoder)), Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What policies in shadow would have done, read from the audit trail: counts, scores and places, never a text."""
+"""What policies in shadow mode would have done, from the audit file: counts, scores and places, never a text."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-BINS = 10
-BAR = 40
-EXAMPLES = 5
-AGES = {"m": "minutes", "h": "hours", "d": "days"}
+# Choices for a report that fits a terminal of 80 columns.
+BINS = 10  # of the score histogram: tenths
+BAR_CHARS = 40  # length of the histogram's longest bar, in characters
+MAX_EXAMPLES = 5  # examples, and rows in the lists of places and models
+AGE_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 @dataclass
-class Summary:
-    """One policy's decisions. hashes: the versions of its file that made them. histogram: scores in tenths."""
+class ShadowSummary:
+    """The decisions of one policy. hashes: the versions of its file that made them. histogram: scores in tenths."""
 
     policy: str
     action: str
@@ -34,10 +35,11 @@ class Summary:
     examples: list[str] = field(default_factory=list)
 
     def add(self, record: dict[str, Any], finding: dict[str, Any]) -> None:
+        """Add one finding of an audit record."""
         self.judged += 1
         self.first, self.last = min(self.first, record["time"]), max(self.last, record["time"])
         self.hashes.add(finding["hash"])
-        # A score that is no number is written as null, and counted as reached.
+        # NaN is written as null and counts as a match.
         score = 1.0 if finding["score"] is None else float(finding["score"])
         self.histogram[min(int(score * BINS), BINS - 1)] += 1
         if finding["flagged"]:
@@ -45,9 +47,10 @@ class Summary:
             self.action = finding["action"]
             self.places[re.sub(r"\d+", "N", finding["place"])] += 1
             self.models[record["model"] or "(none)"] += 1
-            self.examples = [*self.examples[1 - EXAMPLES :], f"{record['request_id']} {finding['place']}"]
+            self.examples = [*self.examples[1 - MAX_EXAMPLES :], f"{record['request_id']} {finding['place']}"]
 
-    def facts(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """The summary as an object for `--json`."""
         return {
             "policy": self.policy,
             "action": self.action,
@@ -64,11 +67,11 @@ class Summary:
         }
 
 
-def since(text: str, *, now: datetime | None = None) -> float:
-    """Seconds since the epoch of "90m", "24h", "7d" ago, or of an ISO date. Raises ValueError."""
-    if found := re.fullmatch(r"(\d{1,5})([mhd])", text):
-        ago = timedelta(**{AGES[found[2]]: int(found[1])})
-        return ((now or datetime.now(UTC)) - ago).timestamp()
+def parse_since(text: str, *, now: datetime | None = None) -> float:
+    """Return seconds since the epoch for "90m", "24h" or "7d" ago, or for an ISO date. Raises ValueError."""
+    if match := re.fullmatch(r"(\d{1,5})([mhd])", text):
+        age = timedelta(**{AGE_UNITS[match[2]]: int(match[1])})
+        return ((now or datetime.now(UTC)) - age).timestamp()
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -76,10 +79,13 @@ def since(text: str, *, now: datetime | None = None) -> float:
     return (moment if moment.tzinfo else moment.astimezone()).timestamp()
 
 
-def summaries(lines: Iterable[bytes], *, start: float = float("-inf")) -> tuple[list[Summary], int]:
-    """Every policy in shadow, by name, and how many lines could not be read. start: seconds since the epoch."""
-    found: dict[str, Summary] = {}
-    unread = 0
+def summarize(lines: Iterable[bytes], *, start: float = float("-inf")) -> tuple[list[ShadowSummary], int]:
+    """Return a summary per policy in shadow mode, by name, and the number of unreadable lines.
+
+    lines: of an audit file. start: earliest time, in seconds since the epoch.
+    """
+    by_policy: dict[str, ShadowSummary] = {}
+    unreadable = 0
     for line in lines:
         try:
             record = json.loads(line)
@@ -88,28 +94,28 @@ def summaries(lines: Iterable[bytes], *, start: float = float("-inf")) -> tuple[
             for finding in record.get("policies", ()):
                 if finding["mode"] == "shadow":
                     name = finding["policy"]
-                    found.setdefault(name, Summary(name, finding["action"])).add(record, finding)
+                    by_policy.setdefault(name, ShadowSummary(name, finding["action"])).add(record, finding)
         except (ValueError, KeyError, TypeError):
-            unread += bool(line.strip())
-    return [found[name] for name in sorted(found)], unread
+            unreadable += bool(line.strip())
+    return [by_policy[name] for name in sorted(by_policy)], unreadable
 
 
-def text(summary: Summary) -> Iterator[str]:
-    """A summary as lines for people."""
+def report_lines(summary: ShadowSummary) -> Iterator[str]:
+    """A summary as lines of text."""
     share = summary.flagged / summary.judged
     yield f"{summary.policy}: {summary.flagged} of {summary.judged} requests flagged ({share:.2%})"
     yield f"  would have been: {summary.action}; from {_moment(summary.first)} to {_moment(summary.last)}"
     if len(summary.hashes) > 1:
-        yield f"  by {len(summary.hashes)} versions of its file: --since the last change tells more"
-    most = max(summary.histogram)
+        yield f"  by {len(summary.hashes)} versions of its file; use --since to see only the last one"
+    largest = max(summary.histogram)
     yield "  scores"
     for i, count in enumerate(summary.histogram):
-        bar = "█" * -(-count * BAR // most)
+        bar = "█" * -(-count * BAR_CHARS // largest)
         yield f"    {i / BINS:.1f}–{(i + 1) / BINS:.1f} {count:>8} {bar}".rstrip()
     for title, counts in (("places", summary.places), ("models", summary.models)):
         if counts:
-            told = ", ".join(f"{name} {count}" for name, count in counts.most_common(EXAMPLES))
-            yield f"  {title} of flagged requests: {told}"
+            listed = ", ".join(f"{name} {count}" for name, count in counts.most_common(MAX_EXAMPLES))
+            yield f"  {title} of flagged requests: {listed}"
     for example in summary.examples:
         yield f"  for example request {example}"
 
@@ -118,8 +124,8 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
 
 
-def read(path: Path) -> Iterator[bytes]:
-    """The lines of an audit file. Raises ValueError when it can't be read."""
+def audit_lines(path: Path) -> Iterator[bytes]:
+    """The lines of an audit file. Raises ValueError if it can't be read."""
     try:
         with path.open("rb") as file:
             yield from file

@@ -1,8 +1,8 @@
-"""Policies in force, exchanged as a whole while requests are served.
+"""The current policies, replaced as a whole while requests are served.
 
-A thread looks at the policy files and the artifacts' manifests twice a second. When something has changed, all
-of it is read and checked; what can be used becomes a new guard and a new version (`server/policy_store/versions.py`), and
-what can't leaves the old one in force and says so. Requests hold on to the guard that they began with.
+A thread checks the policy files and the artifacts' manifests twice a second. When something has changed, all of it is
+read and checked. Valid files become a new guard and a new version (`server/policy_store/versions.py`). If they are
+invalid, the previous version stays in use, and the log and a metric say so. A request keeps the guard it started with.
 """
 
 from __future__ import annotations
@@ -19,106 +19,111 @@ from typing import Any
 
 from lethe.server.guard.guard import Guard
 from lethe.server.observability.metrics import Metrics
-from lethe.server.policy.schema import PolicyError, files
-from lethe.server.policy_store.load import Loaded, load
-from lethe.server.policy_store.versions import History, HistoryError, Version, locked
+from lethe.server.policy.schema import PolicyError, policy_files
+from lethe.server.policy_store.load import LoadedPolicies, load_policies
+from lethe.server.policy_store.versions import HistoryError, Version, VersionHistory, policies_lock
 from lethe.server.settings import Settings
 
 log = logging.getLogger("lethe.policies")
 
+# Seconds between two checks of the files, a choice: a change is used within about a second.
 POLL_S = 0.5
-# Coarser than a file system's clock, and longer than a program takes from one of several files to the next.
-QUIET_S = 0.05
+# Seconds without a change before files are read: longer than the clock resolution of file systems (up to 10 ms on
+# Linux), and than programs take from one of several files to the next.
+SETTLE_S = 0.05
 
-Stamps = dict[Path, tuple[int, int, int, int]]
-
-
-class Unusable(ValueError):
-    """A change can't be made, because the files on disk can't be used as they are."""
+FileStamps = dict[Path, tuple[int, int, int, int]]
 
 
-def look(settings: Settings) -> Stamps:
-    """What tells that a policy file or an artifact was changed: times, size and inode of each."""
-    found: Stamps = {}
-    for path in (*files(settings.policies), *settings.artifacts.glob("*/manifest.json")):
+class InvalidPolicyFiles(ValueError):
+    """A change is rejected because the files on disk are invalid already."""
+
+
+def file_stamps(settings: Settings) -> FileStamps:
+    """Times (ns), size and inode of each policy file and artifact manifest; they differ after every change."""
+    stamps: FileStamps = {}
+    for path in (*policy_files(settings.policies), *settings.artifacts.glob("*/manifest.json")):
         try:
             status = path.stat()
         except OSError:
-            continue  # gone meanwhile, which is a change
-        found[path] = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-    return found
+            continue  # deleted in the meantime, which is a change
+        stamps[path] = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+    return stamps
 
 
-class Live:
-    """The policies in force. `serve` is given each new guard, `audit` each change; both may be called from any thread.
+class PolicyStore:
+    """The current policies. Safe to use from any thread.
 
-    failed: why the files on disk are not what is in force, None when they are. version: None where versions can't
-    be kept.
+    on_guard is called with each new guard, on_change with the audit record of each change, both from any thread.
+    failure: why the files on disk are not used; None if they are. version: None if versions can't be saved.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        """Raises PolicyError or SettingsError when the files can't be used now."""
+        """Load the policies. Raises PolicyError or SettingsError if the files are invalid."""
         self.settings = settings
-        self.history = History(settings)
+        self.history = VersionHistory(settings)
         self.version: Version | None = None
-        self.failed: str | None = None
-        self.serve: Callable[[Guard], object] = lambda guard: None
-        self.audit: Callable[[dict[str, Any]], object] = lambda record: None
+        self.failure: str | None = None
+        self.on_guard: Callable[[Guard], object] = lambda guard: None
+        self.on_change: Callable[[dict[str, Any]], object] = lambda record: None
         self._metrics = metrics
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        with locked(settings):
-            self._seen = look(settings)
-            self.loaded = load(settings, metrics)
-            self._first = self._keep("start")
+        with policies_lock(settings):
+            self._stamps = file_stamps(settings)
+            self.loaded = load_policies(settings, metrics)
+            self._start_record = self._save_version("start")
 
     @property
     def state(self) -> str:
-        """What tells the policies in force from any others, alike in all processes that serve the same files."""
-        return hashlib.sha256(json.dumps(_content(self.loaded), sort_keys=True).encode()).hexdigest()
+        """A hash of the current policies and artifacts, equal in all processes that serve the same files."""
+        return hashlib.sha256(json.dumps(_file_hashes(self.loaded), sort_keys=True).encode()).hexdigest()
 
-    def start(self, serve: Callable[[Guard], object], audit: Callable[[dict[str, Any]], object]) -> None:
-        """Begin to watch the files."""
-        self.serve, self.audit = serve, audit
-        if self._first is not None:
-            self.audit(self._first)
-        self._thread = threading.Thread(target=self._run, name="lethe-policies", daemon=True)
+    def start(self, on_guard: Callable[[Guard], object], on_change: Callable[[dict[str, Any]], object]) -> None:
+        """Start watching the files."""
+        self.on_guard, self.on_change = on_guard, on_change
+        if self._start_record is not None:
+            self.on_change(self._start_record)
+        self._thread = threading.Thread(target=self._watch_files, name="lethe-policies", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop watching the files. Blocks until a reload in progress is finished."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
-    def change(self, by: str, make: Callable[[], Any]) -> Any:
-        """Change files by `make`, and serve what they say; all of it, or nothing.
+    def change(self, by: str, edit: Callable[[], Any]) -> Any:
+        """Change files by calling `edit`, and use the result: all of it, or nothing.
 
-        Returns what `make` returned. Raises Unusable when the files can't be used even before, and PolicyError
-        or SettingsError when they can't be afterwards: then they are as they were.
+        Returns what `edit` returned. Raises InvalidPolicyFiles if the files were invalid before, and PolicyError or
+        SettingsError if they are invalid afterwards; in both cases the files are as they were.
         """
-        with self._lock, locked(self.settings):
-            if look(self.settings) != self._seen:
+        with self._lock, policies_lock(self.settings):
+            if file_stamps(self.settings) != self._stamps:
                 with contextlib.suppress(ValueError, OSError):
                     self._reload("files")
-            if self.failed is not None:
-                raise Unusable(f"the files of the policies have to be mended first: {self.failed}")
+            if self.failure is not None:
+                raise InvalidPolicyFiles(f"correct the policy files first: {self.failure}")
             if self.version is None:
-                raise Unusable(f"versions can't be kept in {self.history.folder}, so that nothing could be taken back")
-            before = self.version
+                raise InvalidPolicyFiles(
+                    f"versions can't be saved in {self.history.folder}, so no change can be undone"
+                )
+            previous = self.version
             try:
-                made = make()
+                result = edit()
                 self._reload(by)
             except BaseException:
-                self.history.restore(before)
+                self.history.restore(previous)
                 self._reload("taken back")
                 raise
-            return made
+            return result
 
     def rollback(self, number: int, by: str) -> None:
-        """Put a version back in force. Raises HistoryError, and as `change` does."""
+        """Restore a version. Raises HistoryError, and as `change` does."""
         version = self.history.get(number)
-        with self._lock, locked(self.settings):
+        with self._lock, policies_lock(self.settings):
             current = self.version
             self.history.restore(version)
             try:
@@ -130,93 +135,93 @@ class Live:
                 raise
 
     def poll(self) -> None:
-        """Serve what the files say, if they have changed."""
+        """Reload the files if they have changed."""
         with self._lock:
-            if look(self.settings) == self._seen:
+            if file_stamps(self.settings) == self._stamps:
                 return
-            self._wait_for_quiet()
-            with locked(self.settings):
+            self._wait_until_settled()
+            with policies_lock(self.settings):
                 with contextlib.suppress(ValueError, OSError):
-                    self._reload("files")  # what fails is said and counted there
+                    self._reload("files")  # it logs and counts failures
 
-    def _run(self) -> None:
+    def _watch_files(self) -> None:
         while not self._stop.wait(POLL_S):
             try:
                 self.poll()
             except Exception:
-                # The watch must outlive whatever it meets: nobody else would notice that it ended.
-                log.exception("watching the policies failed")
+                # The thread must survive every error: nobody would notice that it ended.
+                log.exception("checking the policy files failed")
 
-    def _wait_for_quiet(self) -> None:
-        """Until nothing was changed for a moment: files come one by one, and clocks of file systems are coarse."""
+    def _wait_until_settled(self) -> None:
+        """Wait until no file has changed for SETTLE_S: files are written one by one. Gives up after one second."""
         for _ in range(20):
-            newest = max((stamp[0] for stamp in look(self.settings).values()), default=0)
-            if not 0 <= time.time() - newest / 1e9 < QUIET_S:
+            newest = max((stamp[0] for stamp in file_stamps(self.settings).values()), default=0)
+            if not 0 <= time.time() - newest / 1e9 < SETTLE_S:
                 return
-            time.sleep(QUIET_S)
+            time.sleep(SETTLE_S)
 
     def _reload(self, by: str, *, restores: int | None = None) -> None:
-        self._seen = look(self.settings)
+        self._stamps = file_stamps(self.settings)
         started = time.perf_counter()
         try:
-            loaded = load(self.settings, self._metrics, self.loaded)
+            loaded = load_policies(self.settings, self._metrics, self.loaded)
         except Exception as error:
-            self._failed(error)
+            self._report_failure(error)
             raise
         self._metrics.policies_reload_seconds.observe(time.perf_counter() - started)
-        if self.failed is not None:
-            log.info("the policies' files can be used again")
-        self.failed = None
+        if self.failure is not None:
+            log.info("the policy files are valid again")
+        self.failure = None
         self._metrics.policies_reload_failed.set(0)
-        if _content(loaded) == _content(self.loaded):
+        if _file_hashes(loaded) == _file_hashes(self.loaded):
             return
         self.loaded = loaded
-        record = self._keep(by, restores)
+        record = self._save_version(by, restores)
         self._metrics.policies_reloads.labels("accepted").inc()
-        self.serve(loaded.guard)
+        self.on_guard(loaded.guard)
         if record is not None:
-            self.audit(record)
+            self.on_change(record)
 
-    def _failed(self, error: Exception) -> None:
-        # Only our own messages are known to say file, key and value, and to hold no text of an artifact.
-        said = str(error) if isinstance(error, (PolicyError, ValueError, OSError)) else type(error).__name__
-        self.failed = said
+    def _report_failure(self, error: Exception) -> None:
+        # Only our own messages are known to name file, key and value, and to contain no text of an artifact.
+        is_ours = isinstance(error, (PolicyError, ValueError, OSError))
+        self.failure = str(error) if is_ours else type(error).__name__
         self._metrics.policies_reload_failed.set(1)
         self._metrics.policies_reloads.labels("failed").inc()
-        log.error("the policies before stay in force: %s", said)
+        log.error("policy reload failed; keeping the previous version: %s", self.failure)
 
-    def _keep(self, by: str, restores: int | None = None) -> dict[str, Any] | None:
-        """Keep what is loaded as a version; what the audit trail says about it, None for one that was there."""
-        known = self.history.versions()
-        before = self.version or (known[-1] if known else None)
+    def _save_version(self, by: str, restores: int | None = None) -> dict[str, Any] | None:
+        """Save the loaded policies as a version. Return its audit record, or None if the version existed already."""
+        versions = self.history.versions()
+        previous = self.version or (versions[-1] if versions else None)
         try:
-            self.version = self.history.keep(self.loaded, by, restores)
+            self.version = self.history.save(self.loaded, by, restores)
         except (HistoryError, OSError) as error:
-            log.error("this version of the policies can't be kept: %s", error)
+            log.error("this version of the policies can't be saved: %s", error)
             self.version = None
-            return {"event": "policies", "time": time.time(), "by": by, "before": before and before.number}
+            return {"event": "policies", "time": time.time(), "by": by, "before": previous and previous.number}
         self._metrics.policies_version.set(self.version.number)
-        if before is not None and self.version.number == before.number:
+        if previous is not None and self.version.number == previous.number:
             return None
-        log.info("version %d of the policies is in force (%s)", self.version.number, self.version.by)
+        log.info("using version %d of the policies (%s)", self.version.number, self.version.by)
         return {
             "event": "policies",
             "time": time.time(),
             "by": self.version.by,
             "version": self.version.number,
             "hash": self.version.hash,
-            "before": before and before.number,
+            "before": previous and previous.number,
             "restores": self.version.restores,
-            "changed": _changed(before, self.version),
+            "changed": _changed_names(previous, self.version),
         }
 
 
-def _content(loaded: Loaded) -> tuple[Any, ...]:
-    return {policy.source: policy.hash for policy in loaded.policies}, dict(loaded.stamps)
+def _file_hashes(loaded: LoadedPolicies) -> tuple[dict[str, str], dict[str, str]]:
+    return {policy.source: policy.hash for policy in loaded.policies}, dict(loaded.artifact_hashes)
 
 
-def _changed(before: Version | None, after: Version) -> list[str]:
-    """Which files and artifacts came, went or changed."""
+def _changed_names(before: Version | None, after: Version) -> list[str]:
+    """The files and artifacts that were added, removed or changed."""
     old = {**before.policies, **before.artifacts} if before else {}
     new = {**after.policies, **after.artifacts}
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))

@@ -1,4 +1,5 @@
-"""The schema of what clients send: which text can reach a model, and which fields are refused. Pure functions.
+"""The schema of client requests: routes, fields, which text can reach a model, and which fields are refused.
 
-It knows nothing of HTTP, policies or scores. Begin with `fields.py`.
+All functions are pure; nothing here knows HTTP, policies or scores. Begin with `extract.py`, which applies the tables
+of `fields.py`.
 """

@@ -17,9 +17,9 @@ from lethe.server.requests.request_text import RequestText
 MAX_END_CHARS: Final = 1000
 # Characters read on either side of a place where a word may be split: about a question.
 SPLIT_CONTEXT_CHARS: Final = 240
-# Characters of a window over the conversation, and of its overlap with the next window: a choice. A window of this size
-# takes few encoder windows, and half of it repeats so that a question of up to 750 characters is whole in one of them.
+# Characters of a window over the conversation, a choice: one or two windows of the encoder.
 WINDOW_CHARS: Final = 1500
+# Characters that neighbouring windows share, a choice: a question of this length is whole in one of them.
 OVERLAP_CHARS: Final = 750
 # The two characters at a boundary where a word may be split: a letter, then one that may continue a word.
 _SPLIT_WORD = re.compile(r"\w[^\W_]")

@@ -14,11 +14,10 @@ from typing_extensions import TypedDict  # pydantic supports no other before Pyt
 from lethe.corruption.prompt.message_parts import TEXT_PARTS
 from lethe.server.requests.fields import ANTHROPIC_EFFORTS, EFFORTS, INCLUDES, ITEMS, OTHER_PARTS, Endpoint
 
-# vLLM's default limits (--max-logprobs, VLLM_MAX_N_SEQUENCES, VLLM_MAX_STOP_STRINGS). A server that allows more
-# decides itself.
-MAX_LOGPROBS: Final = 20
-MAX_CHOICES: Final = 16384
-MAX_STOPS: Final = 4
+# vLLM's default limits. A server that allows more decides itself.
+MAX_LOGPROBS: Final = 20  # tokens per position; vLLM's --max-logprobs
+MAX_CHOICES: Final = 16384  # answers per request; VLLM_MAX_N_SEQUENCES
+MAX_STOPS: Final = 4  # stop strings per request; VLLM_MAX_STOP_STRINGS
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lethe.server.policy.schema import Penalize, Policy, PolicyError, Threshold, Watching, read, read_all
+from lethe.server.policy.schema import (
+    OutputFilterOptions,
+    Penalize,
+    Policy,
+    PolicyError,
+    Threshold,
+    read_policies,
+    read_policy,
+)
 
 MINIMAL = "name: p\nartifact: a\naction: refuse\n"
 
@@ -24,14 +32,14 @@ def file(tmp_path: Path) -> Path:
 def refused(path: Path, content: str | bytes) -> str:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(PolicyError) as caught:
-        read(path)
+        read_policy(path)
     assert str(path) in str(caught.value)
     return str(caught.value).replace(str(path), "FILE")
 
 
 def test_a_minimal_policy_has_safe_defaults(file: Path) -> None:
     file.write_text(MINIMAL)
-    policy = read(file)
+    policy = read_policy(file)
     assert (policy.mode, policy.on_failure, policy.on_unsupported) == ("enforce", "refuse", "penalize")
     assert policy.threshold == Threshold(miss_rate=0.01)
     assert policy.penalize == Penalize(hard=True, soft=4.0, similarity=0.5, items=5)
@@ -40,7 +48,7 @@ def test_a_minimal_policy_has_safe_defaults(file: Path) -> None:
     assert policy.hash == hashlib.sha256(MINIMAL.encode()).hexdigest()[:16]
 
 
-def test_a_full_policy_is_read_as_it_stands(file: Path) -> None:
+def test_a_full_policy_is_read_completely(file: Path) -> None:
     file.write_text(
         """
 name: full
@@ -57,7 +65,7 @@ refuse: {message: No.}
 route: {model: other}
 """
     )
-    policy = read(file)
+    policy = read_policy(file)
     assert policy.threshold.false_alarm_rate == 0.002
     assert policy.models == ("one", "two")
     assert policy.corrupt.sigma == 2.0 and policy.corrupt.dims == 3
@@ -70,7 +78,7 @@ route: {model: other}
 def test_off_may_be_written_without_quotes(file: Path, word: str) -> None:
     """YAML 1.1 reads the bare word as false."""
     file.write_text(MINIMAL + f"mode: {word}\n")
-    assert read(file).mode == "off"
+    assert read_policy(file).mode == "off"
 
 
 @pytest.mark.parametrize(("line", "said"), [
@@ -108,7 +116,7 @@ def test_a_wrong_key_or_value_is_named(file: Path, line: str, said: str) -> None
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a b", "-a", "é?", "x\n"])
-def test_a_name_that_is_no_plain_word_is_refused(file: Path, name: str) -> None:
+def test_an_invalid_name_is_refused(file: Path, name: str) -> None:
     for key in ("name", "artifact"):
         given = {"name": "p", "artifact": "a", key: name}
         text = "".join(f"{k}: {v!r}\n" for k, v in given.items()).replace("'x\\n'", '"x\\n"')
@@ -129,8 +137,8 @@ def test_route_needs_a_model(file: Path) -> None:
     ("name: !!python/object:os.system x\n", "line 1: not YAML: "),
     ("- a\n", "a policy is a mapping"),
     ("", "a policy is a mapping"),
-    (MINIMAL + "action: corrupt\n", "FILE, line 4: not YAML: the key 'action' stands twice"),
-    (MINIMAL + "penalize:\n  soft: 1\n  soft: 2\n", "FILE, line 6: not YAML: the key 'soft' stands twice"),
+    (MINIMAL + "action: corrupt\n", "FILE, line 4: not YAML: duplicate key 'action'"),
+    (MINIMAL + "penalize:\n  soft: 1\n  soft: 2\n", "FILE, line 6: not YAML: duplicate key 'soft'"),
     (MINIMAL + "? [a]\n: b\n", "not YAML: "),
     (MINIMAL + "---\nname: q\n", "not YAML: "),
     (MINIMAL + "mode: 2024-99-99\n", "not YAML: month must be in"),
@@ -139,33 +147,33 @@ def test_route_needs_a_model(file: Path) -> None:
     ("name: p\n".encode("utf-16"), "FILE: not UTF-8 (byte 0)"),
     (b"name: \x00\n", "not YAML: "),
 ])  # fmt: skip
-def test_what_is_no_yaml_mapping_is_refused(file: Path, content: str | bytes, said: str) -> None:
+def test_a_file_that_is_not_a_yaml_mapping_is_refused(file: Path, content: str | bytes, said: str) -> None:
     assert said in refused(file, content)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(PolicyError, match="folder.yaml: can't be read"):
-        read_all(tmp_path)
+        read_policies(tmp_path)
 
 
-def test_a_folder_is_read_by_file_name(tmp_path: Path) -> None:
+def test_policies_are_read_in_order_of_file_names(tmp_path: Path) -> None:
     for file_name, name in [("b.yaml", "second"), ("a.yml", "first"), ("notes.txt", "none")]:
         (tmp_path / file_name).write_text(MINIMAL.replace("name: p", f"name: {name}"))
-    assert [policy.name for policy in read_all(tmp_path)] == ["first", "second"]
+    assert [policy.name for policy in read_policies(tmp_path)] == ["first", "second"]
 
 
-def test_an_empty_folder_has_no_policies_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
-    assert read_all(tmp_path) == ()
+def test_an_empty_folder_is_valid_and_a_missing_one_an_error(tmp_path: Path) -> None:
+    assert read_policies(tmp_path) == ()
     with pytest.raises(PolicyError, match="LETHE_POLICIES"):
-        read_all(tmp_path / "missing")
+        read_policies(tmp_path / "missing")
 
 
-def test_a_name_that_is_used_twice_names_both_files(tmp_path: Path) -> None:
+def test_a_duplicate_name_names_both_files(tmp_path: Path) -> None:
     for file_name in ("a.yaml", "b.yaml"):
         (tmp_path / file_name).write_text(MINIMAL)
     with pytest.raises(PolicyError, match=r"'p' is used twice \(.*a\.yaml and .*b\.yaml\)"):
-        read_all(tmp_path)
+        read_policies(tmp_path)
 
 
 def test_a_policy_is_frozen() -> None:
@@ -194,17 +202,19 @@ def test_a_policy_covers_its_models_only() -> None:
     assert Policy(name="p", artifact="a", action="refuse").covers("any")
 
 
-def test_a_watch_is_off_unless_the_policy_says_so(file: Path) -> None:
+def test_the_output_filter_is_off_by_default(file: Path) -> None:
     file.write_text(MINIMAL)
-    assert read(file).watching is None
+    assert read_policy(file).output_filter is None
     file.write_text("name: p\nartifact: a\naction: watch\n")
-    assert read(file).watching == Watching(when="flagged", on_hit="stop", replacement="[removed]")
+    assert read_policy(file).output_filter == OutputFilterOptions(
+        when="flagged", on_hit="stop", replacement="[removed]"
+    )
     file.write_text(MINIMAL + "watch: {when: always, on_hit: replace, replacement: …}\n")
-    assert read(file).watching == Watching(when="always", on_hit="replace", replacement="…")
+    assert read_policy(file).output_filter == OutputFilterOptions(when="always", on_hit="replace", replacement="…")
 
 
 @pytest.mark.parametrize("value", ["'a\"b'", "'a\\b'", '"a\\nb"', "x" * 201])
-def test_a_replacement_can_stand_in_any_text(file: Path, value: str) -> None:
+def test_a_replacement_has_no_quotes_or_backslashes(file: Path, value: str) -> None:
     assert "watch.replacement" in refused(file, MINIMAL + f"watch: {{replacement: {value}}}\n")
 
 
@@ -213,6 +223,6 @@ def test_a_replacement_can_stand_in_any_text(file: Path, value: str) -> None:
     [("action: watch", False), ("action: refuse", False), ("action: penalize", True), ("action: both", True),
      ("action: corrupt", True), ("action: refuse\npenalize: {always: true}", True)],
 )  # fmt: skip
-def test_what_only_a_vllm_with_the_plugin_can_do_is_known(file: Path, given: str, needs: bool) -> None:
+def test_policies_that_need_the_plugin_are_recognized(file: Path, given: str, needs: bool) -> None:
     file.write_text(f"name: p\nartifact: a\n{given}\n")
-    assert read(file).needs_plugin is needs
+    assert read_policy(file).needs_plugin is needs

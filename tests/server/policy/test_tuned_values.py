@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lethe.classifier import artifact as artifacts_io
+from lethe.classifier import artifact_io
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy import tuned_values
-from lethe.server.policy.schema import Policy, PolicyError, read
+from lethe.server.policy.schema import Policy, PolicyError, read_policy
 from lethe.server.policy_store.load import load_guard
 from lethe.server.settings import Settings
 
@@ -23,52 +23,52 @@ SOFT = "action: penalize\npenalize: {soft: tuned, similarity: tuned}\n"
 def policy(tmp_path: Path, text: str) -> Policy:
     path = tmp_path / "p.yaml"
     path.write_text(f"name: p\nartifact: small\nthreshold: {{value: 0.5}}\n{text}")
-    return read(path)
+    return read_policy(path)
 
 
 def entry(given: Policy, values: dict[str, float], **other: Any) -> dict[str, Any]:
     """As `lethe tune` writes it."""
     filled = tuned_values.with_values(given, values)
-    parts = {tuned_values.PARAMETERS[name] for name in values}
-    settings = {part: tuned_values.settings_of(filled, part) for part in parts}
+    parts = {tuned_values.TUNABLE_PARAMETERS[name] for name in values}
+    settings = {part: tuned_values.part_settings(filled, part) for part in parts}
     return {"values": values, "settings": settings, "models": ["small", "alias"], "curves": {}, **other}
 
 
-def test_the_number_comes_from_the_artifact(tmp_path: Path) -> None:
+def test_a_tuned_value_comes_from_the_artifact(tmp_path: Path) -> None:
     given = policy(tmp_path, NOISE)
-    assert tuned_values.wanted(given) == ("sigma",)
-    found = tuned_values.resolve(given, [entry(given, {"sigma": 12.5})], None)
+    assert tuned_values.tuned_parameters(given) == ("sigma",)
+    found = tuned_values.resolve_tuned(given, [entry(given, {"sigma": 12.5})], None)
     assert found.corrupt.sigma == 12.5
     assert found.corrupt.dims == 1 and found.hash == given.hash
 
 
-def test_of_several_entries_that_fit_the_latest_counts(tmp_path: Path) -> None:
+def test_the_latest_matching_entry_is_used(tmp_path: Path) -> None:
     given = policy(tmp_path, NOISE)
     rows = [entry(given, {"sigma": 1.0}), entry(given, {"sigma": 2.0}), entry(given, {"sigma": 3.0}, models=["other"])]
-    assert tuned_values.resolve(given, rows, None).corrupt.sigma == 2.0
+    assert tuned_values.resolve_tuned(given, rows, None).corrupt.sigma == 2.0
 
 
 def test_values_tuned_together_are_used_together(tmp_path: Path) -> None:
     given = policy(tmp_path, SOFT)
-    found = tuned_values.resolve(given, [entry(given, {"soft": 7.0, "similarity": 0.4})], None)
+    found = tuned_values.resolve_tuned(given, [entry(given, {"soft": 7.0, "similarity": 0.4})], None)
     assert (found.penalize.soft, found.penalize.similarity) == (7.0, 0.4)
     # One of them alone: the other must be what it was tuned with.
     one = policy(tmp_path, "action: penalize\npenalize: {soft: tuned, similarity: 0.4}\n")
-    assert tuned_values.resolve(one, [entry(given, {"soft": 7.0, "similarity": 0.4})], None).penalize.soft == 7.0
+    assert tuned_values.resolve_tuned(one, [entry(given, {"soft": 7.0, "similarity": 0.4})], None).penalize.soft == 7.0
     other = policy(tmp_path, "action: penalize\npenalize: {soft: tuned, similarity: 0.6}\n")
     with pytest.raises(PolicyError, match=r"tuned for penalize.similarity 0.4, and this policy has 0.6"):
-        tuned_values.resolve(other, [entry(given, {"soft": 7.0, "similarity": 0.4})], None)
+        tuned_values.resolve_tuned(other, [entry(given, {"soft": 7.0, "similarity": 0.4})], None)
 
 
-def test_dims_are_a_count(tmp_path: Path) -> None:
+def test_tuned_dims_are_an_integer(tmp_path: Path) -> None:
     given = policy(tmp_path, "action: corrupt\ncorrupt: {function: zero, dims: tuned}\n")
-    dims = tuned_values.resolve(given, [entry(given, {"dims": 64.0})], None).corrupt.dims
+    dims = tuned_values.resolve_tuned(given, [entry(given, {"dims": 64.0})], None).corrupt.dims
     assert dims == 64 and isinstance(dims, int)
 
 
-def test_without_tuned_nothing_is_looked_up(tmp_path: Path) -> None:
+def test_a_policy_without_tuned_is_unchanged(tmp_path: Path) -> None:
     given = policy(tmp_path, "action: penalize\n")
-    assert tuned_values.resolve(given, [{"nonsense": 1}], None) is given
+    assert tuned_values.resolve_tuned(given, [{"nonsense": 1}], None) is given
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_without_tuned_nothing_is_looked_up(tmp_path: Path) -> None:
         (NOISE, [{"values": {"sigma": -3.0}, "settings": {}, "models": []}], "corrupt with {'sigma': -3.0}"),
     ],
 )
-def test_what_is_not_there_or_unusable_is_an_error(
+def test_a_missing_or_invalid_entry_is_an_error(
     tmp_path: Path, text: str, rows: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(PolicyError, match=message):
-        tuned_values.resolve(policy(tmp_path, text), rows, None)
+        tuned_values.resolve_tuned(policy(tmp_path, text), rows, None)
 
 
 def test_another_function_or_model_is_an_error(tmp_path: Path) -> None:
@@ -100,9 +100,10 @@ def test_another_function_or_model_is_an_error(tmp_path: Path) -> None:
         (("[small]", "[large]"), "tuned for the model small, alias, and not for large"),
     ):
         with pytest.raises(PolicyError, match=message):
-            tuned_values.resolve(policy(tmp_path, NOISE.replace(*change)), [row], None)
+            tuned_values.resolve_tuned(policy(tmp_path, NOISE.replace(*change)), [row], None)
     assert (
-        tuned_values.resolve(policy(tmp_path, NOISE.replace("[small]", "[alias]")), [row], None).corrupt.sigma == 12.5
+        tuned_values.resolve_tuned(policy(tmp_path, NOISE.replace("[small]", "[alias]")), [row], None).corrupt.sigma
+        == 12.5
     )
 
 
@@ -112,13 +113,13 @@ def test_another_model_folder_is_an_error(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(weights)
-    row = entry(given, {"sigma": 12.5}, fingerprint=tuned_values.fingerprint(tmp_path / "one"))
-    assert tuned_values.resolve(given, [row], tmp_path / "one").corrupt.sigma == 12.5
+    row = entry(given, {"sigma": 12.5}, fingerprint=tuned_values.model_fingerprint(tmp_path / "one"))
+    assert tuned_values.resolve_tuned(given, [row], tmp_path / "one").corrupt.sigma == 12.5
     with pytest.raises(PolicyError, match="another model than the one in LETHE_MODEL_DIR"):
-        tuned_values.resolve(given, [row], tmp_path / "two")
+        tuned_values.resolve_tuned(given, [row], tmp_path / "two")
 
 
-def test_a_guard_starts_with_the_tuned_number_or_not_at_all(home: Path, tmp_path: Path) -> None:
+def test_a_guard_starts_only_with_a_tuned_value(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "artifacts", tmp_path / "artifacts")
     (tmp_path / "policies").mkdir()
     given = policy(tmp_path / "policies", SOFT)
@@ -126,9 +127,11 @@ def test_a_guard_starts_with_the_tuned_number_or_not_at_all(home: Path, tmp_path
     with pytest.raises(PolicyError, match="holds no tuned value"):
         load_guard(settings, Metrics())
     folder = tmp_path / "artifacts" / "small"
-    made = artifacts_io.load(folder)
+    made = artifact_io.load_artifact(folder)
     rows = [entry(given, {"soft": 7.0, "similarity": 0.4})]
-    artifacts_io.save(dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, tuned=rows)), folder)
+    artifact_io.save_artifact(
+        dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, tuned=rows)), folder
+    )
     found, _ = load_guard(settings, Metrics()).policies["p"]
     assert (found.penalize.soft, found.penalize.similarity) == (7.0, 0.4)
 
@@ -143,6 +146,6 @@ def test_a_guard_starts_with_the_tuned_number_or_not_at_all(home: Path, tmp_path
         ("action: penalize\npenalize: {items: tuned}\n", "penalize.items = 'tuned'"),
     ],
 )
-def test_errors_of_numbers_that_may_be_tuned_name_the_key(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_of_tunable_numbers_name_the_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PolicyError, match=message):
         policy(tmp_path, text)

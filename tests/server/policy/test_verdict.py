@@ -39,15 +39,15 @@ def names(findings: tuple[Finding, ...]) -> list[int]:
 
 
 @given(ASKED)
-def test_every_combination_has_one_verdict_that_some_policy_asked_for(
+def test_every_combination_has_one_verdict_of_some_policy(
     asked: list[tuple[str, str, float, float]],
 ) -> None:
     verdict = judged(*asked)
     acting = {i: action for i, (action, mode, at, value) in enumerate(asked) if mode == "enforce" and value >= at}
     assert verdict.action in STRICTNESS
     assert names(verdict.findings) == list(range(len(asked)))
-    assert set(names(verdict.by)) <= acting.keys()
-    assert (verdict.action == "pass") == (not acting) == (not verdict.by)
+    assert set(names(verdict.acting)) <= acting.keys()
+    assert (verdict.action == "pass") == (not acting) == (not verdict.acting)
     adding = {"corrupt", "penalize"} <= set(acting.values())
     assert verdict.action in {*acting.values(), *(["both"] if adding else []), *([] if acting else ["pass"])}
     assert all(STRICTNESS.index(verdict.action) <= STRICTNESS.index(action) for action in acting.values())  # type: ignore[arg-type]
@@ -79,19 +79,19 @@ def test_the_order_of_policies_does_not_matter(asked: list[tuple[str, str, float
     (["route", "refuse"], "refuse"),
     (["corrupt", "penalize", "both", "route", "refuse"], "refuse"),
 ])  # fmt: skip
-def test_the_strictest_action_wins_and_corrupt_and_penalize_add_up(actions: list[str], verdict: str) -> None:
+def test_the_strictest_action_wins_and_corrupt_plus_penalize_is_both(actions: list[str], verdict: str) -> None:
     assert flagged(*actions).action == verdict
 
 
-def test_what_is_done_is_laid_to_the_policies_that_asked_for_it() -> None:
-    assert names(flagged("corrupt", "refuse", "route", "refuse").by) == [1, 3]
-    assert names(flagged("penalize", "route").by) == [1]
-    assert names(flagged("corrupt", "penalize", "both").by) == [0, 1, 2]
+def test_a_verdict_names_the_policies_that_cause_it() -> None:
+    assert names(flagged("corrupt", "refuse", "route", "refuse").acting) == [1, 3]
+    assert names(flagged("penalize", "route").acting) == [1]
+    assert names(flagged("corrupt", "penalize", "both").acting) == [0, 1, 2]
 
 
-def test_a_shadow_policy_is_found_and_does_not_act() -> None:
+def test_a_shadow_policy_has_a_finding_but_does_not_act() -> None:
     verdict = judged(("refuse", "shadow", 0.5, 0.9))
-    assert verdict.action == "pass" and verdict.by == ()
+    assert verdict.action == "pass" and verdict.acting == ()
     assert verdict.findings[0].flagged
 
 
@@ -108,6 +108,6 @@ def test_without_policies_everything_passes() -> None:
     assert decide({}, {}) == Verdict("pass", (), ())
 
 
-def test_a_policy_without_a_score_is_an_error_and_not_a_pass() -> None:
+def test_a_policy_without_a_score_is_an_error() -> None:
     with pytest.raises(KeyError):
         decide({"p": (Policy(name="p", artifact="a", action="refuse"), 0.5)}, {})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lethe.server.policy_store.shadow_report import since, summaries, text
+from lethe.server.policy_store.shadow_report import parse_since, report_lines, summarize
 
 
 def record(time: float, score: float | None, *, mode: str = "shadow", policy: str = "p", **more: Any) -> bytes:
@@ -26,8 +26,8 @@ LINES = [
 
 
 def test_each_policy_in_shadow_is_counted() -> None:
-    found, unread = summaries(LINES)
-    p, q = (summary.facts() for summary in found)
+    found, unread = summarize(LINES)
+    p, q = (summary.to_json() for summary in found)
     assert unread == 1
     assert (p["policy"], p["judged"], p["flagged"], p["share"], p["action"]) == ("p", 4, 3, 0.75, "penalize")
     assert p["scores_in_tenths"] == [1, 0, 0, 0, 0, 0, 0, 1, 0, 2]
@@ -36,27 +36,27 @@ def test_each_policy_in_shadow_is_counted() -> None:
     assert (q["judged"], q["flagged"]) == (1, 0)
 
 
-def test_only_what_came_since() -> None:
-    (only,), _ = summaries(LINES[:4], start=3)
+def test_since_excludes_older_records() -> None:
+    (only,), _ = summarize(LINES[:4], start=3)
     assert (only.judged, only.first, only.last) == (2, 3, 4)
 
 
-def test_examples_are_the_last_ones_and_few() -> None:
-    (only,), _ = summaries([record(i, 0.8) for i in range(20)])
+def test_only_the_last_examples_are_kept() -> None:
+    (only,), _ = summarize([record(i, 0.8) for i in range(20)])
     assert [example.split()[0] for example in only.examples] == ["r15", "r16", "r17", "r18", "r19"]
 
 
-def test_a_page_for_people_names_counts_and_a_mix_of_versions() -> None:
-    (only,), _ = summaries([record(1, 0.9), record(2, 0.1, hash="h2")])
-    said = "\n".join(text(only))
+def test_the_report_has_counts_and_names_several_versions() -> None:
+    (only,), _ = summarize([record(1, 0.9), record(2, 0.1, hash="h2")])
+    said = "\n".join(report_lines(only))
     assert "p: 1 of 2 requests flagged (50.00%)" in said and "2 versions" in said
     assert "0.9–1.0        1 ████" in said
 
 
-def test_times() -> None:
+def test_since_accepts_ages_and_dates() -> None:
     now = datetime(2026, 1, 2, tzinfo=UTC)
-    assert since("24h", now=now) == datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-    assert since("90m", now=now) == now.timestamp() - 5400
-    assert since("2026-01-02T00:00+00:00") == now.timestamp()
+    assert parse_since("24h", now=now) == datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert parse_since("90m", now=now) == now.timestamp() - 5400
+    assert parse_since("2026-01-02T00:00+00:00") == now.timestamp()
     with pytest.raises(ValueError, match="--since 'soon'"):
-        since("soon")
+        parse_since("soon")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import warnings
@@ -17,13 +16,9 @@ from hypothesis import strategies as st
 from lethe.corruption.decoding.spec import XARGS_KEY
 from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER
 from lethe.server.errors import BadRequest
-from lethe.server.http.request_body import parse
+from lethe.server.requests.request_body import parse
 from lethe.server.requests import fields as fields_table
 from lethe.server.requests.conversation_windows import (
-    MAX_END_CHARS,
-    OVERLAP_CHARS,
-    SPLIT_CONTEXT_CHARS,
-    WINDOW_CHARS,
     conversation_windows,
 )
 from lethe.server.requests.extract import MAX_TEXTS, extract_texts
@@ -88,7 +83,7 @@ def vllm() -> SimpleNamespace:
 # What messages hold
 
 
-def test_every_part_type_of_vllm_is_text_refused_or_known(vllm: SimpleNamespace) -> None:
+def test_every_part_type_of_vllm_is_handled(vllm: SimpleNamespace) -> None:
     known = set(fields_table.TEXT_PARTS) | fields_table.OTHER_PARTS | fields_table.REFUSED_PARTS
     assert set(vllm.chat_utils.MM_PARSER_MAP) == known
     assert set(vllm.chat_utils.TEXT_PART_TYPES) == set(fields_table.TEXT_PARTS)
@@ -169,7 +164,7 @@ def markers(value: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("endpoint", "rich"), [("chat", RICH_CHAT), ("completions", RICH_COMPLETIONS)])
-def test_a_marker_in_every_place_is_seen(endpoint: Endpoint, rich: dict[str, Any], vllm: SimpleNamespace) -> None:
+def test_text_in_every_place_is_extracted(endpoint: Endpoint, rich: dict[str, Any], vllm: SimpleNamespace) -> None:
     table = TABLES[endpoint]
     assert vllm.classes[endpoint].model_fields.keys() - table.numeric - table.harmless.keys() <= {
         *rich, *table.refused
@@ -181,7 +176,7 @@ def test_a_marker_in_every_place_is_seen(endpoint: Endpoint, rich: dict[str, Any
 
 
 @given(st.recursive(st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=10), st.text())
-def test_every_string_of_an_unknown_field_is_judged_keys_included(value: Any, key: str) -> None:
+def test_all_strings_of_unknown_fields_are_judged(value: Any, key: str) -> None:
     table = TABLES["chat"]
     known = {*table.walked, *table.shown, *table.judged, *table.words, *table.numeric, *table.harmless, *table.refused}
     if key in known or "<" in json.dumps([key, value]):
@@ -190,7 +185,7 @@ def test_every_string_of_an_unknown_field_is_judged_keys_included(value: Any, ke
     assert key in found and all(string in found for string in all_strings(value))
 
 
-def test_media_sent_along_is_not_read_as_text() -> None:
+def test_base64_media_is_not_text() -> None:
     data = "data:image/png;base64,AAAA"
     parts = [
         {"type": "image_url", "image_url": {"url": data, "detail": "low"}},
@@ -201,14 +196,14 @@ def test_media_sent_along_is_not_read_as_text() -> None:
     assert texts(user([*parts, {"type": "text", "text": "hi"}])) == ["hi"]
 
 
-def test_text_parts_can_be_targets_and_other_text_cannot() -> None:
+def test_only_text_parts_are_targets() -> None:
     body = user([{"type": "text", "text": "a"}, {"type": "tool_reference", "name": "b"}, "c"], name="d")
     assert [(t.text, t.target) for t in extract_texts("chat", body)] == [
         ("a", (0, 0)), ("name\nb", None), ("c", (0, 2)), ("d", None),
     ]  # fmt: skip
 
 
-def test_a_place_never_holds_what_the_client_made_up() -> None:
+def test_places_never_contain_keys_of_the_client() -> None:
     """Places go into the audit, where no prompt may stand."""
     body = {
         "Who wrote it": "x",
@@ -269,7 +264,7 @@ def shown(conversation: list[dict[str, Any]]) -> Iterator[str]:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(MESSAGES, min_size=1, max_size=2), st.sampled_from(["string", "openai"]))
-def test_all_that_a_chat_template_gets_was_judged(
+def test_everything_a_chat_template_gets_is_judged(
     vllm: SimpleNamespace, messages: list[dict[str, Any]], content_format: str
 ) -> None:
     body = {"model": "m", "messages": messages}
@@ -282,7 +277,7 @@ def test_all_that_a_chat_template_gets_was_judged(
     assert [line for line in shown(conversation) if line not in ours and line not in found] == []
 
 
-def test_the_parser_does_accept_what_is_compared_with_it(vllm: SimpleNamespace) -> None:
+def test_vllm_parses_the_compared_messages(vllm: SimpleNamespace) -> None:
     """Else the comparison above would hold for want of anything to compare."""
     arguments = '{"q": "\\u0057ho"}'
     call = {"id": "i", "type": "function", "function": {"name": "f", "arguments": arguments}}
@@ -342,7 +337,7 @@ def unread(shown: list[Any], read: str) -> list[str]:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(ANTHROPIC, st.booleans())
-def test_all_that_becomes_of_anthropics_messages_was_judged(
+def test_everything_vllm_makes_of_anthropic_messages_is_judged(
     vllm: SimpleNamespace, body: dict[str, Any], merge: bool
 ) -> None:
     read = all_read("messages", body)
@@ -383,7 +378,7 @@ RESPONSES = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(RESPONSES)
-def test_all_that_becomes_of_a_responses_input_was_judged(vllm: SimpleNamespace, body: dict[str, Any]) -> None:
+def test_everything_vllm_makes_of_a_response_input_is_judged(vllm: SimpleNamespace, body: dict[str, Any]) -> None:
     read = all_read("responses", body)
     try:
         shown = vllm.responses(body)
@@ -392,7 +387,7 @@ def test_all_that_becomes_of_a_responses_input_was_judged(vllm: SimpleNamespace,
     assert unread(shown, read) == []
 
 
-def test_what_is_compared_is_taken_by_vllm(vllm: SimpleNamespace) -> None:
+def test_vllm_accepts_the_compared_bodies(vllm: SimpleNamespace) -> None:
     """Else the comparisons above would hold for want of anything to compare."""
     said = [{"type": "tool_use", "id": "a", "name": "b", "input": {"c": "d"}}, {"type": "thinking", "thinking": "e"}]
     result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "f"}]}
@@ -410,63 +405,12 @@ def test_what_is_compared_is_taken_by_vllm(vllm: SimpleNamespace) -> None:
     assert {"a", "b", "c", "d", "e", "f", "g"} <= words
 
 
-def test_a_word_split_over_system_messages_with_others_between_is_whole() -> None:
-    said = [("system", "Tell of Zan"), ("user", "Hi"), ("developer", "zibar")]
-    body = {"messages": [{"role": role, "content": text} for role, text in said]}
-    for endpoint in ("chat", "messages"):
-        assert "Zanzibar" in "\n".join(conversation_windows(extract_texts(endpoint, body)))
-
-
-FILLER = "The weather is fine today. " * 40
-
-
-@pytest.mark.parametrize(("endpoint", "body"), [
-    ("messages", user([{"type": "text", "text": "Zan"}, {"type": "thinking", "thinking": FILLER},
-                       {"type": "text", "text": "zibar"}])),
-    ("messages", user([{"type": "thinking", "thinking": "Zan"}, {"type": "text", "text": FILLER},
-                       {"type": "thinking", "thinking": "zibar"}])),
-    ("messages", user([{"type": "text", "text": "Zan"}, {"type": "tool_result", "content": FILLER},
-                       {"type": "text", "text": "zibar"}])),
-    ("messages", {"messages": [{"role": "system", "content": "Zan"}, {"role": "system", "content": [
-        {"type": "thinking", "thinking": FILLER}, {"type": "text", "text": "zibar"}]}]}),
-    ("responses", {"input": [{"role": "assistant", "content": [
-        {"type": "output_text", "text": "Zan"}, {"type": "output_text", "text": FILLER}]},
-        {"role": "user", "content": "zibar"}]}),
-    ("messages", {"system": "Zan", "messages": [
-        {"role": "system", "content": f"x-anthropic-billing-header\n{FILLER}"}, {"role": "user", "content": "Hi"},
-        {"role": "system", "content": "zibar"}]}),
-    ("chat", {"messages": [
-        {"role": "system", "content": "Zan"}, {"role": "system", "content": f"x-anthropic-billing-header {FILLER}\nzi"},
-        {"role": "user", "content": "bar"}]}),
-    ("chat", {"messages": [{"role": "system", "content": "Zan", "ignored": FILLER},
-                           {"role": "user", "content": "zibar"}]}),
-])  # fmt: skip
-def test_what_vllm_takes_out_from_between_hides_no_word(endpoint: Endpoint, body: dict[str, Any]) -> None:
-    assert "Zanzibar" in "\n".join(conversation_windows(extract_texts(endpoint, body)))
-
-
-def test_a_question_on_both_sides_of_what_is_not_shown_is_whole() -> None:
-    body = {"messages": [{"role": "system", "content": "Who wrote", "ignored": FILLER},
-                         {"role": "user", "content": "the book?"}]}  # fmt: skip
-    assert "Who wrote\nthe book?" in conversation_windows(extract_texts("chat", body))
-
-
-def test_conversations_of_a_batch_are_joined_each_by_itself() -> None:
-    body = {"messages": [[{"role": "user", "content": text} for text in said] for said in (("a", "b"), ("c", "d"))]}
-    found = extract_texts("batch", body)
-    assert [(text.place, text.target, text.conversation) for text in found] == [
-        ("messages[0][0].content", (0, None), 0), ("messages[0][1].content", (1, None), 0),
-        ("messages[1][0].content", (2, None), 1), ("messages[1][1].content", (3, None), 1),
-    ]  # fmt: skip
-    assert conversation_windows(found) == ("a\nb", "ab", "c\nd", "cd")
-
-
-def test_a_response_is_read_in_the_order_in_which_it_is_shown() -> None:
+def test_response_texts_are_in_template_order() -> None:
     body = {"input": [{"role": "user", "content": "zibar?"}], "instructions": "Tell of Zan"}
     assert "Zanzibar" in "\n".join(conversation_windows(extract_texts("responses", body)))
 
 
-def test_the_result_of_a_tool_is_the_tools_word_and_not_the_users() -> None:
+def test_tool_results_have_the_role_tool() -> None:
     blocks = [{"type": "tool_result", "tool_use_id": "t", "content": "a"}, {"type": "text", "text": "b"}]
     found = extract_texts("messages", user(blocks))
     assert [(text.text, text.role) for text in found if text.target] == [("a", "tool"), ("b", "user")]
@@ -476,7 +420,7 @@ def test_the_result_of_a_tool_is_the_tools_word_and_not_the_users() -> None:
     ]  # fmt: skip
 
 
-def test_escapes_in_the_arguments_of_a_tool_call_hide_nothing() -> None:
+def test_escapes_in_tool_call_arguments_hide_nothing() -> None:
     """vLLM parses the arguments, and the template shows them without the escapes."""
     arguments = '{"q": "\\u0057ho wrote \\u0069t?", "\\u0078": ["\\ud83d\\ude00", "\\ud800"]}'
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
@@ -488,7 +432,7 @@ def test_escapes_in_the_arguments_of_a_tool_call_hide_nothing() -> None:
 @pytest.mark.parametrize(
     "arguments", ['{"a": "\\', '{"a": \\u}', "{" * 5000 + "\\", '{"a":' * 5000 + '"\\n"', '["\\u0057"]']
 )
-def test_arguments_that_are_no_json_object_are_judged_as_they_stand(arguments: str) -> None:
+def test_arguments_that_are_not_a_json_object_are_judged_as_text(arguments: str) -> None:
     call = {"type": "function", "function": {"arguments": arguments}}
     assert arguments in texts(user(None, tool_calls=[call]))[0]
 
@@ -498,7 +442,7 @@ def test_arguments_that_are_no_json_object_are_judged_as_they_stand(arguments: s
     [True, 1],
     [[1.0]], [["1"]], [None], {"a": 1}, 5, True, [[1], None], [[[1]]],
 ], ids=repr)  # fmt: skip
-def test_prompts_are_read_as_vllm_reads_them_or_refused(prompt: Any, vllm: SimpleNamespace) -> None:
+def test_prompts_are_read_like_vllm_or_refused(prompt: Any, vllm: SimpleNamespace) -> None:
     try:
         found = texts({"prompt": prompt}, "completions")
     except BadRequest:
@@ -514,7 +458,7 @@ def test_prompts_are_read_as_vllm_reads_them_or_refused(prompt: Any, vllm: Simpl
     )
 
 
-def test_numbers_that_vllm_would_read_as_token_ids_are_refused() -> None:
+def test_other_numbers_as_token_ids_are_refused() -> None:
     for prompt in ([1.0, 2.0], ["1", 2], [True, 1], [[1.0]], [["1"]], [[True]], 5, {"a": 1}, [None]):
         assert refused({"prompt": prompt}, "completions").param == "prompt"
 
@@ -526,19 +470,19 @@ def test_numbers_that_vllm_would_read_as_token_ids_are_refused() -> None:
     ("vllm_xargs", XARGS_KEY), ("vllm_xargs", "kv_transfer_params"), ("vllm_xargs", "ec_transfer_params"),
     ("chat_template_kwargs", "chat_template"),
 ])  # fmt: skip
-def test_refused_keys_are_refused_and_others_served(name: str, key: str) -> None:
+def test_refused_keys_are_refused_and_others_accepted(name: str, key: str) -> None:
     assert refused({name: {"a": 1, key: None}}).code == "refused_field"
     assert texts({name: {"a": "b"}}) == ["a\nb"]
 
 
 @pytest.mark.parametrize("value", ["x", [XARGS_KEY], 5, True])
-def test_an_object_field_that_is_no_object_is_refused(value: Any) -> None:
+def test_an_object_field_of_another_type_is_refused(value: Any) -> None:
     for name in fields_table.REFUSED_INSIDE:
         assert refused({name: value}).param == name
 
 
 @pytest.mark.parametrize("kind", sorted(fields_table.REFUSED_PARTS))
-def test_embeddings_of_the_clients_own_are_refused(kind: str) -> None:
+def test_client_made_embeddings_are_refused(kind: str) -> None:
     for part in ({"type": kind, "data": "AAAA"}, {kind: "AAAA"}, {"type": "text", "text": "a", kind: None}):
         error = refused(user(["a", part]))
         assert error.param == "messages[0].content[1]" and kind in error.message
@@ -553,7 +497,7 @@ RESERVED = PROMPT_EMBEDS_MARKER
     user(["a", "<prompt_", "embeds>"]), user(["<prompt_ ", "\n", " embeds>"]),
     user(None, tool_calls=[{"function": {"arguments": '{"a": "\\u003cprompt_embeds>"}'}}]),
 ], ids=range(8))  # fmt: skip
-def test_the_placeholder_of_vllm_is_refused_wherever_it_could_arise(body: dict[str, Any]) -> None:
+def test_vllms_placeholder_is_refused_everywhere(body: dict[str, Any]) -> None:
     assert refused(body).code == "reserved_text"
 
 
@@ -561,7 +505,7 @@ def test_token_ids_need_a_tokenizer() -> None:
     assert "LETHE_MODEL_DIR" in refused({"prompt": [1, 2]}, "completions").message
 
 
-def test_a_token_id_that_the_model_does_not_have_is_refused() -> None:
+def test_an_unknown_token_id_is_refused() -> None:
     def fails(error: Exception) -> Callable[[list[int]], str]:
         def decode(ids: list[int]) -> str:
             raise error
@@ -573,7 +517,7 @@ def test_a_token_id_that_the_model_does_not_have_is_refused() -> None:
             extract_texts("completions", {"prompt": [1]}, decode=fails(error))
 
 
-def test_a_prompt_of_null_has_no_text() -> None:
+def test_a_null_prompt_has_no_text() -> None:
     assert texts({"prompt": None}, "completions") == []
 
 
@@ -584,79 +528,12 @@ def test_the_number_of_texts_is_bounded() -> None:
     assert refused(user(["a"] * (most + 1))).code == "too_many_texts"
 
 
-def test_nesting_as_deep_as_a_body_may_be_is_read() -> None:
+def test_the_deepest_allowed_nesting_is_read() -> None:
     body = parse(b'{"x": ' + b'[{"k": ' * 120 + b'"deep"' + b"}]" * 120 + b"}")
     assert texts(body)[0].endswith("deep")
 
 
 # The conversation as one text
-
-
-def test_a_question_split_over_messages_is_whole_in_the_joined_text() -> None:
-    body = {"messages": [{"role": "user", "content": "Who wrote"}, {"role": "user", "content": "the book?"}]}
-    assert conversation_windows(extract_texts("chat", body)) == ("Who wrote\nthe book?", "Who wrotethe book?")
-
-
-def test_an_answer_in_between_parts_no_question_and_no_word() -> None:
-    said = [("user", "Who wrote about Zan"), ("assistant", "Go on."), ("user", "zibar?")]
-    body = {"messages": [{"role": role, "content": text} for role, text in said]}
-    found = conversation_windows(extract_texts("chat", body))
-    assert found[1:] == (
-        "Who wrote about Zan\nzibar?",
-        "Who wrote about ZanGo on.\nzibar?",
-        "Who wrote about Zanzibar?",
-    )
-
-
-def test_of_long_messages_the_ends_count_once_more() -> None:
-    long = "Thank you for that. " * 1000
-    body = {"messages": [{"role": role, "content": f"{long} {role}"} for role in ("user", "assistant", "user")]}
-    found = conversation_windows(extract_texts("chat", body))
-    assert sum(map(len, found)) < 8 * 2 * MAX_END_CHARS and sum("assistant" in text for text in found) >= 2
-
-
-def test_a_word_split_over_parts_is_whole_in_the_joined_text() -> None:
-    body = user([{"type": "text", "text": "Zan"}, {"type": "text", "text": " zi "}, "bar"])
-    assert conversation_windows(extract_texts("chat", body)) == ("Zan\n zi \nbar", "Zanzibar")
-
-
-def test_only_what_is_near_a_split_word_is_read_with_nothing_between() -> None:
-    said = ["Far away.", *["Thank you very much for all of that."] * 30, "Who wrote", "about Zan", "zi, what", "bar?",
-            *["So it goes, they say."] * 30, "The End."]  # fmt: skip
-    found = conversation_windows(
-        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in said]})
-    )
-    (glued,) = (text for text in found if "wroteabout" in text)
-    assert "\nThank you very much for all of that.\nWho wroteabout Zanzi, whatbar?\nSo it goes" in glued
-    assert 2 * SPLIT_CONTEXT_CHARS < len(glued) < 4 * SPLIT_CONTEXT_CHARS
-
-
-def test_all_that_a_template_shows_counts_in_the_joined_text() -> None:
-    body = {**user("a", name="b"), "tools": ["c"], "documents": ["d"], "chat_template_kwargs": {"e": "f"}}
-    found = conversation_windows(extract_texts("chat", {**body, "metadata": {"g": "h"}, "vllm_xargs": {"i": "j"}}))
-    assert set(" ".join(found).split()) == set("abcdef")
-
-
-def test_another_turn_leaves_all_stretches_but_the_last_as_they_were() -> None:
-    turns = [{"role": role, "content": f"{role} {i} " + "talks on and on. " * 9} for i in range(40)
-             for role in ("user", "assistant")]  # fmt: skip
-    before, after = (conversation_windows(extract_texts("chat", {"messages": turns[:n]})) for n in (-2, len(turns)))
-    assert len(before) > 12 and len(set(before) - set(after)) <= 2 and len(set(after) - set(before)) <= 4
-    assert all(len(stretch) < 2 * WINDOW_CHARS for stretch in after)
-
-
-@pytest.mark.parametrize(
-    "sizes", [[10] * 300, [900] * 20, [5000, 3, 4, 5000, 2], [1] * 9, [1499, 1, 1], [1700, 8, 400, 9]]
-)
-def test_neighbours_share_a_stretch_and_so_does_what_is_near(sizes: list[int]) -> None:
-    texts_ = [f"<{i}>".ljust(size, "x") for i, size in enumerate(sizes)]
-    found = conversation_windows(
-        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in texts_]})
-    )
-    marks = [f"<{i}>" for i in range(len(sizes))]
-    for i, j in itertools.combinations(range(len(sizes)), 2):
-        if j == i + 1 or sum(sizes[i : j + 1]) <= OVERLAP_CHARS:
-            assert any(marks[i] in text and marks[j] in text for text in found), (i, j)
 
 
 def test_an_unknown_message_form_is_judged() -> None:
@@ -668,18 +545,3 @@ def test_extraction_changes_nothing_in_the_body() -> None:
     before = json.dumps(RICH_CHAT)
     extract_texts("chat", RICH_CHAT)
     assert json.dumps(RICH_CHAT) == before
-
-
-def test_what_follows_a_long_message_follows_its_end() -> None:
-    said = ["x" * 1700 + " Who was the mother of Elvin", "ok, wait", "Mammadov and what did she do?"]
-    found = conversation_windows(
-        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in said]})
-    )
-    assert any("of Elvin\nok, wait\nMammadov" in text for text in found)
-
-
-def test_both_ends_of_a_long_message_are_no_run_together() -> None:
-    body = {"messages": [{"role": "user", "content": text} for text in ("QUJD" * 1000, "REVG" * 9)]}
-    assert all(
-        "QUJDQUJD\n...\nQUJD" in text for text in conversation_windows(extract_texts("chat", body)) if "..." in text
-    )

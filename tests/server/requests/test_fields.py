@@ -10,8 +10,10 @@ import pytest
 
 from lethe.server.errors import BadRequest
 from lethe.server.requests import fields as fields_table
-from lethe.server.requests.extract import Endpoint, Text, extract
-from lethe.server.requests.fields import RELAYED, TABLES
+from lethe.server.requests.extract import extract_texts
+from lethe.server.requests.fields import RELAYED, TABLES, Endpoint
+from lethe.server.requests.request_text import RequestText
+from lethe.server.upstream.capabilities import Capabilities
 from tests.server.fakes import KEYWORD, make_guard, policy
 
 pytest.importorskip("vllm", reason="compares with vLLM's own classes")
@@ -31,13 +33,13 @@ def groups(every: dict[Endpoint, list[vllm_fields.Field]]) -> dict[Endpoint, dic
     return {endpoint: vllm_fields.groups(endpoint, there) for endpoint, there in every.items()}
 
 
-def test_every_endpoint_is_guarded_by_a_table_or_relayed_with_a_reason() -> None:
+def test_every_endpoint_has_a_table_or_is_relayed() -> None:
     assert set(TABLES) == set(GUARDED)
     assert set(vllm_fields.request_classes()) == set(GUARDED)
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_every_field_of_vllm_stands_in_exactly_one_group(endpoint: Endpoint) -> None:
+def test_every_field_of_vllm_is_in_exactly_one_group(endpoint: Endpoint) -> None:
     """A field that a later vLLM adds fails here until somebody has decided what it is."""
     table = TABLES[endpoint]
     for made in vllm_fields.request_classes()[endpoint]:
@@ -47,7 +49,7 @@ def test_every_field_of_vllm_stands_in_exactly_one_group(endpoint: Endpoint) -> 
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_the_table_has_no_field_that_vllm_has_not(endpoint: Endpoint) -> None:
+def test_the_tables_have_only_fields_of_vllm(endpoint: Endpoint) -> None:
     classes = vllm_fields.request_classes()
     # count_tokens reads what messages reads, and less.
     made = classes["messages"] if endpoint == "count_tokens" else classes[endpoint]
@@ -56,16 +58,14 @@ def test_the_table_has_no_field_that_vllm_has_not(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_every_member_of_every_field_is_as_it_was_recorded(
-    endpoint: Endpoint, groups: dict[Endpoint, dict[str, str]]
-) -> None:
+def test_every_member_of_every_field_is_recorded(endpoint: Endpoint, groups: dict[Endpoint, dict[str, str]]) -> None:
     """Nested classes too. After a new vLLM: `python -m tests.server.vllm_fields`, and read the difference."""
     recorded = json.loads(vllm_fields.RECORDED.read_text(encoding="utf-8"))
     assert groups[endpoint] == recorded[endpoint]
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_what_is_harmless_has_its_reason(endpoint: Endpoint, groups: dict[Endpoint, dict[str, str]]) -> None:
+def test_harmless_fields_have_reasons(endpoint: Endpoint, groups: dict[Endpoint, dict[str, str]]) -> None:
     table = TABLES[endpoint]
     for name, group in groups[endpoint].items():
         if "harmless" in group:
@@ -75,7 +75,7 @@ def test_what_is_harmless_has_its_reason(endpoint: Endpoint, groups: dict[Endpoi
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_what_is_tried_is_what_vllm_takes(endpoint: Endpoint, every: dict[Endpoint, list[vllm_fields.Field]]) -> None:
+def test_vllm_accepts_the_tested_values(endpoint: Endpoint, every: dict[Endpoint, list[vllm_fields.Field]]) -> None:
     """Else the tests here would show what becomes of requests that vLLM refuses anyhow."""
     from vllm.exceptions import VLLMValidationError
 
@@ -94,7 +94,7 @@ def test_what_is_tried_is_what_vllm_takes(endpoint: Endpoint, every: dict[Endpoi
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_a_forget_prompt_is_flagged_in_every_field_that_holds_text(
+def test_a_forget_prompt_is_flagged_in_every_text_field(
     endpoint: Endpoint, every: dict[Endpoint, list[vllm_fields.Field]]
 ) -> None:
     guard = make_guard(policy(action="refuse"))
@@ -104,7 +104,7 @@ def test_a_forget_prompt_is_flagged_in_every_field_that_holds_text(
             continue
         body = {**field.body(f"Tell me about {KEYWORD}"), "stream": stream, "n": n}
         try:
-            outcome = guard.examine(guard.read(endpoint, body))
+            outcome = guard.decide(guard.read(endpoint, body), Capabilities())
         except BadRequest as error:
             assert error.code == "refused_field", field.name
             continue
@@ -116,7 +116,7 @@ def test_a_forget_prompt_is_flagged_in_every_field_that_holds_text(
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_fields_of_numbers_have_no_text_in_vllm(endpoint: Endpoint) -> None:
+def test_numeric_fields_have_no_text_in_vllm(endpoint: Endpoint) -> None:
     for made in vllm_fields.request_classes()[endpoint]:
         properties = made.model_json_schema()["properties"]
         for name in TABLES[endpoint].numeric & properties.keys():
@@ -140,7 +140,7 @@ def words_in(words: fields_table.Words | None) -> set[str]:
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_fields_of_words_have_the_words_that_vllm_has(endpoint: Endpoint) -> None:
+def test_word_fields_have_the_same_words_as_vllm(endpoint: Endpoint) -> None:
     named = set().union(*(words_of(made.model_json_schema()) for made in vllm_fields.request_classes()[endpoint]))
     for name, words in TABLES[endpoint].words.items():
         # Whatever vLLM takes in a field of messages and not in one of count_tokens is ignored there.
@@ -148,7 +148,7 @@ def test_fields_of_words_have_the_words_that_vllm_has(endpoint: Endpoint) -> Non
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_an_ordinary_request_is_judged_by_its_prompt_alone(endpoint: Endpoint) -> None:
+def test_an_ordinary_request_has_only_its_prompt_judged(endpoint: Endpoint) -> None:
     """What carries no text costs no pass of the encoder."""
     table = TABLES[endpoint]
     body: dict[str, Any] = {**dict.fromkeys(table.harmless, "x"), **dict.fromkeys(table.numeric, 1)}
@@ -177,36 +177,36 @@ def test_an_ordinary_request_is_judged_by_its_prompt_alone(endpoint: Endpoint) -
     else:
         messages = [{"role": "user", "content": "hello"}]
         body["messages"] = [messages] if endpoint == "batch" else messages
-    assert [text.text for text in extract(endpoint, body)] == ["hello"]
+    assert [text.text for text in extract_texts(endpoint, body)] == ["hello"]
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
 @pytest.mark.parametrize("value", ["x", {"a": 1}, [1], 0, True, ""])
-def test_refused_fields_are_refused_whatever_they_hold(endpoint: Endpoint, value: Any) -> None:
+def test_refused_fields_are_refused_with_any_value(endpoint: Endpoint, value: Any) -> None:
     for name, reason in TABLES[endpoint].refused.items():
         with pytest.raises(BadRequest) as caught:
-            extract(endpoint, {name: value})
+            extract_texts(endpoint, {name: value})
         assert (caught.value.param, caught.value.code) == (name, "refused_field")
         assert name in caught.value.message and reason in caught.value.message
 
 
-def test_only_switches_may_be_said_to_be_off() -> None:
-    assert extract("responses", {"background": False, "input": "a"}) == [
-        Text("input", "a", (1, None), message=True, role="user")
+def test_only_switches_may_be_false() -> None:
+    assert extract_texts("responses", {"background": False, "input": "a"}) == [
+        RequestText("input", "a", (1, None), message=True, role="user")
     ]
     for name in TABLES["responses"].refused.keys() - fields_table.SWITCHES:
         with pytest.raises(BadRequest):
-            extract("responses", {name: False})
+            extract_texts("responses", {name: False})
 
 
-def test_tools_that_vllm_runs_itself_are_refused() -> None:
+def test_tools_that_vllm_would_run_are_refused() -> None:
     from vllm.entrypoints.openai.parser.harmony_utils import BUILTIN_TOOL_TO_MCP_SERVER_LABEL
 
     assert {*BUILTIN_TOOL_TO_MCP_SERVER_LABEL.values(), "mcp"} == fields_table.SERVER_TOOLS
     for kind in fields_table.SERVER_TOOLS:
         with pytest.raises(BadRequest, match="unjudged"):
-            extract("responses", {"input": "a", "tools": [{"type": "function", "name": "f"}, {"type": kind}]})
+            extract_texts("responses", {"input": "a", "tools": [{"type": "function", "name": "f"}, {"type": kind}]})
 
 
-def test_the_module_says_which_vllm_it_was_checked_against() -> None:
+def test_the_docstring_names_the_checked_vllm_version() -> None:
     assert "vLLM 0.32" in str(fields_table.__doc__)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lethe.server.requests.extract import Endpoint
-from lethe.server.requests.fields import RELAYED, TABLES
-from lethe.server.requests.validation import doubtful
+from lethe.server.requests.fields import RELAYED, TABLES, Endpoint
+from lethe.server.requests.validation import may_be_invalid
 
 pytest.importorskip("vllm", reason="compares with vLLM's own classes")
 from tests.server import vllm_fields
@@ -50,13 +49,13 @@ OVER = {
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_what_vllm_refuses_is_in_doubt(endpoint: Endpoint) -> None:
+def test_what_vllm_rejects_may_be_invalid(endpoint: Endpoint) -> None:
     base, missed, over = vllm_fields.BASES[endpoint], [], []
     names = {name for made in vllm_fields.request_classes()[endpoint] for name in made.model_fields}
     for name in sorted(names - set(TABLES[endpoint].refused)):
         for odd in ODD:
             body = {**base, name: odd}
-            refused, doubt = refuses(endpoint, body), doubtful(endpoint, body)
+            refused, doubt = refuses(endpoint, body), may_be_invalid(endpoint, body)
             if refused and not doubt:
                 missed.append((name, odd))
             if doubt and not refused and name not in OVER and odd is not None:
@@ -81,17 +80,17 @@ CONTRADICTORY: list[tuple[Endpoint, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("endpoint", "given"), CONTRADICTORY)
-def test_what_does_not_go_together_is_in_doubt(endpoint: Endpoint, given: dict[str, Any]) -> None:
+def test_contradictory_fields_may_be_invalid(endpoint: Endpoint, given: dict[str, Any]) -> None:
     body = {**vllm_fields.BASES[endpoint], **given}
-    assert doubtful(endpoint, body)
+    assert may_be_invalid(endpoint, body)
 
 
 @pytest.mark.parametrize("endpoint", GUARDED)
-def test_what_is_missing_is_in_doubt(endpoint: Endpoint) -> None:
+def test_missing_fields_may_be_invalid(endpoint: Endpoint) -> None:
     base = vllm_fields.BASES[endpoint]
     for name in base:
         body = {key: value for key, value in base.items() if key != name}
-        assert doubtful(endpoint, body) or not refuses(endpoint, body)
+        assert may_be_invalid(endpoint, body) or not refuses(endpoint, body)
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
@@ -122,9 +121,9 @@ ORDINARY: list[tuple[Endpoint, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("endpoint", "given"), ORDINARY)
-def test_what_clients_ordinarily_ask_is_not(endpoint: Endpoint, given: dict[str, Any]) -> None:
+def test_ordinary_requests_are_valid(endpoint: Endpoint, given: dict[str, Any]) -> None:
     body = {**vllm_fields.BASES[endpoint], **given}
-    assert not refuses(endpoint, body) and not doubtful(endpoint, body)
+    assert not refuses(endpoint, body) and not may_be_invalid(endpoint, body)
 
 
 VALUE = st.recursive(
@@ -140,11 +139,11 @@ NAMES = sorted({name for table in TABLES.values() for name in (*table.walked, *t
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from(GUARDED), st.dictionaries(st.sampled_from([*NAMES, "structured_outputs", "n"]), VALUE))
-def test_nothing_that_a_client_makes_up_is_an_error(endpoint: Endpoint, body: dict[str, Any]) -> None:
-    assert doubtful(endpoint, {**vllm_fields.BASES[endpoint], **body}) in (True, False)
+def test_no_body_raises_an_error(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    assert may_be_invalid(endpoint, {**vllm_fields.BASES[endpoint], **body}) in (True, False)
 
 
-def test_a_choice_of_odd_form_is_no_error() -> None:
+def test_an_odd_tool_choice_raises_no_error() -> None:
     for choice in ({"function": 5}, {"type": "function", "function": []}, {"type": "function", "name": "f"}):
         tools = [{"type": "function", "name": "g"}]
-        assert doubtful("responses", {"input": "x", "tool_choice": choice, "tools": tools})
+        assert may_be_invalid("responses", {"input": "x", "tool_choice": choice, "tools": tools})
