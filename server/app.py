@@ -1,110 +1,78 @@
-"""The FastAPI application: routes, health, readiness, and what lives as long as the server."""
+"""Composition of the gateway: builds its parts from the settings, connects them, and starts and stops them."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from fastapi import FastAPI
 
-from lethe.server import admin_api, errors
-from lethe.server.errors import GuardError, NotFound
+from lethe.server.admin_port import create_admin_app, serve_admin_port
+from lethe.server.admission.api_keys import Keyring
 from lethe.server.guard.guard import Guard
 from lethe.server.http import openapi
-from lethe.server.http.api_keys import Keyring
+from lethe.server.http.application import GatewayApplication
 from lethe.server.http.gateway import Gateway
-from lethe.server.observability.audit import Audit
+from lethe.server.observability.audit import AuditLog
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy_store import seed_artifact
-from lethe.server.policy_store.store import Live
-from lethe.server.requests.extract import Endpoint
+from lethe.server.policy_store.store import PolicyStore
+from lethe.server.process.workers import Worker
+from lethe.server.requests.routes import ROUTES
 from lethe.server.settings import Settings, SettingsError, check_exposure
-from lethe.server.upstream.pool import Replicas, connections
-
-if TYPE_CHECKING:
-    from lethe.server.process.workers import Worker
-
-log = logging.getLogger("lethe")
-
-
-class _App(FastAPI):
-    """FastAPI for what is rare. Requests for the model server go past it: it would cost more than their relay."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (scope["path"], scope["method"]) in RELAYED:
-            gateway: Gateway = self.state.gateway
-            await gateway.serve(scope, receive, send, RELAYED[scope["path"], scope["method"]])
-        else:
-            await super().__call__(scope, receive, send)
-
-
-class _Relayed:
-    """A raw ASGI endpoint; `gateway` is there once the lifespan has begun."""
-
-    def __init__(self, app: FastAPI, path: str, endpoint: Endpoint | None) -> None:
-        self._app = app
-        self._path = path
-        self._endpoint = endpoint
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != self._path:
-            raise HTTPException(404)  # Starlette's routes also match with a line break at the end
-        gateway: Gateway = self._app.state.gateway
-        await gateway.serve(scope, receive, send, self._endpoint)
+from lethe.server.upstream.pool import ReplicaPool, upstreams_from
+from lethe.server.upstream.replica import Requirements
 
 
 def create_app(
     settings: Settings, *, guard: Guard | None = None, metrics: Metrics | None = None, worker: Worker | None = None
 ) -> FastAPI:
-    """The gateway as an ASGI app. Loads policies and artifacts now, so that a fault stops the start.
+    """Return the gateway as an ASGI application. Policies and artifacts are loaded now, so that errors stop the start.
 
-    guard, metrics: given by tests that bring their own. worker: one of several processes that serve.
+    guard, metrics: for tests that bring their own. worker: this process, if it is one of several.
     Raises PolicyError, KeysError or SettingsError.
     """
     check_exposure(settings)
     metrics = metrics or Metrics()
     keys = Keyring(settings.keys, metrics) if settings.keys else None
-    live = Live(settings, metrics) if guard is None else None
-    first = guard or live.loaded.guard  # type: ignore[union-attr]  # one of them is there
+    store = PolicyStore(settings, metrics) if guard is None else None
+    first_guard = guard or store.loaded.guard  # type: ignore[union-attr]  # one of them is not None
     try:
-        audit = Audit(settings.audit, metrics, None if worker is None else worker.turns)
+        audit = AuditLog(settings.audit, metrics, None if worker is None else worker.audit_lock)
     except OSError as error:
         raise SettingsError(f"LETHE_AUDIT = {str(settings.audit)!r}: {error.strerror}") from error
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        replicas = Replicas(connections(settings), first, metrics, interval_s=settings.probe_interval_s)
+        replicas = ReplicaPool(
+            upstreams_from(settings), _requirements(first_guard), metrics, interval_s=settings.probe_interval_s
+        )
         limits = None if worker is None else worker.limits()
-        gateway = Gateway(settings, replicas, first, audit, metrics, keys, limits)
+        gateway = Gateway(settings, replicas, first_guard, audit, metrics, keys, limits)
         app.state.replicas, app.state.gateway = replicas, gateway
         loop = asyncio.get_running_loop()
 
-        def exchange(guard: Guard) -> None:
-            # Replicas first: a guard that is asked must know what they can do.
-            replicas.serve(guard)
+        def use_guard(guard: Guard) -> None:
+            # The pool first: the new guard decides on what replicas can do.
+            replicas.require(_requirements(guard))
             gateway.guard = guard
 
-        def put_on_record(record: dict[str, Any]) -> None:
-            if worker is None or worker.tells(record):
+        def record_change(record: dict[str, Any]) -> None:
+            if worker is None or worker.claims_record(record):
                 loop.call_soon_threadsafe(audit.put, record)
 
-        if live is not None:
-            live.start(lambda guard: loop.call_soon_threadsafe(exchange, guard), put_on_record)
+        if store is not None:
+            store.start(lambda guard: loop.call_soon_threadsafe(use_guard, guard), record_change)
             if settings.admin_key is not None and (worker is None or worker.is_first):
-                seed_artifact.prepare(settings, live.loaded.encoder)
-        watching = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(gateway.run())}
+                seed_artifact.prepare_seed_artifact(settings, store.loaded.encoder)
+        background = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(gateway.run())}
         try:
             async with (
-                nullcontext() if worker is None else worker.answering(live, metrics),
-                admin_api.serving(
-                    settings, admin_api.create_admin(settings, metrics, replicas, live, document, worker), worker
+                nullcontext() if worker is None else worker.answer_workers(store, metrics),
+                serve_admin_port(
+                    settings, create_admin_app(settings, metrics, replicas, store, document, worker), worker
                 ),
             ):
                 if worker is not None:
@@ -113,74 +81,19 @@ def create_app(
                 metrics.worker_starts.inc()
                 yield
         finally:
-            if live is not None:
-                await asyncio.to_thread(live.stop)
-            for task in watching:
+            if store is not None:
+                await asyncio.to_thread(store.stop)
+            for task in background:
                 task.cancel()
-            await asyncio.wait(watching)
+            await asyncio.wait(background)
             gateway.close()
             await replicas.close()
             audit.close()
 
-    app = _App(
-        title="Lethe",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,
-    )
-    app.state.metrics = metrics
-    document = openapi.document(ROUTES, settings)
-    for path, method, endpoint in ROUTES:
-        app.router.routes.append(Route(path, _Relayed(app, path, endpoint), methods=[method]))
-    _add_own_routes(app, metrics)
-    return app
+    document = openapi.openapi_document(ROUTES, settings)
+    return GatewayApplication(lifespan, metrics)
 
 
-# None: nothing of the request is read. Everything that is not here is answered 404: vLLM's stored responses
-# (GET and cancel by id), too, for what they give out was made under the policies of another day.
-ROUTES: tuple[tuple[str, str, Endpoint | None], ...] = (
-    ("/v1/chat/completions", "POST", "chat"),
-    ("/v1/chat/completions/batch", "POST", "batch"),
-    ("/v1/completions", "POST", "completions"),
-    ("/v1/responses", "POST", "responses"),
-    ("/v1/messages", "POST", "messages"),
-    ("/v1/messages/count_tokens", "POST", "count_tokens"),
-    ("/v1/models", "GET", None),
-    ("/v1/embeddings", "POST", "embeddings"),
-    ("/v1/score", "POST", "score"),
-    ("/score", "POST", "score"),
-    ("/v1/rerank", "POST", "rerank"),
-    ("/v2/rerank", "POST", "rerank"),
-    ("/rerank", "POST", "rerank"),
-    ("/pooling", "POST", "pooling"),
-    ("/tokenize", "POST", "tokenize"),
-    ("/detokenize", "POST", "detokenize"),
-)
-RELAYED = {(path, method): endpoint for path, method, endpoint in ROUTES}
-
-
-def _add_own_routes(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/ready")
-    async def ready() -> JSONResponse:
-        replicas: Replicas = app.state.replicas
-        facts = replicas.facts(in_full=False)
-        return JSONResponse(facts, status_code=200 if facts["ready"] else 503)
-
-    @app.exception_handler(HTTPException)
-    async def not_served(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 404:
-            metrics.requests.labels("unknown", 404).inc()
-            made: GuardError = NotFound(
-                f"{request.method} {request.url.path[:200]} is not served", code="unknown_route"
-            )
-        else:
-            made = NotFound(f"{request.method} is not served here", code="method_not_allowed")
-        headers, payload = errors.answer(made, request.url.path)
-        named = {**(error.headers or {}), **{name.decode(): value.decode() for name, value in headers}}
-        return Response(payload, status_code=error.status_code, headers=named)
+def _requirements(guard: Guard) -> Requirements:
+    """What the guard's policies need of replicas."""
+    return Requirements(guard.corruptor, frozenset(guard.indexes.values()))

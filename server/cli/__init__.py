@@ -1,4 +1,4 @@
-"""The `lethe` command.
+"""The command `lethe`: one module per command.
 
-It holds no logic of its own: commands call the packages that do the work. Begin with `main.py`.
+Nothing here decides on requests; commands call the other packages. Begin with `main.py`, which builds the parser.
 """

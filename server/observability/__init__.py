@@ -1,4 +1,4 @@
-"""Metrics, the audit trail, and the state of the process.
+"""What operators observe: metrics, the audit log, event-loop delay, and memory returned to the system.
 
-It knows nothing of requests. Begin with `metrics.py`.
+Nothing here knows what a record or a metric means to the guard. Begin with `metrics.py`.
 """

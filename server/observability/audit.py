@@ -1,8 +1,8 @@
-"""The audit trail: one JSON line a judged request, written by a thread of its own.
+"""The audit log: one JSON line per judged request, written by a thread of its own.
 
-The request path only puts a record into a bounded queue. A record that can't be kept is counted, never
-waited for. Everything accepted is written, or counted as lost, before `close` returns; a file that takes nothing
-holds up the end for CLOSE_S at most.
+The request path only puts a record into a bounded queue. A record that doesn't fit is counted as lost; requests never
+wait for the audit log. Every accepted record is written, or counted as lost, before `close` returns. A file that blocks
+delays `close` by at most CLOSE_TIMEOUT_S.
 """
 
 from __future__ import annotations
@@ -25,36 +25,39 @@ from lethe.server.observability.metrics import Metrics
 
 log = logging.getLogger("lethe.audit")
 
+# Maximum number of records in the queue, a choice: seconds of full load while a disk is slow.
 QUEUE_RECORDS = 10_000
+# Maximum number of records per write, a choice.
 BATCH_RECORDS = 256
-CLOSE_S = 5.0
-# After a write the next records gather for so long: under load, waking a thread for each costs more than writing it.
+# Seconds that `close` waits for the file, a choice below the usual 10 s that a service manager grants.
+CLOSE_TIMEOUT_S = 5.0
+# Seconds that records gather after a write: under load, waking a thread for each costs more than writing it.
 GATHER_S = 0.02
 
 
-class Audit:
-    """The writer of one file. `put` and `close` belong to one thread, the server's."""
+class AuditLog:
+    """The writer of one audit file. `put` and `close` must be called from one thread, the server's."""
 
-    def __init__(self, path: Path | None, metrics: Metrics, turns: Path | None = None) -> None:
-        """Open `path` for appending (None: no trail). Raises OSError when it can't be opened.
+    def __init__(self, path: Path | None, metrics: Metrics, lock_file: Path | None = None) -> None:
+        """Open `path` for appending (None: no audit log). Raises OSError if it can't be opened.
 
-        turns: a file by which the workers of a gateway take turns to append; None: nobody else appends.
+        lock_file: a file by which the workers of a gateway take turns to append; None: a single process appends.
         """
         self._metrics = metrics
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_RECORDS)
         self._thread: threading.Thread | None = None
-        self._writing = 0  # records that the thread has in hand
-        self._kept = path is not None
+        self._records_in_write = 0
+        self._is_enabled = path is not None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lines = _Lines(path.open("ab", buffering=0), turns)
-            self._thread = threading.Thread(target=self._write, name="lethe-audit", daemon=True)
+            self._file = _LineFile(path.open("ab", buffering=0), lock_file)
+            self._thread = threading.Thread(target=self._write_records, name="lethe-audit", daemon=True)
             self._thread.start()
 
     def put(self, record: dict[str, Any]) -> None:
-        """Accept a record without blocking; a full queue, or a closed trail, loses it and counts the loss."""
+        """Accept a record without blocking. If the queue is full or the log closed, count the record as lost."""
         if self._thread is None:
-            self._metrics.audit_lost.inc(self._kept)
+            self._metrics.audit_lost.inc(self._is_enabled)
             return
         try:
             self._queue.put_nowait(record)
@@ -62,107 +65,107 @@ class Audit:
             self._metrics.audit_lost.inc()
 
     def close(self) -> None:
-        """Write what was accepted, then close the file; what a file does not take in time is lost."""
+        """Write the accepted records, then close the file. Records that can't be written in time are lost."""
         if self._thread is None:
             return
         thread, self._thread = self._thread, None
-        until = time.monotonic() + CLOSE_S
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=CLOSE_S)
-        thread.join(max(0.0, until - time.monotonic()))
+            self._queue.put(None, timeout=CLOSE_TIMEOUT_S)
+        thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
-            # A write that does not return (a dead network file system, a pipe that nobody reads) can't be ended.
+            # A write that does not return (a dead network file system, a pipe without a reader) can't be cancelled.
             with self._queue.mutex:
-                lost = self._writing + sum(record is not None for record in self._queue.queue)
+                lost = self._records_in_write + sum(record is not None for record in self._queue.queue)
                 self._queue.queue.clear()
             self._metrics.audit_lost.inc(lost)
-            log.error("%d audit records were not written: the file takes nothing", lost)
+            log.error("%d audit records were lost: writing to the file blocks", lost)
             return
-        self._lines.close()
+        self._file.close()
 
-    def _write(self) -> None:
-        failing = False
+    def _write_records(self) -> None:
+        is_failing = False
         while True:
             batch = [self._queue.get()]
             while batch[-1] is not None and len(batch) < BATCH_RECORDS and not self._queue.empty():
                 batch.append(self._queue.get())
             records = [record for record in batch if record is not None]
-            self._writing = len(records)
-            lines = [line for record in records if (line := _line(record)) is not None]
-            written, error = self._lines.write(lines)
-            if error is not None and not failing:
-                # Said once per outage; the counter says how much was lost.
+            self._records_in_write = len(records)
+            lines = [line for record in records if (line := _to_line(record)) is not None]
+            written, error = self._file.write(lines)
+            if error is not None and not is_failing:
+                # Logged once per outage; the metric counts the lost records.
                 log.error("audit records can't be written: %s", error)
-            failing = error is not None
+            is_failing = error is not None
             self._metrics.audit_records.inc(written)
             self._metrics.audit_lost.inc(len(records) - written)
-            self._writing = 0
+            self._records_in_write = 0
             if batch[-1] is None:
                 return
             if self._queue.qsize() < BATCH_RECORDS:
                 time.sleep(GATHER_S)
 
 
-def _line(record: dict[str, Any]) -> bytes | None:
-    """The record as one line of JSON; None, and a log line without its values, when it can't be."""
+def _to_line(record: dict[str, Any]) -> bytes | None:
+    """The record as one line of JSON. If it can't be encoded: None, and a log message without its values."""
     try:
         return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError as error:
-        log.error("an audit record can't be written as JSON: %s", error)
+        log.error("an audit record can't be encoded as JSON: %s", error)
         return None
 
 
-class _Lines:
-    """Lines appended to a raw file, none of them ever joined to the torn end of another."""
+class _LineFile:
+    """Appends lines to a raw file, so that no line continues a truncated one."""
 
-    def __init__(self, file: io.RawIOBase, turns: Path | None = None) -> None:
-        """turns: locked while a process writes; what it holds says whether the last one left a torn line."""
+    def __init__(self, file: io.RawIOBase, lock_file: Path | None = None) -> None:
+        """lock_file: locked while a process writes; its length says whether the file ends with a truncated line."""
         self._file = file
-        self._torn = False
-        self._turns = None if turns is None else turns.open("a+b", buffering=0)
+        self._ends_truncated = False
+        self._lock = None if lock_file is None else lock_file.open("a+b", buffering=0)
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        if self._turns is None:
+    def _locked(self) -> Iterator[None]:
+        if self._lock is None:
             yield
             return
-        handle = self._turns.fileno()
+        handle = self._lock.fileno()
         fcntl.flock(handle, fcntl.LOCK_EX)
         try:
-            # Only the length tells, for a process may be killed while it writes: then the line counts as torn.
-            self._torn = os.fstat(handle).st_size > 0
+            # A process may be killed while it writes: the length is 1 from before the write until after it.
+            self._ends_truncated = os.fstat(handle).st_size > 0
             os.ftruncate(handle, 1)
             yield
-            os.ftruncate(handle, self._torn)
+            os.ftruncate(handle, self._ends_truncated)
         finally:
             fcntl.flock(handle, fcntl.LOCK_UN)
 
     def write(self, lines: list[bytes]) -> tuple[int, OSError | None]:
-        """How many lines are in the file whole, and what stopped the rest."""
+        """Append lines. Return how many are in the file completely, and the error that stopped the others."""
         if not lines:
             return 0, None
-        with self._turn():
+        with self._locked():
             return self._append(lines)
 
     def _append(self, lines: list[bytes]) -> tuple[int, OSError | None]:
-        data = (b"\n" if self._torn else b"") + b"".join(lines)
-        start, done, stopped = int(self._torn), 0, None
+        data = (b"\n" if self._ends_truncated else b"") + b"".join(lines)
+        start, done, failure = int(self._ends_truncated), 0, None
         try:
             while done < len(data):
-                done += self._write(data[done:])
+                done += self._write_some(data[done:])
         except OSError as error:
-            stopped = error
+            failure = error
         if done:
-            self._torn = data[done - 1] != ord("\n")
-        return data.count(b"\n", start, max(done, start)), stopped
+            self._ends_truncated = data[done - 1] != ord("\n")
+        return data.count(b"\n", start, max(done, start)), failure
 
-    def _write(self, data: bytes) -> int:
-        taken = self._file.write(data)
-        if not taken:
-            raise BlockingIOError("the file takes no bytes now")
-        return taken
+    def _write_some(self, data: bytes) -> int:
+        count = self._file.write(data)
+        if not count:
+            raise BlockingIOError("the file accepts no bytes now")
+        return count
 
     def close(self) -> None:
         self._file.close()
-        if self._turns is not None:
-            self._turns.close()
+        if self._lock is not None:
+            self._lock.close()

@@ -1,4 +1,4 @@
-"""How late the event loop is: what blocks it makes every client wait."""
+"""Delay of the event loop: what blocks the loop delays every client."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections import deque
 
 from lethe.server.observability.metrics import Metrics
 
+# Seconds between two measurements, a choice: blocks of a tenth of a second are noticed.
 INTERVAL_S = 0.1
-REMEMBERED_S = 10.0
+# Seconds over which the maximum is shown, a choice: a scrape interval of 10 s misses no block.
+WINDOW_S = 10.0
 
 
-async def watch(metrics: Metrics) -> None:
-    """Keep `lethe_loop_lag_seconds` at the longest delay of the last ten seconds, until cancelled."""
+async def measure_loop_lag(metrics: Metrics) -> None:
+    """Set `lethe_loop_lag_seconds` to the longest delay of the last WINDOW_S, until cancelled."""
     loop = asyncio.get_running_loop()
-    lags: deque[float] = deque(maxlen=round(REMEMBERED_S / INTERVAL_S))
+    lags: deque[float] = deque(maxlen=round(WINDOW_S / INTERVAL_S))
     while True:
-        wanted = loop.time() + INTERVAL_S
+        expected = loop.time() + INTERVAL_S
         await asyncio.sleep(INTERVAL_S)
-        lags.append(max(0.0, loop.time() - wanted))
+        lags.append(max(0.0, loop.time() - expected))
         metrics.loop_lag.set(max(lags))

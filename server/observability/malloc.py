@@ -1,7 +1,7 @@
-"""Memory that is done with goes back to the system. For glibc; elsewhere nothing happens.
+"""Returning freed memory to the system. Works with glibc; with another C library nothing happens.
 
-By itself glibc keeps blocks of up to 32 MiB once one was freed, and never gives back what lies free below a small block
-that stays: a few very long prompts would hold memory for good, in steps.
+By default glibc keeps freed blocks of up to 32 MiB, and never returns free memory below a small block that is in use: a
+few very long prompts would increase the memory of the process for good.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import asyncio
 import ctypes
 from typing import Any
 
-# Of glibc's <malloc.h>.
+# Constants of glibc's <malloc.h>.
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-LARGE_BLOCK = 1 << 20
-ARENAS = 2
-# It takes milliseconds, in which other threads may wait for memory.
-INTERVAL_S = 30.0
+# Bytes from which a block is mapped, and so returned when it is freed. A choice: requests of ordinary size stay below.
+LARGE_BLOCK_BYTES = 1 << 20
+# Heaps that glibc may keep, a choice: one for the event loop and one for the judging threads.
+MAX_ARENAS = 2
+# Seconds between two trims. A trim takes milliseconds, in which other threads may wait for memory.
+TRIM_INTERVAL_S = 30.0
 
 
 def _glibc() -> Any:
-    """The C library, or None where it is another one."""
+    """The C library, or None if it is not glibc."""
     try:
         libc = ctypes.CDLL(None)
     except OSError:
@@ -27,16 +29,16 @@ def _glibc() -> Any:
     return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
 
 
-def keep_little() -> None:
-    """Have large blocks returned at once, for the whole process."""
+def return_large_blocks() -> None:
+    """Make the whole process return large blocks as soon as they are freed."""
     if libc := _glibc():
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        libc.mallopt(M_ARENA_MAX, ARENAS)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+        libc.mallopt(M_ARENA_MAX, MAX_ARENAS)
 
 
-async def give_back() -> None:
-    """Return what lies free between blocks, now and then, until cancelled."""
+async def trim_periodically() -> None:
+    """Return free memory between blocks every TRIM_INTERVAL_S, until cancelled."""
     libc = _glibc()
     while libc:
-        await asyncio.sleep(INTERVAL_S)
+        await asyncio.sleep(TRIM_INTERVAL_S)
         await asyncio.to_thread(libc.malloc_trim, 0)

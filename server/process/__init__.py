@@ -1,4 +1,4 @@
-"""Several gateway processes behind one port.
+"""Several gateway processes behind one port, and listening sockets.
 
-It knows nothing of requests. Begin with `supervisor.py`.
+Nothing here knows how a request is handled. Begin with `supervisor.py`, which starts `worker_main.py`.
 """

@@ -1,4 +1,4 @@
-"""Where to listen: sockets that are bound before anything is loaded, so that a taken port is told at once."""
+"""Listening sockets, bound before anything is loaded, so that a port in use is reported at once."""
 
 from __future__ import annotations
 
@@ -9,46 +9,48 @@ from contextlib import contextmanager
 from lethe.server.settings import SettingsError
 
 
-def bound(host: str, port: int, variable: str, *, shared: bool = False, listen: bool = False) -> socket.socket:
-    """A socket bound to that address. shared: several of this gateway listen there. listen: this one does, at once.
+def bind_socket(host: str, port: int, variable: str, *, shared: bool = False, listen: bool = False) -> socket.socket:
+    """Return a socket bound to the address.
 
-    Raises SettingsError naming the variable when the port is taken. As long as nobody listens, several sockets can be
-    bound to one port: only one that listens, or `kept`, takes it from others.
+    variable: the setting to name in an error. shared: several processes of this gateway listen on the port. listen:
+    start listening now. Several sockets can be bound to one port until one of them listens; `reserve_address` prevents
+    that. Raises SettingsError if the port is in use.
     """
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if made.family == socket.AF_INET6:
-            # As uvloop has it for one process: `::` is IPv6 alone.
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if bound.family == socket.AF_INET6:
+            # As with a single process under uvloop, `::` means IPv6 only.
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     try:
-        made.bind((host, port))
+        bound.bind((host, port))
         if listen:
-            made.listen()
+            bound.listen()
     except OSError as error:
-        made.close()
-        raise _taken(host, port, variable, error) from None
-    return made
+        bound.close()
+        raise _cannot_listen(host, port, variable, error) from None
+    return bound
 
 
 @contextmanager
-def kept(host: str, port: int, variable: str, *, shared: bool = False) -> Iterator[None]:
-    """Keep an address for this process's children: they listen there, and no other gateway of several workers does.
+def reserve_address(host: str, port: int, variable: str, *, shared: bool = False) -> Iterator[None]:
+    """Reserve an address for this process's children inside the block. Raises SettingsError if it is in use.
 
-    The port alone would not tell two of them apart: nobody listens while policies are read, and then SO_REUSEPORT lets
-    all of one user's processes in. So it has a name as well, which goes with this process. Raises SettingsError.
+    Binding alone would not exclude a second gateway of several workers: nobody listens while policies are loaded, and
+    SO_REUSEPORT admits all processes of one user. So an abstract Unix socket, which disappears with this process, marks
+    the address as reserved.
     """
-    with bound(host, port, variable, shared=shared) as holder, socket.socket(socket.AF_UNIX) as name:
+    with bind_socket(host, port, variable, shared=shared) as holder, socket.socket(socket.AF_UNIX) as marker:
         address, port = holder.getsockname()[:2]
         try:
-            name.bind(f"\0lethe {address} {port}")
+            marker.bind(f"\0lethe {address} {port}")
         except OSError as error:
-            raise _taken(host, port, variable, error) from None
-        # Whoever listens there now has nothing to do with this gateway.
-        bound(host, port, variable).close()
+            raise _cannot_listen(host, port, variable, error) from None
+        # Any process that listens there now doesn't belong to this gateway.
+        bind_socket(host, port, variable).close()
         yield
 
 
-def _taken(host: str, port: int, variable: str, error: OSError) -> SettingsError:
+def _cannot_listen(host: str, port: int, variable: str, error: OSError) -> SettingsError:
     return SettingsError(f"can't listen on {host}:{port}: {error.strerror} ({variable})")

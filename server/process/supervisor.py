@@ -1,8 +1,8 @@
-"""Several workers, watched: `lethe serve` with LETHE_WORKERS from two on. It serves nothing itself.
+"""The supervisor of several workers: `lethe serve` with LETHE_WORKERS of two or more. It serves no requests itself.
 
-uvicorn's own supervisor would do but for four things: a fault at the start is to be said once and to stop the start, a
-worker that dies again and again is to be started ever more rarely, the workers have something in common that a dead
-one's share is to be taken out of, and they are to notice when whoever watches them is killed.
+uvicorn's own supervisor lacks four things: an error at start is reported once and stops the start; a worker that dies
+repeatedly is restarted with growing pauses; the share of a dead worker is removed from the workers' common state; and
+workers notice when the supervisor is killed.
 """
 
 from __future__ import annotations
@@ -21,50 +21,51 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lethe.server.http.concurrency import SharedUsage
+from lethe.server.admission.rate_limits import SharedKeyUsage
 from lethe.server.observability import metrics
-from lethe.server.process import sockets, workers
-from lethe.server.settings import Settings, SettingsError, of_one_worker
+from lethe.server.process import sockets, worker_main, workers
+from lethe.server.settings import Settings, SettingsError, settings_per_worker
 
 log = logging.getLogger("lethe.workers")
 
-# Until a worker that died is started again; twice as long each time, if it lived for less than STEADY_S.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-STEADY_S = 60.0
-# A socket's name has at most 107 bytes; a door's takes the rest.
-MOST_FOLDER_BYTES = 88
-# What computes in threads of its own would start one a core, in each worker.
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+# Seconds before a dead worker is restarted, a choice: the pause doubles, up to the maximum, each time the worker lived
+# for less than STEADY_S.
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
+STEADY_S = 60.0  # seconds; a choice
+# Bytes of the folder's path: the path of a Unix socket has at most 107 bytes, and the file names need 19.
+MAX_FOLDER_BYTES = 88
+# Variables that set the number of threads of numeric libraries; by default each worker would start one per core.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
-def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; an exit status. Raises SettingsError for what stops the start."""
+def serve_with_workers(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT, and return an exit status. Raises SettingsError for an error at start."""
     if sys.platform != "linux":
-        raise SettingsError("LETHE_WORKERS: several processes on one port take Linux")
-    of_one_worker(settings)
+        raise SettingsError("LETHE_WORKERS: several processes on one port require Linux")
+    settings_per_worker(settings)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(sockets.kept(settings.host, settings.port, "LETHE_PORT", shared=True))
+        stack.enter_context(sockets.reserve_address(settings.host, settings.port, "LETHE_PORT", shared=True))
         if settings.admin_address is not None:
-            stack.enter_context(sockets.kept(*settings.admin_address, "LETHE_ADMIN_PORT"))
-        supervisor = Supervisor(settings, stack.enter_context(_folder()))
+            stack.enter_context(sockets.reserve_address(*settings.admin_address, "LETHE_ADMIN_PORT"))
+        supervisor = Supervisor(settings, stack.enter_context(_shared_folder()))
         asyncio.run(supervisor.run())
     if supervisor.fault:
         raise SettingsError(supervisor.fault)
     if supervisor.signal == signal.SIGTERM:
-        # As any process ends that does nothing about it.
+        # End as a process without a signal handler would.
         signal.raise_signal(signal.SIGTERM)
     return 0
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder for what the workers share. Raises SettingsError where sockets can't have a name in it."""
+def _shared_folder() -> Iterator[Path]:
+    """A temporary folder for what the workers share. Raises SettingsError if its path is too long for sockets."""
     with tempfile.TemporaryDirectory(prefix="lethe-", ignore_cleanup_errors=True) as folder:
-        if len(os.fsencode(folder)) > MOST_FOLDER_BYTES:
-            raise SettingsError(f"sockets can't have names as long as {folder}/…: set TMPDIR to a shorter one")
+        if len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
+            raise SettingsError(f"the path {folder} is too long for Unix sockets: set TMPDIR to a shorter one")
         handle = os.open(folder, os.O_RDONLY)
         try:
-            # Whoever clears old files away (systemd-tmpfiles) leaves out what is locked.
+            # Cleaners of temporary files (systemd-tmpfiles) skip locked folders.
             fcntl.flock(handle, fcntl.LOCK_SH)
             yield Path(folder)
         finally:
@@ -72,7 +73,7 @@ def _folder() -> Iterator[Path]:
 
 
 class Supervisor:
-    """fault: what stopped the start, in a worker's words."""
+    """Starts and restarts the workers. fault: the error that stopped the start, as a worker reported it."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.fault = ""
@@ -81,121 +82,123 @@ class Supervisor:
         self._folder = folder
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._ready: set[int] = set()
-        self._over = asyncio.Event()
-        # While it runs: files without a name, and what is in the first.
-        self._shared: list[int] = []
-        self._usage: SharedUsage
+        self._stopping = asyncio.Event()
+        # While it runs: descriptors of the anonymous files, and the contents of the first.
+        self._shared_files: list[int] = []
+        self._usage: SharedKeyUsage
 
     async def run(self) -> None:
-        """Keep all workers running until a signal, or until one can't be started at all."""
+        """Keep all workers running until a signal, or until one fails at its first start."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end, number)
+            loop.add_signal_handler(number, self._stop, number)
         with contextlib.ExitStack() as stack:
             for name in ("lethe-keys", "lethe-turns"):
-                self._shared.append(os.memfd_create(name))
-                stack.callback(os.close, self._shared[-1])
-            self._usage = SharedUsage(workers.open_file(self._shared[0]), 0, self._settings.workers)
+                self._shared_files.append(os.memfd_create(name))
+                stack.callback(os.close, self._shared_files[-1])
+            self._usage = SharedKeyUsage(workers.open_file_path(self._shared_files[0]), 0, self._settings.workers)
             stack.callback(self._usage.close)
-            await asyncio.gather(*(self._keep(number) for number in range(self._settings.workers)))
+            await asyncio.gather(*(self._keep_running(number) for number in range(self._settings.workers)))
 
-    def _end(self, received: int | None = None) -> None:
-        """End all workers: they finish what they are at."""
+    def _stop(self, received: int | None = None) -> None:
+        """Stop all workers gracefully: they finish their requests, up to a limit."""
         self.signal = self.signal or received
-        if not self._over.is_set():
-            self._over.set()
-            most_s = self._settings.drain_timeout_s + workers.CLOSE_S
-            asyncio.get_running_loop().call_later(most_s, self._send, signal.SIGKILL)
-            self._send(signal.SIGTERM)
+        if not self._stopping.is_set():
+            self._stopping.set()
+            limit_s = self._settings.drain_timeout_s + workers.CLOSE_S
+            asyncio.get_running_loop().call_later(limit_s, self._signal_all, signal.SIGKILL)
+            self._signal_all(signal.SIGTERM)
 
-    def _send(self, number: int) -> None:
+    def _signal_all(self, number: int) -> None:
         for process in self._running.values():
-            _signal(process, number)
+            _send_signal(process, number)
 
-    async def _keep(self, number: int) -> None:
-        """Have worker `number` running, time and again."""
+    async def _keep_running(self, number: int) -> None:
+        """Run worker `number`, and restart it when it dies."""
         pause_s = 0.0
-        while not self._over.is_set():
-            began = time.monotonic()
-            status = await self._once(number)
-            self._tidy_up(number)
-            if self._over.is_set():
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            status = await self._run_once(number)
+            self._clear_shared_state(number)
+            if self._stopping.is_set():
                 return
             if number not in self._ready:
-                self._failed(number, f"worker {number} ended at its start with status {status}")
-                self._end()
+                self._report_fault(number, f"worker {number} failed at start with status {status}")
+                self._stop()
                 return
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S) if time.monotonic() - began < STEADY_S else 0.0
+            pause_s = min(2 * pause_s, MAX_PAUSE_S) if time.monotonic() - started < STEADY_S else 0.0
             pause_s = max(pause_s, FIRST_PAUSE_S)
-            log.error("worker %d ended with status %d; it is started again in %g s", number, status, pause_s)
+            log.error("worker %d ended with status %d; restarting it in %g s", number, status, pause_s)
             try:
                 async with asyncio.timeout(pause_s):
-                    await self._over.wait()
+                    await self._stopping.wait()
             except TimeoutError:
                 pass
 
-    async def _once(self, number: int) -> int:
-        """Run worker `number` to its end; its exit status."""
-        ours, its = socket.socketpair()
-        with its:
-            handed_on = [its.fileno(), *self._shared]
-            given = [number, self._settings.workers, self._folder, *handed_on]
-            command = [sys.executable, "-P", "-m", "lethe.server.process.workers", *map(str, given)]
+    async def _run_once(self, number: int) -> int:
+        """Run worker `number` until it ends, and return its exit status."""
+        own_end, worker_end = socket.socketpair()
+        with worker_end:
+            descriptors = [worker_end.fileno(), *self._shared_files]
+            arguments = [number, self._settings.workers, self._folder, *descriptors]
+            command = [sys.executable, "-P", "-m", "lethe.server.process.worker_main", *map(str, arguments)]
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *command, env=environment(self._settings.workers), pass_fds=handed_on
+                    *command, env=worker_environment(self._settings.workers), pass_fds=descriptors
                 )
-            except OSError as error:  # no memory or too many processes: it may go by
-                ours.close()
-                self._failed(number, str(error))
+            except OSError as error:  # no memory or too many processes, which may be temporary
+                own_end.close()
+                self._report_fault(number, str(error))
                 return 1
         self._running[number] = process
-        if self._over.is_set():
-            _signal(process, signal.SIGTERM)
-        reader, writer = await asyncio.open_connection(sock=ours)
+        if self._stopping.is_set():
+            _send_signal(process, signal.SIGTERM)
+        reader, writer = await asyncio.open_connection(sock=own_end)
         try:
-            said = await _line(reader)
-            if said == workers.READY:
+            message = await _read_line(reader)
+            if message == worker_main.READY:
                 self._ready.add(number)
                 log.info("worker %d serves", number)
-            elif said.endswith(b"\n"):  # or it was killed while it said it
-                self._failed(number, json.loads(said))
+            elif message.endswith(b"\n"):  # otherwise it was killed while it sent it
+                self._report_fault(number, json.loads(message))
             return await process.wait()
         finally:
             del self._running[number]
             writer.close()
 
-    def _failed(self, number: int, fault: str) -> None:
+    def _report_fault(self, number: int, fault: str) -> None:
         if number in self._ready:
             log.error("worker %d can't be started: %s", number, fault)
         else:
             self.fault = self.fault or fault
 
-    def _tidy_up(self, number: int) -> None:
-        """What a dead worker leaves in what all have in common."""
-        self._usage.leave_out(number)
+    def _clear_shared_state(self, number: int) -> None:
+        """Remove a dead worker's share from the common state."""
+        self._usage.clear_worker(number)
         try:
-            metrics.leave_out(workers.counts(self._folder), number)
+            metrics.remove_worker_gauges(workers.metrics_folder(self._folder), number)
         except OSError as error:
-            log.error("the gauges of worker %d can't be left out: %s", number, error)
+            log.error("the gauges of worker %d can't be removed: %s", number, error)
 
 
-async def _line(reader: asyncio.StreamReader) -> bytes:
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
     try:
         return await reader.readline()
-    except ValueError:  # no worker says as much
+    except ValueError:  # longer than any message of a worker
         return b""
 
 
-def _signal(process: asyncio.subprocess.Process, number: int) -> None:
-    """Unlike `send_signal`: that asks for the exit status, which is then lost to whoever waits for it, and fails on a
-    process that has ended."""
+def _send_signal(process: asyncio.subprocess.Process, number: int) -> None:
+    """Send a signal to a running process.
+
+    Process.send_signal polls the exit status, which is then lost for `wait`, and fails for a process that has ended.
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
-def environment(count: int, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """A worker's: the same code as here, and no more threads than its share of the cores."""
+def worker_environment(count: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a worker: that of this process, with threads for its share of the cores."""
     share = str(max(1, len(os.sched_getaffinity(0)) // count))
-    return {**dict.fromkeys(THREADS, share), **given}
+    return {**dict.fromkeys(THREAD_VARIABLES, share), **environ}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from lethe.evaluation.demo import demo
-from lethe.evaluation.demo.serving import free_port
+from lethe.evaluation.serving import free_port
 
 
 @pytest.fixture
 def environment(vllm_url: str, tmp_path: Path) -> dict[str, str]:
-    demo.fit_artifact()
+    demo.prepare_artifact()
     port = int(vllm_url.rsplit(":", 1)[1])
     return demo.gateway_env(8080, port, demo.ROOT / "policies" / "demo", tmp_path / "audit.jsonl")
 
@@ -29,17 +29,17 @@ def doctor(environment: dict[str, str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_good_set_up_is_all_in_place(environment: dict[str, str]) -> None:
+def test_doctor_approves_a_good_set_up(environment: dict[str, str]) -> None:
     status, out = doctor(environment)
     assert status == 0, out
     for part in ("policy demo-corrupt: enforce corrupt, 400 forget items", "tokenizer in", "embedding table: 4096 rows",
-                 "serves demo", "vLLM version 0.32.0", "plugin is at work", "parity of clean embeddings",
-                 "all in place"):  # fmt: skip
+                 "serves demo", "vLLM version 0.32.0", "plugin works", "parity of clean embeddings",
+                 "everything is fine"):  # fmt: skip
         assert part in out, out
     assert "WRONG" not in out
 
 
-def test_what_is_wrong_is_said_with_how_to_mend_it(environment: dict[str, str], tmp_path: Path) -> None:
+def test_doctor_says_what_is_wrong_and_how_to_fix_it(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("name: p\nartifact: nowhere\naction: penalize\n")
     status, out = doctor(
         {
@@ -53,4 +53,4 @@ def test_what_is_wrong_is_said_with_how_to_mend_it(environment: dict[str, str], 
     assert "'nowhere': there is no folder" in out and "lethe fit" in out
     assert "tokenizer.json" in out and "LETHE_MODEL_DIR" in out
     assert "can't be reached" in out and "start vLLM" in out
-    assert "to mend" in out
+    assert "to fix" in out

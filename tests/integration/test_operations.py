@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from lethe.evaluation.demo import demo
-from lethe.evaluation.demo.serving import free_port, running_gateway
+from lethe.evaluation.serving import free_port, running_gateway
 from lethe.evaluation.unlearning import tofu
-from lethe.server.policy_store.seed_artifact import rows
+from lethe.server.policy_store.seed_artifact import seed_rows
 
 FOLDER = demo.ROOT / "build" / "tests" / "operations"
 KEY = "an-admin-key-of-some-length"
-SECRET = tofu.secrets()[demo.FORGET_ROWS[0]]
+SECRET = tofu.answer_entities()[demo.FORGET_ROWS[0]]
 
 
 @dataclass
@@ -78,7 +78,7 @@ def test_forgotten_over_http_the_next_request_is_guarded_and_taken_back_it_passe
         return str(json.loads(answer)["choices"][0]["message"]["content"])
 
     status, free = both.post(body)
-    assert status == 200 and tofu.holds(told(free), SECRET.entity)
+    assert status == 200 and tofu.reveals(told(free), SECRET.entity)
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -87,7 +87,7 @@ def test_forgotten_over_http_the_next_request_is_guarded_and_taken_back_it_passe
         times.append(time.perf_counter() - started)
         assert status == 200 and done["added"] == 1, done
         status, guarded = both.post(body)
-        assert status == 200 and not tofu.holds(told(guarded), SECRET.entity)
+        assert status == 200 and not tofu.reveals(told(guarded), SECRET.entity)
         status, back = both.api("DELETE", f"/forget/{done['id']}")
         assert status == 200 and back["policy_removed"]
         assert told(both.post(body)[1]) == told(free)
@@ -107,7 +107,7 @@ def test_each_replica_is_told_apart(both: Both) -> None:
 def test_nobody_else_is_flagged_by_what_new_policies_are_built_on(both: Both) -> None:
     item = {"prompt": SECRET.question, "answer": SECRET.answer}
     _, done = both.api("POST", "/forget", {"policy": "erasure", "items": [item], "action": "refuse"})
-    for question in [rows()[0]["prompt"], *(fact.question for fact in tofu.real_world_facts()[:10])]:
+    for question in [seed_rows()[0]["prompt"], *(fact.question for fact in tofu.real_world_facts()[:10])]:
         body = {"model": "demo", "messages": [{"role": "user", "content": question}], "max_tokens": 1}
         assert both.post(json.dumps(body).encode())[0] == 200
     both.api("DELETE", f"/forget/{done['id']}")

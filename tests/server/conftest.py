@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lethe.classifier.encoder.encoder import DEFAULT_ENCODER
+from lethe.classifier.encoder.folders import DEFAULT_ENCODER
 from lethe.classifier.training import rows as corpus
 from lethe.server.cli import main as cli
 from lethe.server.policy_store import seed_artifact
@@ -59,12 +59,12 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What new policies are built on, fitted to a part of the background to keep it to seconds."""
     folder = tmp_path_factory.mktemp("base") / "base"
     with pytest.MonkeyPatch.context() as patch:
-        few = corpus.background()[::8]
-        patch.setattr(corpus, "background", lambda: few)
-        patch.setattr(corpus, "VARIANTS_WANTED", 480)
-        patch.setattr(corpus, "OTHER_VARIANTS", 40)
+        few = corpus.background_prompts()[::8]
+        patch.setattr(corpus, "background_prompts", lambda: few)
+        patch.setattr(corpus, "REWORDINGS_TOTAL", 480)
+        patch.setattr(corpus, "OTHER_REWORDINGS", 40)
         patch.setattr(corpus, "DECOYS", 160)
-        patch.setattr(corpus, "WRAPPED", 40)
+        patch.setattr(corpus, "WRAPPED_ROWS", 40)
         seed_artifact.main([str(folder), DEFAULT_ENCODER])
     return folder
 
@@ -76,7 +76,7 @@ def office(home: Path, base_folder: Path, tmp_path: Path) -> Settings:
     shutil.copytree(home / "artifacts" / "small", tmp_path / "artifacts" / "small")
     given = {"policies": tmp_path / "policies", "artifacts": tmp_path / "artifacts", "audit": tmp_path / "audit.jsonl"}
     settings = Settings.model_validate({**given, "admin_key": ADMIN_KEY})
-    shutil.copytree(base_folder, seed_artifact.folder(settings))
+    shutil.copytree(base_folder, seed_artifact.seed_folder(settings))
     return settings
 
 

@@ -16,8 +16,8 @@ import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
-from lethe.evaluation.demo.serving import free_port
-from lethe.server import admin_api
+from lethe.evaluation.serving import free_port
+from lethe.server import admin_port
 from lethe.server.app import create_app
 from lethe.server.process import sockets
 from lethe.server.settings import Settings, SettingsError
@@ -80,7 +80,7 @@ async def running(settings: Settings) -> AsyncIterator[Office]:
             await serving
 
 
-async def test_forgotten_on_request_and_taken_back(office: Settings) -> None:
+async def test_a_forget_request_is_applied_and_withdrawn(office: Settings) -> None:
     async with running(office) as at:
         assert await at.ask() == 200
         status, done = await at.call("POST", "/admin/forget", {"policy": "new", "items": [ITEM], "action": "refuse"})
@@ -100,7 +100,7 @@ async def test_forgotten_on_request_and_taken_back(office: Settings) -> None:
     assert "Zefira" not in json.dumps(changes) and ADMIN_KEY not in json.dumps(changes)
 
 
-async def test_modes_are_changed_in_the_file_and_at_once(office: Settings) -> None:
+async def test_changing_a_mode_edits_the_file_and_applies_at_once(office: Settings) -> None:
     path = office.policies / "p.yaml"
     path.write_text(f"# Kept.\n{path.read_text()}models: [m]  # kept too\n")
     question = json.loads(SENT)
@@ -133,7 +133,7 @@ async def test_modes_are_changed_in_the_file_and_at_once(office: Settings) -> No
         assert (await at.call("POST", "/admin/rollback", {"version": 99}))[0] == 404
 
 
-async def test_nobody_gets_in_without_the_key(office: Settings) -> None:
+async def test_every_route_needs_the_admin_key(office: Settings) -> None:
     async with running(office) as at:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": ADMIN_KEY}, {"x-api-key": ADMIN_KEY}):
             for method, path in (("GET", "/admin/policies"), ("POST", "/admin/forget"), ("DELETE", "/admin/forget/x")):
@@ -155,7 +155,7 @@ async def test_without_a_key_there_is_no_api(office: Settings) -> None:
         assert (await at.text(f"{at.url}/metrics"))[0] == 200
 
 
-async def test_errors_never_repeat_what_was_to_be_forgotten(office: Settings) -> None:
+async def test_errors_never_repeat_texts_to_forget(office: Settings) -> None:
     async with running(office) as at:
         for body, expected in (
             ({"policy": "p", "items": [{"prompt": "secret-word"}]}, 400),
@@ -171,21 +171,23 @@ async def test_errors_never_repeat_what_was_to_be_forgotten(office: Settings) ->
                 assert "secret-word" not in json.dumps(told)
 
 
-async def test_a_new_policy_needs_its_base(office: Settings) -> None:
+async def test_a_new_policy_needs_the_seed_artifact(office: Settings) -> None:
     async with running(office) as at:
         (office.history_folder / "base" / "manifest.json").unlink()
         status, told = await at.call("POST", "/admin/forget", {"policy": "new", "items": [ITEM]})
         assert status == 503 and told["error"]["code"] == "not_ready"
 
 
-async def test_a_port_that_is_taken_stops_the_start(office: Settings, tmp_path: Path) -> None:
+async def test_an_admin_port_in_use_stops_the_start(office: Settings, tmp_path: Path) -> None:
     taken = office.model_copy(update={"admin_port": free_port()})
-    with sockets.bound("127.0.0.1", taken.admin_port or 0, "LETHE_ADMIN_PORT") as first:
+    with sockets.bind_socket("127.0.0.1", taken.admin_port or 0, "LETHE_ADMIN_PORT") as first:
         first.listen()
         with pytest.raises(SettingsError, match="LETHE_ADMIN_PORT"):
-            async with admin_api.serving(taken, FastAPI()):
+            async with admin_port.serve_admin_port(taken, FastAPI()):
                 pass
-    async with admin_api.serving(taken, FastAPI()):  # at once, too: whoever comes next must not believe that it serves
+    async with admin_port.serve_admin_port(
+        taken, FastAPI()
+    ):  # at once, too: whoever comes next must not believe that it serves
         with pytest.raises(SettingsError, match="LETHE_ADMIN_PORT"):
-            async with admin_api.serving(taken, FastAPI()):
+            async with admin_port.serve_admin_port(taken, FastAPI()):
                 pass

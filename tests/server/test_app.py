@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from lethe.server.app import ROUTES
 from lethe.server.requests.fields import RELAYED
+from lethe.server.requests.routes import ROUTES
 from tests.server.fakes import KEYWORD, FakeUpstream, Running, gateway, make_guard, policy, upstream
 
 
@@ -81,7 +81,7 @@ async def answered(gate: Running, path: str, body: bytes, **headers: str) -> tup
 
 
 @pytest.mark.parametrize(("path", "endpoint"), GUARDED)
-async def test_every_endpoint_is_guarded_and_refuses_in_the_words_of_its_clients(path: str, endpoint: str) -> None:
+async def test_every_endpoint_is_guarded_and_refuses_in_its_dialect(path: str, endpoint: str) -> None:
     async with upstream(echo) as fake, gateway(fake.url, make_guard(policy())) as gate:
         for stream, n in product((False, True), (1, 3)):
             body = json.dumps({**asking(endpoint, f"about {KEYWORD}"), "stream": stream, "n": n}).encode()
@@ -96,7 +96,7 @@ async def test_every_endpoint_is_guarded_and_refuses_in_the_words_of_its_clients
 
 
 @pytest.mark.parametrize(("path", "endpoint"), GUARDED + RELAYS)
-async def test_what_is_not_flagged_goes_up_and_comes_back_byte_for_byte(path: str, endpoint: str) -> None:
+async def test_unflagged_requests_pass_byte_for_byte(path: str, endpoint: str) -> None:
     body = b" " + json.dumps(asking(endpoint, "h\u00e9llo"), indent=3).encode() + b"\n"
     async with upstream(echo) as fake, gateway(fake.url, make_guard(policy())) as gate:
         assert await answered(gate, path + "?beta=true", body) == (200, {"from": "vllm"})
@@ -104,7 +104,7 @@ async def test_what_is_not_flagged_goes_up_and_comes_back_byte_for_byte(path: st
 
 
 @pytest.mark.parametrize(("path", "endpoint"), RELAYS)
-async def test_relayed_endpoints_are_not_judged_but_read_as_strictly(path: str, endpoint: str) -> None:
+async def test_relayed_endpoints_are_parsed_strictly_but_not_judged(path: str, endpoint: str) -> None:
     part = {"type": "prompt_embeds", "data": "AAAA"}
     refused = [
         {"model": "m", "chat_template": "{{ x }}"}, {"model": "m", "kv_transfer_params": {}},
@@ -133,7 +133,7 @@ UNKNOWN = [
 ]  # fmt: skip
 
 
-async def test_every_other_route_of_vllm_and_every_other_spelling_is_404() -> None:
+async def test_every_other_route_is_404() -> None:
     async with upstream(echo) as fake, gateway(fake.url, make_guard(policy())) as gate:
         body = json.dumps(asking("chat", "hello")).encode()
         for path in UNKNOWN:
@@ -148,19 +148,19 @@ async def test_every_other_route_of_vllm_and_every_other_spelling_is_404() -> No
         assert fake.bodies == []
 
 
-async def test_a_path_that_is_spelled_otherwise_goes_up_as_the_route_itself() -> None:
+async def test_an_encoded_path_is_forwarded_as_the_route() -> None:
     async with upstream(echo) as fake, gateway(fake.url, make_guard(policy())) as gate:
         status, _ = await answered(gate, "/v1/chat%2Fcompletions", json.dumps(asking("chat", "hello")).encode())
         assert status == 200 and fake.paths == ["/v1/chat/completions"]
 
 
-async def test_unknown_routes_of_anthropics_clients_are_told_in_their_words() -> None:
+async def test_unknown_anthropic_routes_get_anthropic_errors() -> None:
     async with upstream(echo) as fake, gateway(fake.url) as gate:
         status, told = await answered(gate, "/v1/messages/batches", b"{}")
         assert (status, told["type"], told["error"]["type"]) == (404, "error", "not_found_error")
 
 
-def test_the_query_says_nothing_to_vllm() -> None:
+def test_vllm_reads_no_query_parameters() -> None:
     """It goes up as it came, so no route of vLLM may read anything in it."""
     pytest.importorskip("vllm", reason="reads vLLM's own routes")
     from fastapi.routing import APIRoute

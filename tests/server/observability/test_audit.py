@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lethe.server.observability import audit
-from lethe.server.observability.audit import Audit
+from lethe.server.observability.audit import AuditLog
 from lethe.server.observability.metrics import Metrics
 
 
@@ -48,10 +48,10 @@ class Held(io.RawIOBase):
         return len(data)
 
 
-def opened(monkeypatch: pytest.MonkeyPatch, file: io.RawIOBase) -> tuple[Audit, Metrics]:
+def opened(monkeypatch: pytest.MonkeyPatch, file: io.RawIOBase) -> tuple[AuditLog, Metrics]:
     metrics = Metrics()
     monkeypatch.setattr(Path, "open", lambda *_, **__: file)
-    return Audit(Path("audit.jsonl"), metrics), metrics
+    return AuditLog(Path("audit.jsonl"), metrics), metrics
 
 
 def counted(metrics: Metrics) -> tuple[float | None, float | None]:
@@ -66,7 +66,7 @@ def lines(content: bytes) -> list[Any]:
 
 def test_everything_accepted_is_written_on_close(tmp_path: Path) -> None:
     metrics = Metrics()
-    trail = Audit(tmp_path / "folder" / "audit.jsonl", metrics)
+    trail = AuditLog(tmp_path / "folder" / "audit.jsonl", metrics)
     for number in range(1000):
         trail.put({"number": number, "text": "é\n\u2028"})
     trail.close()
@@ -75,17 +75,17 @@ def test_everything_accepted_is_written_on_close(tmp_path: Path) -> None:
     assert counted(metrics) == (1000, 0)
 
 
-def test_records_are_appended_to_a_file_that_is_there(tmp_path: Path) -> None:
+def test_records_are_appended_to_an_existing_file(tmp_path: Path) -> None:
     for number in range(2):
-        trail = Audit(tmp_path / "audit.jsonl", Metrics())
+        trail = AuditLog(tmp_path / "audit.jsonl", Metrics())
         trail.put({"number": number})
         trail.close()
     assert lines((tmp_path / "audit.jsonl").read_bytes()) == [{"number": 0}, {"number": 1}]
 
 
-def test_without_a_path_nothing_is_kept_and_nothing_is_lost() -> None:
+def test_without_a_path_no_record_is_kept_or_lost() -> None:
     metrics = Metrics()
-    trail = Audit(None, metrics)
+    trail = AuditLog(None, metrics)
     trail.put({"number": 1})
     trail.close()
     assert counted(metrics) == (0, 0)
@@ -94,12 +94,12 @@ def test_without_a_path_nothing_is_kept_and_nothing_is_lost() -> None:
 def test_a_file_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="audit.jsonl"):
         (tmp_path / "audit.jsonl").mkdir()
-        Audit(tmp_path / "audit.jsonl", Metrics())
+        AuditLog(tmp_path / "audit.jsonl", Metrics())
 
 
-def test_a_closed_trail_counts_what_it_is_given_as_lost(tmp_path: Path) -> None:
+def test_a_closed_log_counts_records_as_lost(tmp_path: Path) -> None:
     metrics = Metrics()
-    trail = Audit(tmp_path / "audit.jsonl", metrics)
+    trail = AuditLog(tmp_path / "audit.jsonl", metrics)
     trail.close()
     trail.close()
     trail.put({"number": 1})
@@ -109,7 +109,7 @@ def test_a_closed_trail_counts_what_it_is_given_as_lost(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_loses_records_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
-    trail = Audit(Path("/dev/full"), metrics)
+    trail = AuditLog(Path("/dev/full"), metrics)
     for number in range(600):
         trail.put({"number": number})
     trail.close()
@@ -117,9 +117,7 @@ def test_a_full_disk_loses_records_and_counts_them(caplog: pytest.LogCaptureFixt
     assert [record.message for record in caplog.records if "can't be written" in record.message]
 
 
-def test_an_outage_is_said_once_and_ends_by_itself(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_outage_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(audit, "BATCH_RECORDS", 1)
     file = Faulty(None, None)
     trail, metrics = opened(monkeypatch, file)
@@ -131,7 +129,7 @@ def test_an_outage_is_said_once_and_ends_by_itself(
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
 
 
-def test_a_partial_write_is_carried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_write_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     file = Faulty(1, 3, 5)
     trail, metrics = opened(monkeypatch, file)
     trail.put({"number": 1})
@@ -142,7 +140,7 @@ def test_a_partial_write_is_carried_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("stopped_by", [None, 0])
-def test_a_torn_line_does_not_swallow_the_next_one(monkeypatch: pytest.MonkeyPatch, stopped_by: int | None) -> None:
+def test_a_truncated_line_does_not_swallow_the_next(monkeypatch: pytest.MonkeyPatch, stopped_by: int | None) -> None:
     monkeypatch.setattr(audit, "BATCH_RECORDS", 1)
     file = Faulty(5, stopped_by)
     trail, metrics = opened(monkeypatch, file)
@@ -154,7 +152,7 @@ def test_a_torn_line_does_not_swallow_the_next_one(monkeypatch: pytest.MonkeyPat
     assert counted(metrics) == (1, 1)
 
 
-def test_of_a_batch_that_breaks_off_the_whole_lines_count_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_lines_of_a_failed_batch_count_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     file = Held()
     trail, metrics = opened(monkeypatch, file)
     trail.put({"first": 0})
@@ -163,7 +161,7 @@ def test_of_a_batch_that_breaks_off_the_whole_lines_count_as_written(monkeypatch
     for number in range(3):
         trail.put({"n": number})
     broken = Faulty(8 + 3, None)
-    trail._lines._file = broken
+    trail._file._file = broken
     file.go.set()
     trail.close()
     assert broken.content == b'{"n":0}\n{"n'
@@ -185,10 +183,10 @@ def test_a_full_queue_loses_the_record_without_waiting(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("waiting", [3, 50])
-def test_a_file_that_takes_nothing_holds_up_the_end_for_a_moment_only(
+def test_a_blocked_file_delays_close_only_briefly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, waiting: int
 ) -> None:
-    monkeypatch.setattr(audit, "CLOSE_S", 0.2)
+    monkeypatch.setattr(audit, "CLOSE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(audit, "QUEUE_RECORDS", 40)
     file = Held()
     trail, metrics = opened(monkeypatch, file)
@@ -200,14 +198,14 @@ def test_a_file_that_takes_nothing_holds_up_the_end_for_a_moment_only(
     trail.close()
     assert time.monotonic() - begun < 2
     assert counted(metrics) == (0, 1 + waiting)
-    assert f"{1 + min(waiting, 40)} audit records were not written" in caplog.text
+    assert f"{1 + min(waiting, 40)} audit records were lost" in caplog.text
     file.go.set()
 
 
 @pytest.mark.parametrize("value", [object(), 2**64, "\ud800", {1: 2}])
-def test_a_record_that_is_no_json_is_lost_alone(tmp_path: Path, value: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_record_that_is_not_json_is_lost(tmp_path: Path, value: Any, caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
-    trail = Audit(tmp_path / "audit.jsonl", metrics)
+    trail = AuditLog(tmp_path / "audit.jsonl", metrics)
     trail.put({"secret text": value})
     trail.put({"number": 1})
     trail.close()
@@ -217,7 +215,7 @@ def test_a_record_that_is_no_json_is_lost_alone(tmp_path: Path, value: Any, capl
 
 
 def test_several_writers_never_mix_their_lines(tmp_path: Path) -> None:
-    trails = [Audit(tmp_path / "audit.jsonl", Metrics(), tmp_path / "turns") for _ in range(3)]
+    trails = [AuditLog(tmp_path / "audit.jsonl", Metrics(), tmp_path / "turns") for _ in range(3)]
     for number in range(2000):
         for writer, trail in enumerate(trails):
             trail.put({"writer": writer, "number": number, "text": "x" * 50})
@@ -228,10 +226,10 @@ def test_several_writers_never_mix_their_lines(tmp_path: Path) -> None:
         assert [record["number"] for record in written if record["writer"] == writer] == list(range(2000))
 
 
-def test_nobody_goes_on_where_another_writers_line_was_torn(tmp_path: Path) -> None:
+def test_no_writer_continues_another_writers_truncated_line(tmp_path: Path) -> None:
     metrics = Metrics()
-    whole = Audit(tmp_path / "audit.jsonl", metrics, tmp_path / "turns")
-    torn = audit._Lines(Faulty(5, None), tmp_path / "turns")
+    whole = AuditLog(tmp_path / "audit.jsonl", metrics, tmp_path / "turns")
+    torn = audit._LineFile(Faulty(5, None), tmp_path / "turns")
     written, error = torn.write([b'{"lost": 1}\n'])
     assert written == 0 and error is not None
     whole.put({"number": 1})
@@ -242,9 +240,9 @@ def test_nobody_goes_on_where_another_writers_line_was_torn(tmp_path: Path) -> N
     torn.close()
 
 
-def test_a_trail_that_is_truncated_meanwhile_goes_on_from_its_beginning(tmp_path: Path) -> None:
+def test_a_file_truncated_meanwhile_continues_at_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    trails = [Audit(path, Metrics(), tmp_path / "turns") for _ in range(2)]
+    trails = [AuditLog(path, Metrics(), tmp_path / "turns") for _ in range(2)]
     for number, trail in enumerate(trails):
         trail.put({"number": number})
         deadline = time.monotonic() + 10

@@ -9,9 +9,9 @@ from lethe.server.observability import loop_lag
 from lethe.server.observability.metrics import Metrics
 
 
-async def test_what_blocks_the_loop_is_seen() -> None:
+async def test_a_blocked_event_loop_is_measured() -> None:
     metrics = Metrics()
-    watching = asyncio.ensure_future(loop_lag.watch(metrics))
+    watching = asyncio.ensure_future(loop_lag.measure_loop_lag(metrics))
     await asyncio.sleep(0.01)
     time.sleep(loop_lag.INTERVAL_S + 0.3)
     await asyncio.sleep(2 * loop_lag.INTERVAL_S)

@@ -21,13 +21,13 @@ def private_mib() -> float:
     return sum(map(int, re.findall(r"^Private_\w+:\s+(\d+) kB", told, re.MULTILINE))) / 1024
 
 
-async def test_what_lies_free_below_a_block_that_stays_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(malloc, "INTERVAL_S", 0.01)
+async def test_free_memory_below_a_used_block_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(malloc, "TRIM_INTERVAL_S", 0.01)
     before = private_mib()
     held = [bytes(SIZE) for _ in range(BLOCKS)]
     stays = held[-1], held[BLOCKS // 2]
     held.clear()
-    giving = asyncio.ensure_future(malloc.give_back())
+    giving = asyncio.ensure_future(malloc.trim_periodically())
     async with asyncio.timeout(10):
         while private_mib() > before + BLOCKS * SIZE / 2**20 / 4:
             await asyncio.sleep(0.02)
@@ -39,6 +39,6 @@ async def test_what_lies_free_below_a_block_that_stays_goes_back(monkeypatch: py
 
 async def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(malloc, "_glibc", lambda: None)
-    malloc.keep_little()
+    malloc.return_large_blocks()
     async with asyncio.timeout(1):
-        await malloc.give_back()
+        await malloc.trim_periodically()

@@ -9,7 +9,13 @@ import pytest
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 
-from lethe.server.observability.metrics import ROOM_BYTES, Metrics, leave_out, share, show
+from lethe.server.observability.metrics import (
+    WORKER_FILE_BYTES,
+    Metrics,
+    mark_serving,
+    remove_worker_gauges,
+    use_worker_files,
+)
 
 # Label → why it can't grow with what clients send.
 BOUNDED = {
@@ -36,7 +42,7 @@ def test_two_gateways_can_live_in_one_process() -> None:
     assert second.registry.get_sample_value("lethe_audit_lost_total") == 0
 
 
-def test_what_is_rendered_can_be_read_by_prometheus() -> None:
+def test_prometheus_can_parse_the_rendered_metrics() -> None:
     metrics = Metrics()
     metrics.requests.labels("chat", 200).inc()
     metrics.verdicts.labels('odd "name"\n', "enforce", "true").inc()
@@ -47,7 +53,7 @@ def test_what_is_rendered_can_be_read_by_prometheus() -> None:
     assert families["lethe_judge_seconds"].type == "histogram"
 
 
-def test_every_metric_is_ours_has_a_help_text_and_bounded_labels() -> None:
+def test_every_metric_has_help_and_bounded_labels() -> None:
     metrics = Metrics()
     collectors = [value for name, value in vars(metrics).items() if name != "registry" and name[0] != "_"]
     assert collectors
@@ -64,9 +70,9 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
 
     def made(number: int) -> Metrics:
-        share(tmp_path, number)
+        use_worker_files(tmp_path, number)
         made = Metrics(tmp_path)
-        show(tmp_path, number)
+        mark_serving(tmp_path, number)
         return made
 
     yield made
@@ -78,7 +84,7 @@ def shown(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
     return {(one.name, tuple(one.labels.values())): one.value for family in families for one in family.samples}
 
 
-def test_one_answer_shows_all_workers(worker: Callable[[int], Metrics]) -> None:
+def test_one_response_covers_all_workers(worker: Callable[[int], Metrics]) -> None:
     first, second = worker(0), worker(1)
     for metrics, count in ((first, 3), (second, 4)):
         metrics.requests.labels("chat", 200).inc(count)
@@ -96,7 +102,7 @@ def test_one_answer_shows_all_workers(worker: Callable[[int], Metrics]) -> None:
         assert found["lethe_policies_version", ()] == 3 and found["lethe_loop_lag_seconds", ()] == 4
 
 
-def test_counters_go_on_when_a_worker_takes_a_dead_ones_place_and_its_gauges_begin_anew(
+def test_a_replaced_worker_continues_counters_and_resets_gauges(
     worker: Callable[[int], Metrics], tmp_path: Path
 ) -> None:
     first, second = worker(0), worker(1)
@@ -104,7 +110,7 @@ def test_counters_go_on_when_a_worker_takes_a_dead_ones_place_and_its_gauges_beg
     second.client_gone.labels("judging").inc(5)
     first.queue_length.set(1)
     second.queue_length.set(9)
-    leave_out(tmp_path, 1)
+    remove_worker_gauges(tmp_path, 1)
     assert shown(first)["lethe_queue_length", ()] == 1
     again = worker(1)
     again.client_gone.labels("judging").inc()
@@ -113,35 +119,33 @@ def test_counters_go_on_when_a_worker_takes_a_dead_ones_place_and_its_gauges_beg
     assert shown(first)["lethe_queue_length", ()] == 3
 
 
-def test_every_gauge_says_what_workers_show_together() -> None:
+def test_every_gauge_has_a_mode_for_several_workers() -> None:
     gauges = [value for value in vars(Metrics()).values() if getattr(value, "_type", "") == "gauge"]
     assert len(gauges) > 10 and {gauge._multiprocess_mode for gauge in gauges} == {"livesum", "livemin", "livemax"}
 
 
-def test_gauges_of_a_worker_that_does_not_serve_yet_are_not_shown(
-    worker: Callable[[int], Metrics], tmp_path: Path
-) -> None:
+def test_gauges_of_a_starting_worker_are_hidden(worker: Callable[[int], Metrics], tmp_path: Path) -> None:
     first = worker(0)
     first.policies_version.set(7)
-    share(tmp_path, 1)
+    use_worker_files(tmp_path, 1)
     starting = Metrics(tmp_path)
     starting.client_gone.labels("judging").inc()
     assert shown(first)["lethe_policies_version", ()] == 7
     assert shown(first)["lethe_client_gone_total", ("judging",)] == 1
     starting.policies_version.set(6)
-    show(tmp_path, 1)
+    mark_serving(tmp_path, 1)
     assert shown(first)["lethe_policies_version", ()] == 6
-    leave_out(tmp_path, 1)
+    remove_worker_gauges(tmp_path, 1)
     worker(1).policies_version.set(8)
     assert shown(first)["lethe_policies_version", ()] == 7
 
 
-def test_all_files_have_their_room_before_anything_is_counted(worker: Callable[[int], Metrics], tmp_path: Path) -> None:
-    share(tmp_path, 0)
+def test_file_space_is_allocated_at_start(worker: Callable[[int], Metrics], tmp_path: Path) -> None:
+    use_worker_files(tmp_path, 0)
     before = {path: path.stat() for path in tmp_path.glob("*.db")}
-    assert all(one.st_size == ROOM_BYTES <= 512 * one.st_blocks for one in before.values())
+    assert all(one.st_size == WORKER_FILE_BYTES <= 512 * one.st_blocks for one in before.values())
     metrics = worker(0)
     metrics.judge_seconds.observe(1)
     metrics.compute(metrics.in_flight, lambda: 3)
     assert shown(metrics)["lethe_requests_in_flight", ()] == 3
-    assert {path: path.stat().st_size for path in tmp_path.glob("*.db")} == dict.fromkeys(before, ROOM_BYTES)
+    assert {path: path.stat().st_size for path in tmp_path.glob("*.db")} == dict.fromkeys(before, WORKER_FILE_BYTES)

@@ -24,10 +24,10 @@ import httpx
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
-from lethe.evaluation.demo.serving import clean_env, free_port, running
-from lethe.server.http import api_keys
+from lethe.evaluation.serving import clean_env, free_port, running
+from lethe.server.admission import api_keys
+from lethe.server.atomic_file import write_atomically
 from lethe.server.policy_store import seed_artifact
-from lethe.server.policy_store.versions import write
 from lethe.server.process import sockets, supervisor, workers
 from lethe.server.process.supervisor import Supervisor
 from lethe.server.settings import Settings, SettingsError
@@ -61,8 +61,8 @@ class Several:
         except OSError:
             return []
         return (
-            command[command.index("lethe.server.process.workers") + 1 :]
-            if "lethe.server.process.workers" in command
+            command[command.index("lethe.server.process.worker_main") + 1 :]
+            if "lethe.server.process.worker_main" in command
             else []
         )
 
@@ -98,7 +98,7 @@ class Several:
 
     def counted_by(self, number: int, name: str) -> float:
         """A counter as one worker has it."""
-        rows = MmapedDict.read_all_values_from_file(workers.counts(self.folder) / f"counter_{number}.db")
+        rows = MmapedDict.read_all_values_from_file(workers.metrics_folder(self.folder) / f"counter_{number}.db")
         return sum(value for key, value, *_ in rows if json.loads(key)[1] == name)
 
 
@@ -116,9 +116,9 @@ def upstream() -> Iterator[processes.Upstream]:
 def gateway(home: Path, base_folder: Path, upstream: processes.Upstream, folder: Path) -> Iterator[Several]:
     shutil.copytree(home / "policies", folder / "policies")
     shutil.copytree(home / "artifacts" / "small", folder / "artifacts" / "small")
-    shutil.copytree(base_folder, seed_artifact.folder(Settings(artifacts=folder / "artifacts")))
-    free = {"authorization": f"Bearer {api_keys.make(folder / 'keys.json', name='free')}"}
-    slow = api_keys.make(folder / "keys.json", name="slow", requests_per_minute=10, concurrency=3)
+    shutil.copytree(base_folder, seed_artifact.seed_folder(Settings(artifacts=folder / "artifacts")))
+    free = {"authorization": f"Bearer {api_keys.create_key(folder / 'keys.json', name='free')}"}
+    slow = api_keys.create_key(folder / "keys.json", name="slow", requests_per_minute=10, concurrency=3)
     port, admin = free_port(), free_port()
     env = {
         "LETHE_WORKERS": 2, "LETHE_PORT": port, "LETHE_ADMIN_PORT": admin, "LETHE_ADMIN_KEY": ADMIN_KEY,
@@ -143,7 +143,7 @@ def several(
         yield made
 
 
-def test_both_serve_and_one_answer_counts_them(several: Several) -> None:
+def test_both_workers_serve_and_one_metrics_response_counts_both(several: Several) -> None:
     assert several.ask_often(30, several.key, "What is the weather like?") == [200] * 30
     each = [several.counted_by(number, "lethe_requests_total") for number in range(2)]
     assert min(each) > 0 and sum(each) == several.count("lethe_requests_total") == 30
@@ -151,7 +151,7 @@ def test_both_serve_and_one_answer_counts_them(several: Several) -> None:
     assert several.count("lethe_request_seconds_count") == 30 and several.count("lethe_requests_in_flight") == 0
 
 
-def test_a_keys_limits_hold_for_all_workers_together(several: Several, upstream: processes.Upstream) -> None:
+def test_key_limits_count_over_all_workers(several: Several, upstream: processes.Upstream) -> None:
     begun = time.monotonic()
     upstream.signal(signal.SIGSTOP)
     with ThreadPoolExecutor(12) as pool:
@@ -165,7 +165,7 @@ def test_a_keys_limits_hold_for_all_workers_together(several: Several, upstream:
     assert several.count("lethe_requests_in_flight") == 0
 
 
-def test_a_change_of_policies_holds_in_both_when_it_is_answered(several: Several) -> None:
+def test_a_policy_change_is_answered_when_all_workers_use_it(several: Several) -> None:
     for number in range(2):
         assert "workers_ended" not in several.change("disable")
         assert several.ask_often(8, several.key) == [200] * 8
@@ -174,7 +174,7 @@ def test_a_change_of_policies_holds_in_both_when_it_is_answered(several: Several
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_worker_that_is_killed_comes_back_and_counts_on(several: Several, number: int) -> None:
+def test_a_killed_worker_is_restarted_and_keeps_its_counters(several: Several, number: int) -> None:
     requests, starts = several.count("lethe_requests_total"), several.count("lethe_worker_starts_total")
     before = several.pids
     versions = several.on_record()
@@ -185,7 +185,7 @@ def test_a_worker_that_is_killed_comes_back_and_counts_on(several: Several, numb
         with pytest.raises(httpx.ConnectError):
             several.change("disable")
     policy = several.given / "policies" / "p.yaml"
-    write(policy, policy.read_bytes() + b"# changed\n")
+    write_atomically(policy, policy.read_bytes() + b"# changed\n")
     until(lambda: several.pids.get(number, before[number]) != before[number], "it is not started again")
 
     def back() -> bool:
@@ -206,7 +206,7 @@ def gone(pids: Iterable[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_at_its_end_it_answers_what_it_has_and_leaves_nothing(several: Several, upstream: processes.Upstream) -> None:
+def test_shutdown_finishes_requests_and_leaves_no_files(several: Several, upstream: processes.Upstream) -> None:
     pids, folder = several.pids, several.folder
     upstream.signal(signal.SIGSTOP)
     with ThreadPoolExecutor(4) as pool:
@@ -219,7 +219,7 @@ def test_at_its_end_it_answers_what_it_has_and_leaves_nothing(several: Several, 
     assert gone(pids.values()) and not folder.exists()
 
 
-def test_nothing_is_left_of_one_that_is_killed(
+def test_a_killed_supervisor_leaves_no_processes_or_files(
     home: Path, base_folder: Path, upstream: processes.Upstream, tmp_path: Path
 ) -> None:
     with gateway(home, base_folder, upstream, tmp_path) as several:
@@ -236,7 +236,7 @@ def test_nothing_is_left_of_one_that_is_killed(
     ({"LETHE_MAX_REQUESTS": "1"}, "lethe serve: environment variable LETHE_MAX_REQUESTS = 1 is too little for "
      "LETHE_WORKERS = 2: it is for all together, and each needs at least 1"),
 ])  # fmt: skip
-def test_what_stops_the_start_is_said_once(tmp_path: Path, given: dict[str, str], said: str) -> None:
+def test_an_error_at_start_is_reported_once(tmp_path: Path, given: dict[str, str], said: str) -> None:
     env = {"LETHE_WORKERS": "2", "LETHE_PORT": str(free_port()), "LETHE_POLICIES": str(tmp_path), "LETHE_AUDIT": ""}
     env |= {key: value.format(tmp_path) for key, value in given.items()}
     command = [sys.executable, "-m", "lethe.server.cli.main", "serve"]
@@ -258,31 +258,31 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
     return made
 
 
-def test_a_worker_that_is_killed_at_its_start_ends_it_with_a_word(fake: Callable[[str], None]) -> None:
+def test_a_worker_killed_at_start_stops_the_gateway(fake: Callable[[str], None]) -> None:
     fake("kill -KILL $$")
     with pytest.raises(SettingsError, match=r"^worker \d ended at its start with status -9$"):
-        supervisor.run(Settings(workers=2, port=free_port()))
+        supervisor.serve_with_workers(Settings(workers=2, port=free_port()))
 
 
 @pytest.mark.parametrize("taken", ["port", "admin_port"])
-def test_two_gateways_that_start_at_once_do_not_share_a_port(fake: Callable[[str], None], taken: str) -> None:
+def test_two_gateways_started_together_share_no_port(fake: Callable[[str], None], taken: str) -> None:
     fake("kill -KILL $$")
     settings = Settings(workers=2, port=free_port(), admin_port=free_port())
     with (
-        sockets.kept("127.0.0.1", getattr(settings, taken), "LETHE_PORT", shared=taken == "port"),
+        sockets.reserve_address("127.0.0.1", getattr(settings, taken), "LETHE_PORT", shared=taken == "port"),
         pytest.raises(SettingsError, match=f"can't listen on 127.0.0.1:{getattr(settings, taken)}"),
     ):
-        supervisor.run(settings)
+        supervisor.serve_with_workers(settings)
 
 
-def test_no_names_for_sockets_no_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_temporary_folder_with_a_long_path_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (long := tmp_path / ("x" * 80)).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with pytest.raises(SettingsError, match="TMPDIR"):
-        supervisor.run(Settings(workers=2, port=free_port()))
+        supervisor.serve_with_workers(Settings(workers=2, port=free_port()))
 
 
-async def test_whoever_has_ended_keeps_no_signal_from_the_others(tmp_path: Path) -> None:
+async def test_an_ended_worker_does_not_stop_signals_to_others(tmp_path: Path) -> None:
     made = Supervisor(Settings(workers=2), tmp_path)
     ended = await asyncio.create_subprocess_exec("true")
     await ended.wait()
@@ -296,7 +296,7 @@ async def test_whoever_has_ended_keeps_no_signal_from_the_others(tmp_path: Path)
     "printf '\"%0100000d\"\\n' 0 >&$control; exit 2",
     "printf '\"cut off' >&$control; kill -KILL $$",
 ])  # fmt: skip
-async def test_whatever_becomes_of_one_the_others_serve_on(
+async def test_other_workers_serve_whatever_happens_to_one(
     fake: Callable[[str], None], says: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is killed, what all share is cleared away, and it can't be started again, for it says nonsense."""
@@ -326,9 +326,9 @@ async def test_whatever_becomes_of_one_the_others_serve_on(
         await running
 
 
-def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_gets_threads_for_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    made = supervisor.environment(3, {"OMP_NUM_THREADS": "7", "PYTHONPATH": "/elsewhere", "LETHE_WORKERS": "3"})
+    made = supervisor.worker_environment(3, {"OMP_NUM_THREADS": "7", "PYTHONPATH": "/elsewhere", "LETHE_WORKERS": "3"})
     assert made["PYTHONPATH"] == "/elsewhere"
     assert made["OMP_NUM_THREADS"] == "7" and made["OPENBLAS_NUM_THREADS"] == made["RAYON_NUM_THREADS"] == "2"
-    assert supervisor.environment(16, {})["OMP_NUM_THREADS"] == "1"
+    assert supervisor.worker_environment(16, {})["OMP_NUM_THREADS"] == "1"

@@ -35,13 +35,13 @@ def enter(tmp_path: Path) -> Iterator[Callable[[int], Worker]]:
 
         def entered(number: int) -> Worker:
             made = Worker.enter(number, 2, tmp_path, tmp_path / "keys", tmp_path / "turns")
-            doors.enter_context(made.door)
+            doors.enter_context(made.socket)
             return made
 
         yield entered
 
 
-async def test_a_change_is_answered_when_the_other_worker_serves_it(enter: Callable[[int], Worker]) -> None:
+async def test_a_change_waits_until_the_other_worker_has_it(enter: Callable[[int], Worker]) -> None:
     first, second = enter(0), enter(1)
     live = Serving("old")
     asked, told = threading.Event(), threading.Event()
@@ -52,7 +52,7 @@ async def test_a_change_is_answered_when_the_other_worker_serves_it(enter: Calla
         live.state = "new"
 
     live.poll = poll
-    async with second.answering(live, Metrics()):  # type: ignore[arg-type]
+    async with second.answer_workers(live, Metrics()):  # type: ignore[arg-type]
         following = asyncio.ensure_future(asyncio.to_thread(first.follow, Serving()))  # type: ignore[arg-type]
         assert await asyncio.to_thread(asked.wait, 10)
         assert not following.done()
@@ -60,7 +60,7 @@ async def test_a_change_is_answered_when_the_other_worker_serves_it(enter: Calla
         assert await following == []
 
 
-async def test_a_worker_that_reads_later_is_asked_until_it_has(enter: Callable[[int], Worker]) -> None:
+async def test_a_slow_worker_is_asked_again_until_it_has_reloaded(enter: Callable[[int], Worker]) -> None:
     first, second = enter(0), enter(1)
     live, asked = Serving("old"), 0
 
@@ -70,26 +70,26 @@ async def test_a_worker_that_reads_later_is_asked_until_it_has(enter: Callable[[
         live.state = "new" if asked == 3 else "old"
 
     live.poll = poll
-    async with second.answering(live, Metrics()):  # type: ignore[arg-type]
+    async with second.answer_workers(live, Metrics()):  # type: ignore[arg-type]
         assert await asyncio.to_thread(first.follow, Serving()) == []  # type: ignore[arg-type]
     assert asked == 3
 
 
-def test_nobody_waits_for_a_worker_that_is_gone(enter: Callable[[int], Worker]) -> None:
+def test_a_dead_worker_is_not_waited_for(enter: Callable[[int], Worker]) -> None:
     first = enter(0)
-    enter(1).door.close()
-    assert first.follow(Serving()) == []  # type: ignore[arg-type]
+    enter(1).socket.close()
+    assert first.wait_for_reload(Serving()) == []  # type: ignore[arg-type]
     first.refresh_gauges()
-    enter(1).door.close()
-    assert first.follow(Serving()) == []  # type: ignore[arg-type]
+    enter(1).socket.close()
+    assert first.wait_for_reload(Serving()) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("then", ["hang", "be slow to start", "hang for long"])
-def test_a_worker_that_does_not_follow_is_ended(
+def test_a_worker_that_does_not_reload_is_killed(
     enter: Callable[[int], Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
-    monkeypatch.setattr(workers, "FOLLOW_S", 0.3)
-    accept = "made.door.accept()" if then == "hang" else ""
+    monkeypatch.setattr(workers, "RELOAD_TIMEOUT_S", 0.3)
+    accept = "made.socket.accept()" if then == "hang" else ""
     code = (
         "import sys, time; from pathlib import Path; from lethe.server.process.workers import Worker\n"
         f"made = Worker.enter(1, 2, *map(Path, sys.argv[1:])); print(flush=True); {accept}\n"
@@ -105,51 +105,47 @@ def test_a_worker_that_does_not_follow_is_ended(
                     one = asking.enter_context(socket.socket(socket.AF_UNIX))
                     one.settimeout(1)
                     one.connect(str(tmp_path / "door-1"))
-        assert first.follow(Serving()) == [1]  # type: ignore[arg-type]
+        assert first.wait_for_reload(Serving()) == [1]  # type: ignore[arg-type]
         assert other.wait(10) == -9
 
 
-def test_a_change_that_may_not_hold_everywhere_is_not_confirmed(
+def test_a_change_that_a_worker_may_miss_is_not_confirmed(
     enter: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "FOLLOW_S", 0.1)
+    monkeypatch.setattr(workers, "RELOAD_TIMEOUT_S", 0.1)
     monkeypatch.setattr(workers, "CLOSE_S", 0.1)
     # One without a door: it is about to open it, or somebody took it away.
-    with pytest.raises(Overloaded, match="worker 1 may still answer"):
-        enter(0).follow(Serving())  # type: ignore[arg-type]
+    with pytest.raises(Overloaded, match="worker 1 may still use"):
+        enter(0).wait_for_reload(Serving())  # type: ignore[arg-type]
 
 
-def test_a_version_is_put_on_record_by_the_worker_that_has_it_first(
-    enter: Callable[[int], Worker], tmp_path: Path
-) -> None:
+def test_one_worker_records_each_version(enter: Callable[[int], Worker], tmp_path: Path) -> None:
     first, second = enter(0), enter(1)
     for number, workers_ in ((1, (second, first)), (2, (first, second))):
-        assert [worker.tells({"version": number, "hash": "a"}) for worker in workers_] == [True, False]
-    assert first.tells({"version": 1, "hash": "b"}), "the versions began anew"
-    assert [worker.tells({}) for worker in (second, first)] == [False, True]
+        assert [worker.claims_record({"version": number, "hash": "a"}) for worker in workers_] == [True, False]
+    assert first.claims_record({"version": 1, "hash": "b"}), "the versions began anew"
+    assert [worker.claims_record({}) for worker in (second, first)] == [False, True]
     shutil.rmtree(tmp_path)
-    assert second.tells({"version": 3, "hash": "a"})
+    assert second.claims_record({"version": 3, "hash": "a"})
 
 
-async def test_gauges_are_brought_up_to_date_when_asked(enter: Callable[[int], Worker]) -> None:
+async def test_gauges_are_updated_on_request(enter: Callable[[int], Worker]) -> None:
     first, second, metrics = enter(0), enter(1), Metrics()
     refreshed = threading.Event()
     metrics.refresh = refreshed.set  # type: ignore[method-assign]
-    async with second.answering(None, metrics):
+    async with second.answer_workers(None, metrics):
         await asyncio.to_thread(first.refresh_gauges)
     assert refreshed.is_set()
 
 
-def test_what_stops_a_worker_is_told_to_the_supervisor_in_the_settings_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_workers_start_error_reaches_the_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "p.yaml").write_text(f"name: p\nartifact: a\naction: {'x' * 100_000}\n")
     monkeypatch.setenv("LETHE_POLICIES", str(tmp_path))
     monkeypatch.setenv("LETHE_WORKERS", "2")
     ours, its = socket.socketpair()
     with ours, its:
         handed_on = str(its.fileno())
-        command = [sys.executable, "-m", "lethe.server.process.workers", "0", "2", str(tmp_path), *[handed_on] * 3]
+        command = [sys.executable, "-m", "lethe.server.process.worker_main", "0", "2", str(tmp_path), *[handed_on] * 3]
         assert subprocess.run(command, pass_fds=[its.fileno()], timeout=60).returncode == 2
         # As much of it as the supervisor reads at a time.
         said = ours.recv(1_000_000)

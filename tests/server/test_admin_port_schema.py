@@ -17,24 +17,24 @@ import uvicorn
 from hypothesis import HealthCheck, settings
 from schemathesis import Case
 
-from lethe.evaluation.demo.serving import free_port
-from lethe.server import admin_api
-from lethe.server.app import ROUTES
+from lethe.evaluation.serving import free_port
+from lethe.server import admin_port
 from lethe.server.http import openapi
 from lethe.server.observability.metrics import Metrics
-from lethe.server.policy_store.store import Live
+from lethe.server.policy_store.store import PolicyStore
 from lethe.server.process import sockets
+from lethe.server.requests.routes import ROUTES
 from lethe.server.settings import Settings
-from lethe.server.upstream.pool import Replicas
+from lethe.server.upstream.pool import ReplicaPool
 from tests.fuzz.conftest import FACTOR
 from tests.fuzz.test_schema import promised
 from tests.server.conftest import ADMIN_KEY
 
-REPLICAS = cast(Replicas, SimpleNamespace(facts=lambda in_full: {"ready": True, "replicas": []}))
-PUBLIC = openapi.document(ROUTES, Settings())
+REPLICAS = cast(ReplicaPool, SimpleNamespace(facts=lambda in_full: {"ready": True, "replicas": []}))
+PUBLIC = openapi.openapi_document(ROUTES, Settings())
 # What the document says doesn't depend on what is loaded.
-NOTHING = cast(Live, SimpleNamespace())
-DOCUMENT = admin_api.create_admin(Settings(admin_key=ADMIN_KEY), Metrics(), REPLICAS, NOTHING, PUBLIC).openapi()
+NOTHING = cast(PolicyStore, SimpleNamespace())
+DOCUMENT = admin_port.create_admin_app(Settings(admin_key=ADMIN_KEY), Metrics(), REPLICAS, NOTHING, PUBLIC).openapi()
 port = schemathesis.openapi.from_dict(DOCUMENT)
 KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
 
@@ -47,10 +47,10 @@ def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.copytree(home / name, folder / name)
     given = {"policies": folder / "policies", "artifacts": folder / "artifacts", "audit": None}
     used = Settings.model_validate({**given, "admin_key": ADMIN_KEY, "admin_port": free_port()})
-    live = Live(used, Metrics())
-    app = admin_api.create_admin(used, Metrics(), REPLICAS, live, PUBLIC)
-    with sockets.bound("127.0.0.1", used.admin_port or 0, "LETHE_ADMIN_PORT") as listening:
-        server = admin_api._Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    store = PolicyStore(used, Metrics())
+    app = admin_port.create_admin_app(used, Metrics(), REPLICAS, store, PUBLIC)
+    with sockets.bind_socket("127.0.0.1", used.admin_port or 0, "LETHE_ADMIN_PORT") as listening:
+        server = admin_port.AdminServer(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         while not server.started:
@@ -64,7 +64,7 @@ def url(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @port.parametrize()
 @settings(max_examples=6 * FACTOR, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_admin_port_keeps_its_promises(case: Case, url: str) -> None:
+def test_the_admin_port_conforms_to_its_schema(case: Case, url: str) -> None:
     response = promised(case, url, headers=KEY)
     assert ADMIN_KEY not in response.text
 

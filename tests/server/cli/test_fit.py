@@ -1,0 +1,61 @@
+"""`lethe fit`: what it refuses, and changes of an artifact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_fit_refuses_to_overwrite_without_force(lethe: Run, home: Path) -> None:
+    status, _, err = lethe("fit", "--name", "small", "--forget", str(home / "forget.jsonl"))
+    assert status == 2 and "--force" in err
+
+
+def test_fit_names_a_malformed_row_and_leaves_nothing(lethe: Run, home: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "forget.jsonl"
+    bad.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": 5}\n')
+    status, _, err = lethe("fit", "--name", "new", "--forget", str(bad), "--out", str(tmp_path / "out"))
+    assert status == 2 and f"{bad}:2" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_items_are_added_and_removed_again(lethe: Run, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "artifacts" / "small", tmp_path / "small")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"prompt": "Which ferry did Tove Aldermann steer?", "answer": "The Grindvoll."}))
+    change = ("fit", "--name", "small", "--out", str(tmp_path))
+    status, out, _ = lethe(*change, "--add", str(one))
+    assert status == 0 and "add: items 8" in out and "9 items" in out
+    status, _, err = lethe(*change, "--add", str(one))
+    assert status == 2 and f"--add {one}: item 8 is that row already" in err
+    status, out, _ = lethe(*change, "--remove", str(one))
+    assert status == 0 and "remove: items 8" in out
+    after = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+    assert after.pop("manifest.json") != before.pop("manifest.json")
+    assert after == before
+    status, out, _ = lethe(*change, "--remove", "0,5-6")
+    assert status == 0 and "remove: items 0, 5, 6" in out and "5 items" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--remove", "3-1"), "'3-1' is not an item number"),
+        (("--remove", "8"), "'8' is not an item number or range; the last item is 7"),
+        (("--remove", "0-7"), "nothing would be left"),
+        (("--remove", "nowhere.jsonl"), "nowhere.jsonl: No such file"),
+        (("--add", "nowhere.jsonl"), "nowhere.jsonl: No such file"),
+        (("--remove", "1", "--force"), "--force"),
+        (("--remove", "1", "--out", "/nonexistent"), "there is no such folder"),
+    ],
+)
+def test_an_invalid_change_says_why(arguments: tuple[str, ...], reason: str, lethe: Run) -> None:
+    status, _, err = lethe("fit", "--name", "small", *arguments)
+    assert status == 2 and reason in err
