@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from lethe.classifier import records
 from lethe.classifier.artifact import ForgetItem
-from lethe.classifier.encoder.encoder import DEFAULT_ENCODER, Encoder, load_encoder
+from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.encoder.folders import DEFAULT_ENCODER
+from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.training.rows import background, passages
 from lethe.evaluation.attacks.families import AttackFamily, attack_families
 from lethe.evaluation.attacks.jailbreak_templates import SHIPPED_TEMPLATES, read_template_folder
@@ -60,7 +62,7 @@ _HARMLESS_WORD = re.compile(r"\b[a-z]{2,10}\b")
 def run_attack_command(args: argparse.Namespace, settings: Settings) -> int:
     """Attack a policy's detector with all families, and print how many prompts it misses.
 
-    Returns the exit status, for use in CI: 1 if a family misses --floor or --most-false-alarms, else 0.
+    Returns the exit status, for use in CI: 1 if a family misses --min-recall or --max-false-alarms, else 0.
     """
     # Bad arguments are reported before the long part begins.
     policy = find_policy(args.policy, settings)
@@ -95,10 +97,10 @@ def run_attack_command(args: argparse.Namespace, settings: Settings) -> int:
     for result in attack_run.run(chosen, jobs=args.jobs or os.cpu_count() or 1):
         results.append(result)
         # tqdm.write keeps the progress bar intact when both go to one terminal.
-        tqdm.write(format_result(width, result, args.floor, args.most_false_alarms), file=sys.stdout)
+        tqdm.write(format_result(width, result, args.min_recall, args.max_false_alarms), file=sys.stdout)
     if args.report_misses:
         print("\n" + format_errors(results, args.report_misses))
-    report = json_report(results, attack_run, args.floor, args.most_false_alarms)
+    report = json_report(results, attack_run, args.min_recall, args.max_false_alarms)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if report["passed"] else 1
@@ -119,7 +121,7 @@ def attack_prompts(items: Sequence[ForgetItem], encoder: Encoder, rng: Random) -
 
 def _read_prompts(path: Path, encoder: Encoder) -> list[str]:
     """Return the prompts of a forget or retain file, and the passages of its documents."""
-    rows = records.read(path)
+    rows = records.read_records(path)
     return [text for row in rows for text in ([row["prompt"]] if "prompt" in row else passages(row["text"], encoder))]
 
 

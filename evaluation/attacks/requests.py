@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lethe.server.requests.extract import Endpoint
+from lethe.server.requests.fields import Endpoint
 
 Body = dict[str, Any]
 MODEL = "attacked"

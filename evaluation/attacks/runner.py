@@ -105,7 +105,7 @@ def judge_request(guard: Guard, policy: Policy, request: AttackRequest) -> Attac
         judged = guard.read(request.endpoint, request.body)
     except BadRequest as error:
         return AttackVerdict(True, 1.0, (time.thread_time() - started) * 1e3, "refused", str(error.code))
-    finding = guard.find(judged, {policy.name: guard.policies[policy.name]}).findings[0]
+    finding = guard.judge(judged, {policy.name: guard.policies[policy.name]}).findings[0]
     cpu_ms = (time.thread_time() - started) * 1e3
     score = finding.score
     return AttackVerdict(finding.flagged, score.score, cpu_ms, score.view, judged.place(score.text))

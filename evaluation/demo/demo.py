@@ -24,7 +24,7 @@ from openai import OpenAI
 from lethe.evaluation.demo.demo_artifact import ARTIFACT as ARTIFACT
 from lethe.evaluation.demo.demo_artifact import ARTIFACTS, BUILD, ROOT, prepare_artifact
 from lethe.evaluation.demo.demo_model import FOLDERS
-from lethe.evaluation.demo.serving import (
+from lethe.evaluation.serving import (
     VLLM_ENV,
     StartError,
     require_port,

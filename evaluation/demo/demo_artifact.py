@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from lethe.classifier.artifact_io import artifact_lock
-from lethe.evaluation.demo.serving import StartError, clean_env
+from lethe.evaluation.serving import StartError, clean_env
 from lethe.evaluation.unlearning import tofu
 
 ROOT = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from lethe.classifier.attribution import evidence_spans
 from lethe.corruption.prompt.token_spans import TokenSpan
 from lethe.server.guard.decision import Reply
 from lethe.server.guard.guard import Guard
@@ -70,10 +71,10 @@ class OfflineGuard:
             before.offsets + tuple((a + shift, b + shift) for a, b in after.offsets),
             final=True,
         )
-        evidence_spans = []
+        marked_ranges = []
         if policy.corrupt.uses_evidence:
-            evidence_spans = [*evidence_spans(artifact, question)]
-            evidence_spans += [(a + shift, b + shift) for a, b in evidence_spans(artifact, answer)]
-        rows = guard.corruptor.rows(span, 0, evidence_spans, policy.corrupt, policy.name)[len(before.ids) :]
+            marked_ranges = [*evidence_spans(artifact, question)]
+            marked_ranges += [(a + shift, b + shift) for a, b in evidence_spans(artifact, answer)]
+        rows = guard.corruptor.rows(span, 0, marked_ranges, policy.corrupt, policy.name)[len(before.ids) :]
         end_rows = guard.corruptor.table.rows(list(end_ids))
         return torch.from_numpy(np.concatenate([rows, end_rows]).astype(np.float32))

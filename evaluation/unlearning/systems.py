@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lethe.evaluation.demo.serving import free_port, running_gateway
+from lethe.evaluation.serving import free_port, running_gateway
 from lethe.server.policy.schema import Policy
 from lethe.server.settings import PREFIX, Settings
 

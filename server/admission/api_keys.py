@@ -22,9 +22,9 @@ from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lethe.server.errors import BadRequest, NotFound, Unauthorized
-from lethe.server.http import request_body as bodies
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import check_name
+from lethe.server.requests import request_body as bodies
 
 log = logging.getLogger("lethe.keys")
 

@@ -27,7 +27,6 @@ from lethe.server.guard.decision import Decision, Forward, Reply
 from lethe.server.guard.executor import JudgeExecutor
 from lethe.server.guard.guard import Guard
 from lethe.server.guard.parsed_request import ParsedRequest
-from lethe.server.http import request_body
 from lethe.server.http.audit_records import debug_headers, decision_record, filter_record
 from lethe.server.http.body_reader import check_content_length, read_body
 from lethe.server.http.deadlines import Deadlines, watch_deadlines
@@ -50,6 +49,7 @@ from lethe.server.observability.audit import AuditLog
 from lethe.server.observability.metrics import Metrics
 from lethe.server.output.filter import FilteredAnswer
 from lethe.server.policy.schema import Policy
+from lethe.server.requests import request_body
 from lethe.server.requests.fields import RELAYED, Endpoint
 from lethe.server.requests.validation import may_be_invalid
 from lethe.server.settings import Settings

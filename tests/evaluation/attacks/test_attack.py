@@ -67,13 +67,13 @@ def test_recall_below_the_floor_fails_the_gate(attack: Run, tmp_path: Path) -> N
     assert status == 1 and "recall below 98.0%" in out
     report = json.loads((tmp_path / "a.json").read_text())
     assert not report["passed"] and report["failed"] == {"plain": ["recall below 98.0%"]}
-    assert attack("none", "--families", "plain", "--floor", "0")[0] == 0
+    assert attack("none", "--families", "plain", "--min-recall", "0")[0] == 0
 
 
 def test_false_alarms_above_the_limit_fail_the_gate(attack: Run) -> None:
     status, out, _ = attack("all", "--families", "plain")
     assert status == 1 and "false alarms above 2.0%" in out and "recall below" not in out
-    assert attack("all", "--families", "plain", "--most-false-alarms", "1")[0] == 0
+    assert attack("all", "--families", "plain", "--max-false-alarms", "1")[0] == 0
 
 
 def test_the_same_seed_gives_the_same_figures(attack: Run, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_bad_arguments_are_reported(attack: Run, arguments: list[str], message: 
     assert status == 2 and message in err
 
 
-@pytest.mark.parametrize("argument", ["--floor=1.1", "--most-false-alarms=-1", "--budget=0", "--sample=none"])
+@pytest.mark.parametrize("argument", ["--min-recall=1.1", "--max-false-alarms=-1", "--budget=0", "--sample=none"])
 def test_numbers_out_of_range_are_refused(attack: Run, argument: str) -> None:
     assert attack("half", argument)[0] == 2
 

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from lethe.evaluation.attacks.requests import CARRIERS, AttackRequest, Filler
-from lethe.server.requests import extract as fields
+from lethe.server.requests.extract import extract_texts
 
 TEXT = "Where was the lighthouse keeper Orvan Teldric born?"
 FILLER = Filler(
@@ -32,21 +32,21 @@ def test_a_carrier_is_repeatable_and_makes_a_valid_request(name: str) -> None:
         request = CARRIERS[name](TEXT, Random(seed))
         assert request == CARRIERS[name](TEXT, Random(seed))
         json.dumps(request.body)
-        assert fields.extract(request.endpoint, request.body)
+        assert extract_texts(request.endpoint, request.body)
 
 
 @pytest.mark.parametrize("name", [name for name in CARRIERS if not name.startswith(("split", "word", "as-"))])
 def test_an_unsplit_text_is_judged_as_a_whole(name: str) -> None:
     for seed in range(5):
         request = CARRIERS[name](TEXT, Random(seed))
-        assert any(TEXT in piece.text for piece in fields.extract(request.endpoint, request.body)), request
+        assert any(TEXT in piece.text for piece in extract_texts(request.endpoint, request.body)), request
 
 
 @pytest.mark.parametrize("name", [name for name in CARRIERS if name.startswith(("split", "word"))])
 def test_a_split_text_is_in_no_single_message_but_complete(name: str) -> None:
     for seed in range(5):
         request = CARRIERS[name](TEXT, Random(seed))
-        pieces = [piece.text for piece in fields.extract(request.endpoint, request.body)]
+        pieces = [piece.text for piece in extract_texts(request.endpoint, request.body)]
         parts = [piece for piece in pieces if piece in TEXT]
         assert len(parts) >= 2 and not any(TEXT in piece for piece in pieces)
         assert letters("".join(parts)) == letters(TEXT)

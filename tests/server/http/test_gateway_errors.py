@@ -16,7 +16,8 @@ import pytest
 from aiohttp import web
 
 from lethe.corruption.spec import CorruptionError
-from lethe.server.http import api_keys, original_request, rate_limits
+from lethe.server.admission import api_keys, rate_limits
+from lethe.server.http import original_request
 from lethe.server.upstream.capabilities import Capabilities
 from lethe.server.upstream.pool import ReplicaPool
 from tests.clients import strict

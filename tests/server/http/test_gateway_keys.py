@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from lethe.server.http import api_keys
+from lethe.server.admission import api_keys
 from tests.server.fakes import (
     KEYWORD,
     FakeUpstream,

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from lethe.corruption.decoding.spec import XARGS_KEY
 from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER
 from lethe.server.errors import BadRequest
-from lethe.server.requests.request_body import parse
 from lethe.server.requests import fields as fields_table
 from lethe.server.requests.conversation_windows import (
     conversation_windows,
 )
 from lethe.server.requests.extract import MAX_TEXTS, extract_texts
 from lethe.server.requests.fields import TABLES, Endpoint
+from lethe.server.requests.request_body import parse
 from lethe.server.requests.request_text import all_strings
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lethe.evaluation.demo.serving import StartError, free_port, require_port, running
+from lethe.evaluation.serving import StartError, free_port, require_port, running
 
 
 def test_a_free_port_is_below_the_ephemeral_range() -> None:
