@@ -1,18 +1,23 @@
-"""What each claim of speed costs, measured. `make bench` runs all questions; `make bench QUICK=1` in five minutes.
+"""Benchmarks: what each claim about speed, memory and reliability is measured with.
 
-A question is a module with two names, entered in `bench.QUESTIONS`:
+`make bench` runs the benchmarks in `bench.BENCHMARKS` in one run; `make bench QUICK=1` takes five minutes, and
+`python -m benchmarks.bench --only NAME` runs one. The other modules are scripts of their own: `python -m
+benchmarks.NAME --help` says what they measure.
 
-    TITLE = "What a rewrite costs"
-    def measure(quick: bool) -> Answer: ...
+To add a benchmark to `make bench`, write a module with two names and add it to `bench.BENCHMARKS`:
 
-- `measuring.Series(name, unit, values)`: what was measured, one value a round. Nothing is averaged beforehand.
-- `measuring.alternating(contestants, rounds)` runs contestants in turns (ABAB) and makes their series, so that a
-  machine that others use meets all alike. A contestant is a function that returns {series: (value, unit)}.
-- `measuring.Claim`: what is promised, at most or at least; `Claim.ratio(text, a, b, at_most=…)` compares two series
-  round by round, `Claim.level(text, series, at_most=…)` one series with a number.
-- `Answer(series, claims, notes, facts)`: notes say what was left out and why; facts are versions and checks.
-- CPU time: `measuring.cpu_s(pid)` of a process and its children; `time.thread_time()` or `process_time()` for code
-  that runs in the question's own process. Prefer it to wall time, and ratios to either.
+    TITLE = "Cost of rewriting a request"
+    def measure(quick: bool) -> BenchmarkResult: ...
 
-`python -m benchmarks.bench --only NAME` runs one. Printing, JSON (build/bench.json) and plots are not its work.
+- `measuring.Series(name, unit, values)`: one measured quantity, one value per round; no averages.
+- `measuring.alternating(contestants, rounds)` runs contestants in turns (ABAB) and makes their series, so that other
+  load on the machine affects all alike. A contestant is a function that returns {series: (value, unit)}.
+- `measuring.Claim`: an upper or lower limit. `Claim.ratio(text, a, b, at_most=…)` compares two series round by round,
+  `Claim.level(text, series, at_most=…)` compares one series with a number.
+- `measuring.BenchmarkResult(series, claims, notes, facts)`: notes say what was left out and why; facts are versions and
+  checks.
+- CPU time: `measuring.cpu_s(pid)` of a process and its children; `time.thread_time()` or `process_time()` for code in
+  the benchmark's own process. Prefer CPU time to wall time, and ratios to both.
+
+Benchmarks do not print, write JSON (build/bench.json) or plot: `bench.py` does. Begin reading there.
 """

@@ -1,9 +1,9 @@
-"""An upstream that has its answers ready, as a process of its own: where vLLM would be the limit, and for faults.
+"""A fake model server with canned answers for every guarded endpoint, whole and streamed, and with faults on request.
 
     python -m benchmarks.canned --port 8000 [--models demo,other] [--tokens 16] [--pause 0.005]
 
-Answers every guarded endpoint in its shape, whole and streamed. The request header `x-canned` asks for a fault,
-one of FAULTS. `/metrics` says how many requests run, under vLLM's name for it, and when the process was started.
+Benchmarks and tests use it where vLLM would be the bottleneck. The request header `x-canned` selects a fault, one of
+FAULTS. `/metrics` has the number of running requests, under vLLM's metric name, and the start time of the process.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ WORD = " word"
 PROMPT_TOKENS = 7
 
 
-class Canned:
-    """The answers, and the number of requests that are being answered."""
+class CannedServer:
+    """The handlers and canned answers. It counts the running requests."""
 
     def __init__(self, models: list[str], tokens: int, pause_s: float) -> None:
         self._models, self._tokens, self._pause_s = models, tokens, pause_s
@@ -34,15 +34,15 @@ class Canned:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**26)
         app.router.add_get("/health", self._health)
-        app.router.add_get("/v1/models", self._list)
+        app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_post("/{path:.*}", self._counted)
+        app.router.add_post("/{path:.*}", self._answer)
         return app
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
 
-    async def _list(self, request: web.Request) -> web.Response:
+    async def _list_models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self._models]})
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -51,7 +51,7 @@ class Canned:
             f'vllm:num_requests_running{{model_name="{self._models[0]}"}} {float(self._running)}\n'
         )
 
-    async def _counted(self, request: web.Request) -> web.StreamResponse:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self._running += 1
         try:
@@ -63,7 +63,7 @@ class Canned:
             await asyncio.sleep(self._tokens * self._pause_s)
             return web.json_response(self._whole(request.path, body))
         except ConnectionResetError:
-            # Whoever asked has left meanwhile, which is no fault of ours.
+            # The client has disconnected.
             return web.Response()
         finally:
             self._running -= 1
@@ -84,12 +84,12 @@ class Canned:
         else:
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "length"}
         if body.get("logprobs"):
-            # As the gateway's probe compares them: the same for a prompt as text and as embeddings.
+            # The gateway's parity probe compares them: equal for a prompt as text and as embeddings.
             choice["logprobs"] = {"content": [{"token": WORD, "logprob": 0.0}] * self._tokens}
         return {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
 
     async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await _started(request, "text/event-stream; charset=utf-8")
+        response = await _start_response(request, "text/event-stream; charset=utf-8")
         for _ in range(self._tokens):
             await asyncio.sleep(self._pause_s)
             await response.write(_event(request.path))
@@ -113,7 +113,7 @@ def _event(path: str) -> bytes:
     return b"data: %s\n\n" % json.dumps({"id": "canned-1", "choices": [choice]}).encode()
 
 
-async def _started(request: web.Request, content_type: str) -> web.StreamResponse:
+async def _start_response(request: web.Request, content_type: str) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": content_type})
     response.enable_chunked_encoding()
     await response.prepare(request)
@@ -126,44 +126,44 @@ async def _no_headers(request: web.Request) -> web.StreamResponse:
 
 
 async def _no_chunk(request: web.Request) -> web.StreamResponse:
-    await _started(request, "text/event-stream")
+    await _start_response(request, "text/event-stream")
     return await _no_headers(request)
 
 
 async def _endless(request: web.Request) -> web.StreamResponse:
-    response = await _started(request, "text/event-stream")
+    response = await _start_response(request, "text/event-stream")
     while True:
         await response.write(_event(request.path))
         await asyncio.sleep(0.02)
 
 
 async def _garbage(request: web.Request) -> web.StreamResponse:
-    """An answer that says it is JSON, or a stream of events, and is neither."""
+    """Answer with bytes that are neither the JSON nor the event stream that the content type promises."""
     streamed = (await request.json()).get("stream")
-    kind = "text/event-stream" if streamed else "application/json"
-    return web.Response(body=b"\xff\x00data: {not json\r\r\n\n" * 3, headers={"content-type": kind})
+    content_type = "text/event-stream" if streamed else "application/json"
+    return web.Response(body=b"\xff\x00data: {not json\r\r\n\n" * 3, headers={"content-type": content_type})
 
 
 async def _not_http(request: web.Request) -> web.StreamResponse:
-    return await _raw(request, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+    return await _write_raw(request, b"\x16\x03\x01 this is no HTTP\r\n\r\n")
 
 
 async def _half_a_chunk(request: web.Request) -> web.StreamResponse:
     head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ntransfer-encoding: chunked\r\n\r\n"
     streamed = (await request.json()).get("stream")
     event = _event(request.path)
-    kind = b"text/event-stream" if streamed else b"application/json"
-    return await _raw(request, head % kind + b"%x\r\n%s\r\n40\r\ndata: {" % (len(event), event))
+    content_type = b"text/event-stream" if streamed else b"application/json"
+    return await _write_raw(request, head % content_type + b"%x\r\n%s\r\n40\r\ndata: {" % (len(event), event))
 
 
 async def _half_a_head(request: web.Request) -> web.StreamResponse:
-    return await _raw(request, b"HTTP/1.1 200 OK\r\ncontent-ty")
+    return await _write_raw(request, b"HTTP/1.1 200 OK\r\ncontent-ty")
 
 
-async def _raw(request: web.Request, written: bytes) -> web.StreamResponse:
-    """These bytes in place of an answer, and the end of the connection."""
+async def _write_raw(request: web.Request, raw: bytes) -> web.StreamResponse:
+    """Write these bytes instead of a response, and close the connection."""
     assert request.transport is not None
-    request.transport.write(written)
+    request.transport.write(raw)
     request.transport.close()
     return await _no_headers(request)
 
@@ -180,11 +180,11 @@ FAULTS: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
 
 
 def command(port: int, models: list[str], *extra: str) -> list[str]:
-    """How to start it."""
+    """Return the command that starts this server."""
     return [sys.executable, "-m", "benchmarks.canned", "--port", str(port), "--models", ",".join(models), *extra]
 
 
-async def _serve(app: web.Application, port: int) -> None:
+async def serve_canned(app: web.Application, port: int) -> None:
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
@@ -194,13 +194,13 @@ async def _serve(app: web.Application, port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--models", default="demo", help="names that it serves, separated by commas")
+    parser.add_argument("--models", default="demo", help="names of the served models, separated by commas")
     parser.add_argument("--tokens", type=int, default=16, help="words of an answer")
-    parser.add_argument("--pause", type=float, default=0.005, help="seconds a word takes")
+    parser.add_argument("--pause", type=float, default=0.005, help="seconds per word")
     args = parser.parse_args()
-    app = Canned(args.models.split(","), args.tokens, args.pause).app()
+    app = CannedServer(args.models.split(","), args.tokens, args.pause).app()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(app, args.port))
+        asyncio.run(serve_canned(app, args.port))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""A load generator that costs little: raw keep-alive connections in a process of its own.
+"""A load generator with little CPU use of its own: raw keep-alive connections in a process of its own.
 
-    python -m benchmarks.load        reads orders as JSON lines from its standard input, answers each with one line
+Other benchmarks start it with `load_generator()`. As a process it reads orders as JSON lines from standard input and
+answers each with one line:
 
-Order: {"port", "asked" (requests' bytes, as Latin-1, asked in turns), "requests", "connections"}. Answer: seconds, p50
-and p99 of the time of a whole answer and p50 to its first byte, in milliseconds; requests that failed; one answer's
-bytes; own CPU seconds.
+    python -m benchmarks.load
+
+Order: {"port", "payloads" (the bytes of requests as Latin-1, sent in turns), "requests", "connections"}. Reply:
+seconds, p50 and p99 of the time to the end of the response and p50 of the time to its first byte, in milliseconds;
+failed requests; the bytes of one response; CPU seconds of the generator.
 """
 
 from __future__ import annotations
@@ -26,24 +29,25 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _END = b"0\r\n\r\n"
 
 
-class _Client(asyncio.Protocol):
-    """One connection: asks, waits for the whole answer, asks again, as long as the order has requests left."""
+class _LoadConnection(asyncio.Protocol):
+    """One connection: sends a request, waits for the whole response, and repeats until the order is done."""
 
-    def __init__(self, round_: _Order) -> None:
-        self._order = round_
+    def __init__(self, order: _LoadOrder) -> None:
+        self._order = order
         self._reset()
 
     def _reset(self) -> None:
-        self._begun = time.perf_counter()
-        self._got: list[bytes] = []
+        self._started = time.perf_counter()
+        self._received: list[bytes] = []
         self._size = 0
-        self._wanted: int | None = None  # bytes of head and body; None: not known (yet), -1: chunked
+        # Bytes of head and body; None before the head is complete, -1 for a chunked body.
+        self._expected_size: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
-        self._next()
+        self._send_next()
 
-    def _next(self) -> None:
+    def _send_next(self) -> None:
         request = self._order.take()
         if request is None:
             self._transport.close()
@@ -52,134 +56,134 @@ class _Client(asyncio.Protocol):
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        if not self._got:
-            self._order.first.append(time.perf_counter() - self._begun)
-        self._got.append(data)
+        if not self._received:
+            self._order.first_byte_s.append(time.perf_counter() - self._started)
+        self._received.append(data)
         self._size += len(data)
-        if self._wanted is None:
-            head, found, _ = b"".join(self._got).partition(b"\r\n\r\n")
-            if not found:
+        if self._expected_size is None:
+            head, separator, _ = b"".join(self._received).partition(b"\r\n\r\n")
+            if not separator:
                 return
             length = _LENGTH.search(head + b"\r\n")
-            self._wanted = len(head) + 4 + int(length[1]) if length else -1
+            self._expected_size = len(head) + 4 + int(length[1]) if length else -1
             if not head.startswith(b"HTTP/1.1 200"):
                 self._order.failed += 1
-        if self._wanted >= 0:
-            done = self._size >= self._wanted
+        if self._expected_size >= 0:
+            done = self._size >= self._expected_size
         else:
-            done = (data if len(data) >= 5 else b"".join(self._got[-5:])).endswith(_END)
+            done = (data if len(data) >= 5 else b"".join(self._received[-5:])).endswith(_END)
         if done:
-            self._order.took.append(time.perf_counter() - self._begun)
-            self._order.last = self._got
-            self._next()
+            self._order.durations_s.append(time.perf_counter() - self._started)
+            self._order.last = self._received
+            self._send_next()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._order.lost(self)
+        self._order.connection_closed(self)
 
 
-class _Order:
-    """One order and what came of it."""
+class _LoadOrder:
+    """One order and its measurements."""
 
-    def __init__(self, port: int, asked: Sequence[bytes], requests: int, connections: int) -> None:
-        self.port, self.asked, self.left, self.connections = port, asked, requests, connections
-        self.wanted = requests
-        self.took: list[float] = []
-        self.first: list[float] = []
+    def __init__(self, port: int, payloads: Sequence[bytes], requests: int, connections: int) -> None:
+        self.port, self.payloads, self.connections = port, payloads, connections
+        self.requests = self.remaining = requests
+        self.durations_s: list[float] = []
+        self.first_byte_s: list[float] = []
         self.failed = 0
         self.last: list[bytes] = []
         self._open = 0
         self._done = asyncio.get_running_loop().create_future()
 
     def take(self) -> bytes | None:
-        """The next request; None where all were asked."""
-        self.left -= 1
-        return self.asked[self.left % len(self.asked)] if self.left >= 0 else None
+        """Return the next request; None after the last one."""
+        self.remaining -= 1
+        return self.payloads[self.remaining % len(self.payloads)] if self.remaining >= 0 else None
 
-    def lost(self, client: _Client) -> None:
+    def connection_closed(self, client: _LoadConnection) -> None:
         self._open -= 1
-        if self.left > 0:
-            # Closed by the server: a new connection goes on.
-            self._dialling = asyncio.ensure_future(self._connect())
+        if self.remaining > 0:
+            # Closed by the server: continue on a new connection.
+            self._reconnecting = asyncio.ensure_future(self._connect())
         elif self._open == 0 and not self._done.done():
             self._done.set_result(None)
 
     async def _connect(self) -> None:
         self._open += 1
-        await asyncio.get_running_loop().create_connection(lambda: _Client(self), "127.0.0.1", self.port)
+        await asyncio.get_running_loop().create_connection(lambda: _LoadConnection(self), "127.0.0.1", self.port)
 
     async def run(self) -> dict[str, Any]:
-        begun, cpu = time.perf_counter(), time.process_time()
-        for _ in range(min(self.connections, self.wanted)):
+        started, cpu = time.perf_counter(), time.process_time()
+        for _ in range(min(self.connections, self.requests)):
             await self._connect()
         await self._done
-        seconds = time.perf_counter() - begun
-        took, first = sorted(self.took), sorted(self.first)
+        seconds = time.perf_counter() - started
+        durations, first_bytes = sorted(self.durations_s), sorted(self.first_byte_s)
         return {
             "seconds": seconds,
-            "p50_ms": 1e3 * statistics.median(took),
-            "p99_ms": 1e3 * took[min(len(took) - 1, int(0.99 * len(took)))],
-            "first_p50_ms": 1e3 * statistics.median(first),
-            "failed": self.failed + self.wanted - len(took),
+            "p50_ms": 1e3 * statistics.median(durations),
+            "p99_ms": 1e3 * durations[min(len(durations) - 1, int(0.99 * len(durations)))],
+            "first_p50_ms": 1e3 * statistics.median(first_bytes),
+            "failed": self.failed + self.requests - len(durations),
             "last": b"".join(self.last).decode("latin-1"),
             "cpu_s": time.process_time() - cpu,
         }
 
 
-async def _serve() -> None:
+async def _run_orders() -> None:
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order = json.loads(line)
-        order["asked"] = [request.encode("latin-1") for request in order["asked"]]
-        print(json.dumps(await _Order(**order).run()), flush=True)
+        order["payloads"] = [payload.encode("latin-1") for payload in order["payloads"]]
+        print(json.dumps(await _LoadOrder(**order).run()), flush=True)
 
 
-class Load:
-    """The generator's process, from outside."""
+class LoadGenerator:
+    """The load generator's process, controlled from another process."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self.pid = process.pid
 
     def run(self, port: int, request: bytes | Sequence[bytes], *, requests: int, connections: int) -> Mapping[str, Any]:
-        """Ask so often over so many connections; several requests are asked in turns, from the last to the first.
+        """Send `requests` requests over `connections` connections; several payloads are sent in turns, last one first.
 
-        Raises RuntimeError when the generator has ended.
+        Returns the reply described in the module docstring. Raises RuntimeError if the process has exited.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        asked = [one.decode("latin-1") for one in ([request] if isinstance(request, bytes) else request)]
-        order = {"port": port, "asked": asked, "requests": requests, "connections": connections}
+        payloads = [one.decode("latin-1") for one in ([request] if isinstance(request, bytes) else request)]
+        order = {"port": port, "payloads": payloads, "requests": requests, "connections": connections}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the load generator ended with status {self._process.wait()}")
-        return json.loads(answer)
+        reply = self._process.stdout.readline()
+        if not reply:
+            raise RuntimeError(f"the load generator exited with status {self._process.wait()}")
+        return json.loads(reply)
 
 
 @contextmanager
-def generator() -> Iterator[Load]:
-    """A load generator, ended on leaving."""
+def load_generator() -> Iterator[LoadGenerator]:
+    """Start a load generator; kill it on exit from the context."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        yield Load(process)
+        yield LoadGenerator(process)
     finally:
         process.kill()
         process.communicate()
 
 
-def post(path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a request, as OpenAI's Python client would send it."""
+def openai_request(path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of a POST request as OpenAI's Python client sends it."""
     payload = json.dumps(body, separators=(",", ":")).encode()
-    sent = {
+    all_headers = {
         "host": "127.0.0.1", "accept": "application/json", "content-type": "application/json",
         "user-agent": "OpenAI/Python 2.26.0", "x-stainless-lang": "python", "x-stainless-async": "false",
         "authorization": "Bearer sk-none", "content-length": str(len(payload)), **(headers or {}),
     }  # fmt: skip
-    head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+    head = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + payload
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve())
+    uvloop.run(_run_orders())

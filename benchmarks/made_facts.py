@@ -1,7 +1,7 @@
-"""Any number of invented people and what might be asked about them: forget prompts, and other wordings of the same.
+"""Any number of prompts about invented people, each with a rewording; for benchmarks with many forget prompts.
 
-Names are made of syllables, so that no two people share theirs; a person is asked about in as many ways as there are
-QUESTIONS. Everything follows from the item's number.
+Names are made of syllables, so that no two people have the same name. There are len(QUESTIONS) prompts about each
+person. Everything is determined by the prompt's number.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# A wording that an item is given in, and one that somebody else might use.
+# The wording of a forget prompt, and a rewording.
 QUESTIONS = (
     ("Where was {} born?", "In which town did {} come into the world?"),
     ("What is the full name of the author of '{title}', born in {town}?", "Who wrote the book '{title}'?"),
@@ -38,31 +38,33 @@ _STARTS = "B C D F G H J K L M N P R S T V W Br Dr Fl Gr Kr St Th Tr Sh Ch Pl".s
 _VOWELS = "a e i o u ai ea ie oa or an en in on ar el".split()
 _MIDDLES = "b d g k l m n r s t v z nd rt ll st lm rk".split()
 _ENDS = "n r s l m th rd ck nn sson ski ley man well stad berg ton".split()
-_GIVEN = 600
+# Distinct first names.
+_FIRST_NAMES = 600
 _PRIME = 2_147_483_647
 _ADJECTIVES = "Silent Amber Broken Distant Gilded Hollow Iron Last Pale Salt Second Burning Quiet Winter Paper".split()
 _NOUNS = "Harbour Ladder Orchard Lantern Bridge Meadow Compass Garden Letter Tide Window Mirror River Mountain".split()
 
 
-def items(count: int, *, first: int = 0) -> Iterator[tuple[str, str]]:
-    """(prompt, another wording of it) of the items first..first + count."""
+def made_up_prompts(count: int, *, first: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield (prompt, rewording) with the numbers first to first + count - 1."""
     for number in range(first, first + count):
-        person, kind = divmod(number, len(QUESTIONS))
+        person, form = divmod(number, len(QUESTIONS))
         rng = np.random.default_rng(person)
-        name = f"{_name(person % _GIVEN, 2)} {_name(person, 3)}"
-        town = _name(int(rng.integers(4000)), 2)
-        title = f"The {_ADJECTIVES[rng.integers(15)]} {_NOUNS[rng.integers(14)]} of {_name(int(rng.integers(9000)), 2)}"
-        asked, reworded = (form.format(name, title=title, town=town) for form in QUESTIONS[kind])
-        yield asked, reworded
+        name = f"{_make_name(person % _FIRST_NAMES, 2)} {_make_name(person, 3)}"
+        town = _make_name(int(rng.integers(4000)), 2)
+        adjective, noun = _ADJECTIVES[rng.integers(15)], _NOUNS[rng.integers(14)]
+        title = f"The {adjective} {noun} of {_make_name(int(rng.integers(9000)), 2)}"
+        prompt, reworded = (text.format(name, title=title, town=town) for text in QUESTIONS[form])
+        yield prompt, reworded
 
 
-def _name(number: int, syllables: int) -> str:
-    """A name of so many syllables; different numbers, different names, as long as there are any."""
-    kinds = [_STARTS, *(_VOWELS, _MIDDLES) * (syllables - 1), _VOWELS, _ENDS]
-    # Neighbouring numbers shouldn't look alike; a large prime is coprime to the number of names.
-    number = (number + 12_345 * syllables) * _PRIME % math.prod(map(len, kinds))
-    parts = []
-    for kind in kinds:
-        number, at = divmod(number, len(kind))
-        parts.append(kind[at])
-    return "".join(parts)
+def _make_name(number: int, syllables: int) -> str:
+    """Return a name with this many syllables. Different numbers give different names, until all names are used."""
+    syllable_parts = [_STARTS, *(_VOWELS, _MIDDLES) * (syllables - 1), _VOWELS, _ENDS]
+    # A large prime is coprime to the number of names: it spreads neighbouring numbers without collisions.
+    number = (number + 12_345 * syllables) * _PRIME % math.prod(map(len, syllable_parts))
+    name = ""
+    for choices in syllable_parts:
+        number, at = divmod(number, len(choices))
+        name += choices[at]
+    return name

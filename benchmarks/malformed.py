@@ -34,7 +34,7 @@ from benchmarks.malformed_http import FAMILIES
 from lethe.corruption.prompt.prompt_tokenizer import PromptTokenizer
 from lethe.evaluation.demo import demo
 from lethe.evaluation.demo.demo_model import FOLDERS
-from lethe.evaluation.demo.serving import clean_env, free_port, running_gateway
+from lethe.evaluation.serving import clean_env, free_port, running_gateway
 
 BUILD = demo.ROOT / "build" / "benchmarks" / "malformed"
 # Connections at once.

@@ -1,21 +1,26 @@
-"""What questions are answered with: series of rounds, ratios of them, and claims that hold or don't."""
+"""Measured series, ratios of series, and claims about them; CPU time and memory of processes.
+
+What a benchmark returns (`BenchmarkResult`) and the helpers that benchmarks share. Knows no benchmark.
+"""
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# One round of a contestant: series name → (value, unit).
+# One measured round of one contestant: series name → (value, unit).
 Round = Callable[[], Mapping[str, tuple[float, str]]]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity, one value a round, in the order in which they were measured."""
+    """One quantity with one value per round, in the order of measurement."""
 
     name: str
     unit: str
@@ -27,16 +32,16 @@ class Series:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The quartiles; of fewer than three rounds, the smallest and the largest value."""
+        """The quartiles; for fewer than three rounds, the smallest and the largest value."""
         if len(self.values) < 3:
             return min(self.values), max(self.values)
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
         return low, high
 
-    def over(self, other: Series) -> Series:
-        """The ratio to another series, round by round: both met the same load of the machine."""
+    def ratio_to(self, other: Series) -> Series:
+        """The ratio to another series, round by round, since both met the same load of the machine in a round."""
         pairs = zip(self.values, other.values, strict=True)
-        return Series(f"{self.name} / {other.name}", "×", [mine / its for mine, its in pairs])
+        return Series(f"{self.name} / {other.name}", "×", [value / reference for value, reference in pairs])
 
     def minus(self, other: Series) -> Series:
         pairs = zip(self.values, other.values, strict=True)
@@ -45,7 +50,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Claim:
-    """A target and what was measured. It holds if the median is on the right side of `target`."""
+    """A target and a measured series. The claim holds if the median is at most (or at least) `target`."""
 
     text: str
     measured: Series
@@ -58,20 +63,23 @@ class Claim:
 
     @staticmethod
     def level(text: str, measured: Series, *, at_most: float | None = None, at_least: float | None = None) -> Claim:
-        """A series against a number: give at_most or at_least."""
+        """A claim about a series; give either at_most or at_least. Raises ValueError for none or both."""
         if (at_most is None) == (at_least is None):
-            raise ValueError(f"claim {text!r}: give at_most or at_least, one of them")
+            raise ValueError(f"claim {text!r}: give either at_most or at_least")
         return Claim(text, measured, at_least if at_most is None else at_most, at_most is not None)  # type: ignore[arg-type]
 
     @staticmethod
     def ratio(text: str, a: Series, b: Series, *, at_most: float | None = None, at_least: float | None = None) -> Claim:
-        """a / b, round by round, against a number."""
-        return Claim.level(text, a.over(b), at_most=at_most, at_least=at_least)
+        """A claim about a / b, round by round; give either at_most or at_least."""
+        return Claim.level(text, a.ratio_to(b), at_most=at_most, at_least=at_least)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """All that a question found. notes: what was left out, and why. facts: versions, sizes, checks; plain JSON."""
+class BenchmarkResult:
+    """The result of one benchmark.
+
+    notes: what was left out, and why. facts: versions, sizes and checks, as plain JSON.
+    """
 
     series: Sequence[Series]
     claims: Sequence[Claim] = ()
@@ -80,54 +88,76 @@ class Answer:
 
 
 def alternating(contestants: Mapping[str, Round], rounds: int) -> dict[str, dict[str, Series]]:
-    """Each contestant once, then each once more, and so on; contestant → series name → series.
+    """Run all contestants in turns (ABAB) for `rounds` rounds; return contestant → series name → series.
 
-    A series is named "contestant, name". The first, unmeasured, round warms up.
+    A series is named "contestant, name". A first round without measurement warms up.
     """
     values: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
     units: dict[str, str] = {}
     for turn in range(rounds + 1):
-        for name, work in contestants.items():
-            for key, (value, unit) in work().items():
+        for name, run_round in contestants.items():
+            for key, (value, unit) in run_round().items():
                 units[key] = unit
                 if turn:
                     values[name].setdefault(key, []).append(value)
     return {
-        name: {key: Series(f"{name}, {key}", units[key], found) for key, found in measured.items()}
+        name: {key: Series(f"{name}, {key}", units[key], numbers) for key, numbers in measured.items()}
         for name, measured in values.items()
     }
 
 
-def family(pid: int) -> list[int]:
-    """A process and all its descendants that live."""
-    found = [pid]
-    for parent in found:
+def process_tree(pid: int) -> list[int]:
+    """Return a process id and those of all its living descendants."""
+    pids = [pid]
+    for parent in pids:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
             try:
-                found += [int(child) for child in task.read_text().split()]
+                pids += [int(child) for child in task.read_text().split()]
             except OSError:
-                continue  # that thread has just ended
-    return found
+                continue  # the thread has just ended
+    return pids
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process and its living descendants, user and system, in seconds; exact to less than a microsecond.
+    """Return the CPU time (user and system) of a process and its living descendants, in seconds.
 
-    Read from the process's own clock: /proc/PID/stat counts in hundredths of a second.
+    Reads the processes' CPU clocks, which are exact to less than a microsecond; /proc/PID/stat counts in 0.01 s.
     """
     total = 0.0
-    for one in family(pid):
+    for process in process_tree(pid):
         try:
-            total += time.clock_gettime((~one << 3) | 2)
+            # The kernel's number for the CPU clock of a process.
+            total += time.clock_gettime((~process << 3) | 2)
         except OSError:
-            continue  # it has just ended
+            continue  # the process has just ended
     return total
 
 
 def memory_mib(pid: int, kind: str = "Pss") -> float:
-    """Memory of a process and its descendants in MiB; Pss: pages that others map too count in part, Rss: in full."""
+    """Return the memory of a process and its descendants in MiB.
+
+    kind: "Pss" counts shared pages in proportion, "Rss" in full.
+    """
     total = 0
-    for one in family(pid):
-        rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
+    for process in process_tree(pid):
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
         total += int(next(line for line in rollup.splitlines() if line.startswith(f"{kind}:")).split()[1])
     return total / 1024
+
+
+def sum_metrics(text: str, prefix: str) -> dict[str, float]:
+    """Return the metrics of a Prometheus text whose names begin with `prefix`, summed over their labels.
+
+    The keys have no prefix.
+    """
+    sums: Counter[str] = Counter()
+    for name, value in re.findall(rf"^{re.escape(prefix)}(\w+)(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE):
+        sums[name] += float(value)
+    return dict(sums)
+
+
+def timed_call(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Run `work`; return its result and the CPU time of this thread that it took, in milliseconds."""
+    started = time.thread_time()
+    result = work()
+    return result, (time.thread_time() - started) * 1e3

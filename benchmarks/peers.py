@@ -1,6 +1,7 @@
-"""Who is compared: the gateway, a bare relay, and other proxies, each a process of its own before one upstream.
+"""The compared proxies: the gateway, a bare relay, and other projects' proxies, each as a process of its own.
 
-Peers are installed into build/, never into the project's own environment; one that can't be had is left out.
+Other proxies are installed into build/, never into the project's own environment. One that can't be installed or
+started is left out, with a note.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import fast_upstream
-from lethe.evaluation.demo.serving import StartError, free_port, running
+from lethe.evaluation.serving import StartError, free_port, running
 
 ROOT = Path(__file__).parents[1]
 VENV, NODE = ROOT / "build" / "peers-venv", ROOT / "build" / "peers-node"
@@ -48,8 +49,11 @@ litellm_settings: {{telemetry: false}}
 
 
 @dataclass(frozen=True)
-class Peer:
-    """One proxy. command: port, upstream's port, a folder for its files → how to start it."""
+class Proxy:
+    """A proxy. command: (its port, the upstream's port, a folder for its files) → the command that starts it.
+
+    ready: path that answers 200 when it is ready. headers: upstream's port → headers that every request needs.
+    """
 
     name: str
     version: str
@@ -60,36 +64,38 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Running:
-    """A proxy that serves; port is its own."""
+class RunningProxy:
+    """A running proxy and its port."""
 
-    peer: Peer
+    proxy: Proxy
     port: int
     pid: int
     headers: Mapping[str, str]
 
 
-def lethe(*, env: Mapping[str, str] | None = None, name: str = "lethe", cores: Collection[int] = ()) -> Peer:
-    """The gateway as `lethe serve` runs it: no policies unless `env` names some, audit trail and metrics on.
+def lethe_proxy(*, env: Mapping[str, str] | None = None, name: str = "lethe", cores: Collection[int] = ()) -> Proxy:
+    """The gateway as `lethe serve` runs it: no policies unless `env` sets some, with audit records and metrics.
 
-    cores: the only ones that it may use.
+    cores: if given, the only CPU cores that it may use.
     """
 
     def command(port: int, upstream: int, folder: Path) -> Sequence[str]:
         (folder / "none").mkdir(exist_ok=True)
-        given = {
+        variables = {
             "LETHE_PORT": str(port), "LETHE_UPSTREAM": f"http://127.0.0.1:{upstream}", "LETHE_ADMIN_PORT": "0",
             "LETHE_POLICIES": str(folder / "none"), "LETHE_ARTIFACTS": str(folder / "none"),
             "LETHE_AUDIT": str(folder / "audit.jsonl"), "LETHE_LOG_LEVEL": "warning", **(env or {}),
         }  # fmt: skip
-        held = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
+        affinity = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
         serve = [sys.executable, "-m", "lethe.server.cli.main", "serve"]
-        return ["env", *(f"{key}={value}" for key, value in given.items()), *held, *serve]
+        return ["env", *(f"{key}={value}" for key, value in variables.items()), *affinity, *serve]
 
-    return Peer(name, version("lethe-gateway"), command, ready="/ready")
+    return Proxy(name, version("lethe-gateway"), command, ready="/ready")
 
 
-def relay() -> Peer:
+def relay_proxy() -> Proxy:
+    """The bare relay of `benchmarks/relay.py`."""
+
     def command(port: int, upstream: int, folder: Path) -> Sequence[str]:
         return [
             sys.executable,
@@ -101,35 +107,35 @@ def relay() -> Peer:
             f"http://127.0.0.1:{upstream}",
         ]
 
-    return Peer("bare relay", f"aiohttp {version('aiohttp')}, uvicorn {version('uvicorn')}", command)
+    return Proxy("bare relay", f"aiohttp {version('aiohttp')}, uvicorn {version('uvicorn')}", command)
 
 
-def _nginx() -> Peer:
+def _nginx() -> Proxy:
     program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if program is None:
         raise StartError("nginx is not installed (on Debian and Ubuntu: apt-get install nginx-light)")
-    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr.strip()
+    output = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr.strip()
 
     def command(port: int, upstream: int, folder: Path) -> Sequence[str]:
         path = folder / "nginx.conf"
-        # Only root may, and has to, say who the workers are.
+        # nginx needs a user for its workers when root starts it, and warns otherwise.
         user = "user root;" if os.geteuid() == 0 else ""
         path.write_text(NGINX.format(port=port, upstream=upstream, folder=folder, user=user))
         return [program, "-c", str(path), "-p", str(folder)]
 
-    return Peer("nginx", said.rpartition("/")[2], command)
+    return Proxy("nginx", output.rpartition("/")[2], command)
 
 
-def _from_pip(name: str) -> str:
-    """The version of a package of the peers' environment, which is made at the first call."""
+def _pip_version(name: str) -> str:
+    """Return the version of a package in the proxies' own environment, which the first call creates."""
     python = VENV / "bin" / "python"
     stamp = VENV / ".pins"
     if not stamp.exists() or stamp.read_text() != PINS.read_text():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True, timeout=INSTALL_S)
         _install([str(python), "-m", "pip", "install", "-q", "-r", str(PINS)])
         stamp.write_text(PINS.read_text())
-    asked = f"from importlib.metadata import version; print(version({name!r}))"
-    return subprocess.run([str(python), "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+    script = f"from importlib.metadata import version; print(version({name!r}))"
+    return subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _install(command: list[str]) -> None:
@@ -141,8 +147,8 @@ def _install(command: list[str]) -> None:
         raise StartError(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-300:]}")
 
 
-def _router() -> Peer:
-    found = _from_pip("vllm-router")
+def _router() -> Proxy:
+    installed = _pip_version("vllm-router")
 
     def command(port: int, upstream: int, folder: Path) -> Sequence[str]:
         return [
@@ -151,24 +157,24 @@ def _router() -> Peer:
             "--prometheus-port", str(free_port()),
         ]  # fmt: skip
 
-    return Peer("vllm-router", found, command)
+    return Proxy("vllm-router", installed, command)
 
 
-def _litellm() -> Peer:
-    found = _from_pip("litellm")
+def _litellm() -> Proxy:
+    installed = _pip_version("litellm")
 
     def command(port: int, upstream: int, folder: Path) -> Sequence[str]:
         path = folder / "litellm.yaml"
         path.write_text(LITELLM.format(model=fast_upstream.MODEL, upstream=upstream))
         return [str(VENV / "bin" / "litellm"), "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
 
-    # Its price list would come from the net.
+    # Otherwise LiteLLM downloads its price list.
     env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
-    env["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # checking a key would only cost it more
-    return Peer("LiteLLM", found, command, env, ready="/health/liveliness")
+    env["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # a key check would cost more CPU
+    return Proxy("LiteLLM", installed, command, env, ready="/health/liveliness")
 
 
-def _portkey() -> Peer:
+def _portkey() -> Proxy:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         raise StartError("node and npm are not installed")
@@ -184,10 +190,10 @@ def _portkey() -> Peer:
         return {"x-portkey-provider": "openai", "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1"}
 
     env = {"TRUSTED_CUSTOM_HOSTS": "127.0.0.1", "NODE_ENV": "production"}
-    return Peer("Portkey", PORTKEY, command, env, ready="/", headers=headers)
+    return Proxy("Portkey", PORTKEY, command, env, ready="/", headers=headers)
 
 
-OTHERS: Mapping[str, Callable[[], Peer]] = {
+OTHER_PROXIES: Mapping[str, Callable[[], Proxy]] = {
     "nginx": _nginx,
     "vllm-router": _router,
     "LiteLLM": _litellm,
@@ -196,19 +202,19 @@ OTHERS: Mapping[str, Callable[[], Peer]] = {
 
 
 @contextmanager
-def serving(peer: Peer, upstream: int, folder: Path) -> Iterator[Running]:
-    """The proxy in front of the upstream on that port. Raises StartError when it does not come up."""
+def run_proxy(proxy: Proxy, upstream: int, folder: Path) -> Iterator[RunningProxy]:
+    """Run the proxy in front of the upstream's port. Raises StartError if it does not start."""
     port = free_port()
-    own = folder / peer.name.replace(" ", "-")
-    own.mkdir(parents=True, exist_ok=True)
-    command, url = peer.command(port, upstream, own), f"http://127.0.0.1:{port}{peer.ready}"
-    with running(peer.name, command, url, own / "log", env=peer.env, timeout_s=90) as process:
-        yield Running(peer, port, process.pid, peer.headers(upstream))
+    proxy_folder = folder / proxy.name.replace(" ", "-")
+    proxy_folder.mkdir(parents=True, exist_ok=True)
+    command, url = proxy.command(port, upstream, proxy_folder), f"http://127.0.0.1:{port}{proxy.ready}"
+    with running(proxy.name, command, url, proxy_folder / "log", env=proxy.env, timeout_s=90) as process:
+        yield RunningProxy(proxy, port, process.pid, proxy.headers(upstream))
 
 
 @contextmanager
-def upstream(folder: Path) -> Iterator[tuple[int, int]]:
-    """The fast upstream: its port and process."""
+def run_fast_upstream(folder: Path) -> Iterator[tuple[int, int]]:
+    """Run `benchmarks/fast_upstream.py`; yields its port and process id."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.fast_upstream", "--port", str(port)]
     with running("upstream", command, f"http://127.0.0.1:{port}/health", folder / "upstream.log", env={}) as process:
@@ -216,13 +222,13 @@ def upstream(folder: Path) -> Iterator[tuple[int, int]]:
 
 
 def start_all(
-    stack: ExitStack, others: Mapping[str, Callable[[], Peer]], upstream: int, folder: Path
-) -> tuple[list[Running], list[str]]:
-    """Those that come up, and a note on each that doesn't."""
-    up, notes = [], []
-    for name, made in others.items():
+    stack: ExitStack, others: Mapping[str, Callable[[], Proxy]], upstream: int, folder: Path
+) -> tuple[list[RunningProxy], list[str]]:
+    """Start the proxies; return those that run, and a note for each that did not start."""
+    started, notes = [], []
+    for name, create in others.items():
         try:
-            up.append(stack.enter_context(serving(made(), upstream, folder)))
+            started.append(stack.enter_context(run_proxy(create(), upstream, folder)))
         except (StartError, subprocess.SubprocessError) as error:
             notes.append(f"{name} left out: {str(error)[:400]}")
-    return up, notes
+    return started, notes

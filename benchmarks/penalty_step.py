@@ -24,7 +24,7 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
-from benchmarks.measuring import Answer, Claim, Round, Series, alternating
+from benchmarks.measuring import BenchmarkResult, Claim, Round, Series, alternating
 from lethe.corruption import vllm_plugin
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.corruption.decoding.token_masks import CompiledPenalty
@@ -171,7 +171,7 @@ def bandwidth(device: str) -> float:
     return 10 * 2 * one.nbytes / (begin.elapsed_time(end) / 1e3)
 
 
-def cuda_answer(sizes: Sequence[int], batches: Sequence[int], times: int) -> Answer:
+def cuda_answer(sizes: Sequence[int], batches: Sequence[int], times: int) -> BenchmarkResult:
     """On a GPU: what each step costs beside the bytes it must move."""
     rng = random.Random(5)
     speed = bandwidth("cuda")
@@ -188,12 +188,12 @@ def cuda_answer(sizes: Sequence[int], batches: Sequence[int], times: int) -> Ans
             series.append(Series(f"{name}, those bytes at the speed of a copy", "µs a step", needed))
             own = [steps(1)["CPU"][0] for _ in range(times)]
             series.append(Series(f"{name}, CPU", "µs a step", own))
-    return Answer(series, notes=["no step waited for the device (torch.cuda.set_sync_debug_mode)"], facts=facts)
+    return BenchmarkResult(series, notes=["no step waited for the device (torch.cuda.set_sync_debug_mode)"], facts=facts)
 
 
 def measure(
     quick: bool, *, sizes: Sequence[int] = (128_000,), batches: Sequence[int] = (32,), device: str = "cpu"
-) -> Answer:
+) -> BenchmarkResult:
     torch.set_num_threads(1)
     logging.getLogger("lethe.corruption.vllm_plugin").setLevel(logging.CRITICAL)  # it misses a tokenizer
     if device != "cpu":
@@ -221,7 +221,7 @@ def measure(
             one = found.get(f"128,000: a step of 32, {guarded} guarded")
             if one is not None:
                 claims.append(Claim.level(f"a step of 32 rows, {guarded} guarded", one["CPU"], at_most=most))
-    return Answer(series, claims)
+    return BenchmarkResult(series, claims)
 
 
 def main() -> None:
@@ -234,9 +234,9 @@ def main() -> None:
     cuda = args.device == "cuda"
     sizes = args.vocabulary or ([32_000, 152_000] if cuda else [128_000])
     batches = args.rows or ([1, 32, 256] if cuda else [32])
-    from benchmarks.bench import print_answer
+    from benchmarks.bench import print_result
 
-    print_answer(TITLE, measure(args.quick, sizes=sizes, batches=batches, device=args.device))
+    print_result(TITLE, measure(args.quick, sizes=sizes, batches=batches, device=args.device))
 
 
 if __name__ == "__main__":

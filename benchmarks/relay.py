@@ -1,5 +1,7 @@
-"""A bare relay: ASGI and aiohttp with nothing in between. The floor for a proxy in Python, and no more than that:
-no limits, no judging, no error bodies, no metrics, nothing when a client leaves.
+"""A bare relay: ASGI and aiohttp only. The lower bound for the CPU time of a Python proxy.
+
+It has no limits, judging, error bodies or metrics, and does not notice client disconnects. `benchmarks/proxy.py`
+starts it:
 
     python -m benchmarks.relay --port 8001 --upstream http://127.0.0.1:8000
 """
@@ -17,13 +19,15 @@ SET_BY_CLIENT = (*HOP_BY_HOP, b"host", b"content-length")
 
 
 class Relay:
+    """The ASGI application."""
+
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._lifespan(receive, send)
             return
         body, more = b"", True
         while more:
@@ -35,13 +39,13 @@ class Relay:
         async with self._session.request(
             scope["method"], self._upstream + scope["path"], headers=headers, data=body or None
         ) as response:
-            kept = [(name, value) for name, value in response.raw_headers if name.lower() not in HOP_BY_HOP]
-            await send({"type": "http.response.start", "status": response.status, "headers": kept})
+            forwarded = [(name, value) for name, value in response.raw_headers if name.lower() not in HOP_BY_HOP]
+            await send({"type": "http.response.start", "status": response.status, "headers": forwarded})
             async for chunk in response.content.iter_any():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _live(self, receive: Any, send: Any) -> None:
+    async def _lifespan(self, receive: Any, send: Any) -> None:
         await receive()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(),
