@@ -2,9 +2,9 @@
 
     python -m benchmarks.eco_rewrite [--width 4096] [--tokens 256 2048] [--model FOLDER]
 
-Takes the model folder's tokenizer and chat template and a random bfloat16 table of the given width. Text is made
-of words of the vocabulary, so that nearly every token is a row of its own. Times are CPU time, each a median of
-several; memory is measured in a process of its own, which rewrites one long prompt in every way.
+Uses the model folder's tokenizer and chat template, and a random bfloat16 table of the given width. The text consists
+of random words of the vocabulary, so nearly every token needs another row. Times are CPU times, each the median of
+several. Memory is measured in a separate process, which rewrites one long prompt with every function.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ SPECS = {
     "noise, 1 coordinate": CorruptSpec(function="noise", tokens="content", dims=1, sigma=100),
     "noise, all coordinates": CorruptSpec(function="noise", tokens="content", sigma=2),
 }
-# Published for ECO with its tagger on an A100 is 85 ms; these are the project's targets in ms, by tokens.
+# Number of tokens → milliseconds: the project's targets. ECO's paper reports 85 ms with its tagger on an A100.
 TARGETS = {256: 4.0, 2048: 30.0}
+# MB by which memory may grow: a target.
 MEMORY_MB = 40.0
 SECRET = b"benchmark secret"
 
 
 def folder(model: Path, width: int, where: Path) -> Path:
-    """A model folder with the model's tokenizer and a random table."""
+    """Make a model folder with the model's tokenizer and a random table."""
     out = where / "model"
     shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors*"))
     size = Corruptor(model, SECRET).prompt_tokenizer.size
@@ -57,12 +58,12 @@ def folder(model: Path, width: int, where: Path) -> Path:
 
 
 def body(corruptor: Corruptor, tokens: int) -> dict[str, Any]:
-    """A chat request whose content has about so many tokens."""
+    """Return a chat request of at most `tokens` prompt tokens, and close to that."""
     pieces = corruptor.prompt_tokenizer.pieces(range(corruptor.prompt_tokenizer.size))
     words = [piece for piece in pieces if piece.startswith(" ") and piece[1:].isalpha()]
     text = "".join(random.Random(tokens).choices(words, k=tokens))
-    while (over := len(corruptor.prompt_tokenizer.chat_ids(_chat(text))) - tokens) > 0:
-        text = " ".join(text.split(" ")[:-over])
+    while (excess := len(corruptor.prompt_tokenizer.chat_ids(_chat(text))) - tokens) > 0:
+        text = " ".join(text.split(" ")[:-excess])
     return _chat(text)
 
 
@@ -77,29 +78,29 @@ def rewrite(corruptor: Corruptor, request: dict[str, Any], spec: CorruptSpec | N
 def timed(
     corruptor: Corruptor, request: dict[str, Any], spec: CorruptSpec | None, times: int
 ) -> dict[str, tuple[float, str]]:
-    taken = []
+    times_ms = []
     for _ in range(times):
         begin = time.process_time()
         rewrite(corruptor, request, spec)
-        taken.append((time.process_time() - begin) * 1e3)
-    return {"CPU": (median(taken), "ms")}
+        times_ms.append((time.process_time() - begin) * 1e3)
+    return {"CPU": (median(times_ms), "ms")}
 
 
 def memory_mb(model: Path, tokens: int) -> dict[str, float]:
-    """By how much a process grows: at its peak, and for good."""
-    done = subprocess.run(
+    """Return by how many MB a process grows: at its peak, and afterwards."""
+    run = subprocess.run(
         [sys.executable, "-m", "benchmarks.eco_rewrite", "--grow", str(model), "--tokens", str(tokens)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    growth: dict[str, float] = json.loads(run.stdout)
+    return growth
 
 
 def grow(model: Path, tokens: int) -> None:
-    """Run in a process of its own: prints its growth from before the table is opened."""
+    """Print by how much this process grows while it rewrites; run it in a separate process."""
     corruptor = Corruptor(model, SECRET)
     _ = corruptor.decoys
     rewrite(corruptor, _chat("Hello"), SPECS["noise, all coordinates"])
@@ -121,11 +122,11 @@ def measure(
 ) -> BenchmarkResult:
     rounds, times = (5, 3) if quick else (15, 5)
     with tempfile.TemporaryDirectory() as temporary:
-        made = folder(model, width, Path(temporary))
-        corruptor = Corruptor(made, SECRET)
+        model_folder = folder(model, width, Path(temporary))
+        corruptor = Corruptor(model_folder, SECRET)
         _ = corruptor.decoys
         requests = {n: body(corruptor, n) for n in tokens}
-        found = alternating(
+        measured = alternating(
             {
                 f"{n} tokens, {name}": partial(timed, corruptor, request, spec, times)
                 for n, request in requests.items()
@@ -133,12 +134,12 @@ def measure(
             },
             rounds,
         )
-        grown = [memory_mb(made, max(tokens)) for _ in range(2 if quick else 3)]
-    series = [one["CPU"] for one in found.values()]
-    memory = [Series(f"memory, {key}", "MB", [one[key] for one in grown]) for key in ("peak", "after")]
+        growth = [memory_mb(model_folder, max(tokens)) for _ in range(2 if quick else 3)]
+    series = [one["CPU"] for one in measured.values()]
+    memory = [Series(f"memory, {key}", "MB", [one[key] for one in growth]) for key in ("peak", "after")]
     claims = [
         Claim.level(f"{name} at most {TARGETS[n]:g} ms", one["CPU"], at_most=TARGETS[n])
-        for name, one in found.items()
+        for name, one in measured.items()
         if (n := int(name.split()[0])) in TARGETS and width == 4096
     ]
     claims.append(Claim.level("memory grows by less than 40 MB", memory[0], at_most=MEMORY_MB))
@@ -152,10 +153,10 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 2048])
-    parser.add_argument("--model", type=Path, default=DEMO)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--width", type=int, default=4096, help="values in a row of the table")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 2048], help="lengths of the prompts")
+    parser.add_argument("--model", type=Path, default=DEMO, help="folder of the tokenizer and chat template")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--grow", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.grow is not None:

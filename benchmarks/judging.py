@@ -77,7 +77,7 @@ def chat_body(*turns: str) -> dict[str, Any]:
 
 def is_flagged(guard: Guard, request: dict[str, Any]) -> bool:
     """Judge a request; return whether it was flagged."""
-    return guard.judge(guard.read("chat", request), guard.policies_for(request.get("model"))).action != "pass"
+    return guard.judge(guard.parse("chat", request), guard.policies_for(request.get("model"))).action != "pass"
 
 
 def judge_each(guard: Guard, requests: Sequence[dict[str, Any]]) -> dict[str, tuple[float, str]]:
@@ -86,7 +86,7 @@ def judge_each(guard: Guard, requests: Sequence[dict[str, Any]]) -> dict[str, tu
     cpu_started = time.thread_time()
     for request in requests:
         start = time.perf_counter()
-        guard.decide(guard.read("chat", request), Capabilities())
+        guard.decide(guard.parse("chat", request), Capabilities())
         durations_ms.append(1e3 * (time.perf_counter() - start))
     cpu = 1e6 * (time.thread_time() - cpu_started) / len(requests)
     return {

@@ -32,7 +32,7 @@ from lethe.classifier import artifact_io
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.index import similarity
-from lethe.classifier.index.similarity import ForgetTargets, TargetMatcher
+from lethe.classifier.index.similarity import ForgetTexts, ForgetTextMatcher
 from lethe.classifier.judge import Judge, threshold
 from lethe.classifier.prefilter import Prefilter
 from lethe.classifier.scorer import ArtifactScorer
@@ -183,17 +183,17 @@ def recall(folder: Path, encoder: Encoder) -> dict[str, float]:
     chosen = np.random.default_rng(1).choice(count, REWORDED, replace=False)
     texts = [reworded for number in chosen for _, reworded in made_facts.made_up_prompts(1, first=int(number))]
     rows, words = encoder.encode(texts), similarity.hashed_words(texts)
-    targets = ForgetTargets.from_arrays(arrays, "targets")
+    targets = ForgetTexts.from_arrays(arrays, "targets")
     scorer = ArtifactScorer(artifact, Prefilter({"a": artifact}).matcher("a"))
-    every = TargetMatcher(targets)
+    every = ForgetTextMatcher(targets)
     whole = np.empty((len(texts), count), dtype=np.float32)
     for start in range(0, count, ROW_BATCH):
         whole[:, start : start + ROW_BATCH] = rows @ arrays["index"][start : start + ROW_BATCH].astype(np.float32).T
     nearest, match = whole.argmax(axis=1), every.best_similarity(words, whole)
     components, compared = [], []
     for i, text in enumerate(texts):
-        some = similarity.words_of_rows(words, slice(i, i + 1))
-        scored = scorer.score_rows([text], some, np.zeros((1, 2)), rows[i : i + 1], np.zeros(1, dtype=bool))
+        some = similarity.words_of_texts(words, slice(i, i + 1))
+        scored = scorer.score_windows([text], some, np.zeros((1, 2)), rows[i : i + 1], np.zeros(1, dtype=bool))
         components.append(scored.components)
         compared.append(np.arange(count) if scored.compared[0] is None else scored.compared[0])
     nearest_found = [bool((near == row).any()) for near, row in zip(compared, nearest, strict=True)]
@@ -220,9 +220,9 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     encoder = load_encoder()
     BUILD.mkdir(parents=True, exist_ok=True)
     small, large = fitted_folder(encoder, FEW), fitted_folder(encoder, count)
-    found = artifact_io.load_artifact(small)
-    level = threshold(found, miss_rate=MISS_RATE)
-    kinds = prompts_by_kind(Judge({"a": found}, encoder), level)
+    small_artifact = artifact_io.load_artifact(small)
+    level = threshold(small_artifact, miss_rate=MISS_RATE)
+    kinds = prompts_by_kind(Judge({"a": small_artifact}, encoder), level)
     folders = {f"{FEW:,}": small, f"{count:,}": large}
     levels = {
         name: threshold(artifact_io.load_artifact(folder), miss_rate=MISS_RATE) for name, folder in folders.items()
@@ -259,10 +259,10 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
         }
         scores = {name: np.array(last[f"{name}, {kind}"]["scores"]) for name in processes}
         report["judging"][kind]["decided by words"] = {
-            name: float((found == 0).mean()) for name, found in scores.items()
+            name: float((values == 0).mean()) for name, values in scores.items()
         }
         report["judging"][kind]["flagged"] = {
-            name: float((found >= levels[name]).mean()) for name, found in scores.items()
+            name: float((values >= levels[name]).mean()) for name, values in scores.items()
         }
         report["judging"][kind]["memory, MiB"] = {name: last[f"{name}, {kind}"]["memory"] for name in processes}
     report["recall"] = recall(large, encoder)
@@ -281,7 +281,7 @@ def main() -> None:
         return
     report = measure(options.items, options.rounds)
     print(json.dumps(report, indent=1))
-    ratios = {kind: found["p50"]["ratio"] for kind, found in report["judging"].items()}
+    ratios = {kind: figures["p50"]["ratio"] for kind, figures in report["judging"].items()}
     for kind, ratio in ratios.items():
         print(f"{kind}: p50 is {ratio:.2f} times that with {FEW:,} prompts (target: at most {MAX_RATIO})")
 

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks.endpoints import PATHS, endpoint_body, token_limit_field
-from lethe.classifier.training import rows
+from lethe.classifier.training.background import background_prompts
 from lethe.evaluation.unlearning import tofu
 
 # Kind of request → (weight, expected statuses; 0: disconnected). vLLM refuses a prompt beyond its context with 400,
@@ -55,7 +55,7 @@ class Traffic:
         self._parity = parity
         self._rng = random.Random(seed)
         self._flagged = [fact.question for fact in tofu.forget_facts()]
-        self._others = list(rows.background_prompts())
+        self._others = list(background_prompts())
         self._others += [fact.question for fact in tofu.real_world_facts()]
         self._long_lock = asyncio.Lock()
         self.counts: Counter[str] = Counter()

@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from lethe.corruption.spec import CorruptSpec
 from lethe.server import admin_api, errors
 from lethe.server.cli.main import build_parser
-from lethe.server.errors import GuardError
+from lethe.server.errors import GatewayError
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import OutputFilterOptions, Penalize, Policy, Refuse, Route, Threshold
 from lethe.server.requests import fields
@@ -359,7 +359,7 @@ def _fields(request_table: fields.FieldsTable) -> Iterator[tuple[str, str]]:
 def error_statuses() -> dict[str, set[int]]:
     """Code → status, of every error that the server creates with a literal code."""
     # Classes outside errors.py count only if their module is imported.
-    classes = {*_subclasses(GuardError), admin_api.AdminConflict}
+    classes = {*_subclasses(GatewayError), admin_api.AdminConflict}
     statuses = {cls.__name__: cls.status for cls in classes}
     found: dict[str, set[int]] = {}
     for path in (path for folder in ERROR_SOURCES for path in sorted((ROOT / folder).rglob("*.py"))):
@@ -371,7 +371,7 @@ def error_statuses() -> dict[str, set[int]]:
     return found
 
 
-def _subclasses(cls: type[GuardError]) -> Iterator[type[GuardError]]:
+def _subclasses(cls: type[GatewayError]) -> Iterator[type[GatewayError]]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)

@@ -18,7 +18,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from lethe.server.atomic_file import write_atomically
-from lethe.server.errors import BadRequest, GuardError, NotFound, Overloaded, Unauthorized
+from lethe.server.errors import BadRequest, GatewayError, NotFound, Overloaded, Unauthorized
 from lethe.server.http import openapi
 from lethe.server.policy.schema import Policy, PolicyError, with_mode
 from lethe.server.policy_store.forget_requests import (
@@ -45,7 +45,7 @@ SEED_RETRY_S = 15
 AUTHOR_DIGITS = 8
 
 
-class AdminConflict(GuardError):
+class AdminConflict(GatewayError):
     """The change contradicts the current policies or artifacts, or a file can't be written."""
 
     status = 409

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from lethe.server import errors
 from lethe.server.admin_api import admin_routes
-from lethe.server.errors import BadRequest, GuardError, NotFound
+from lethe.server.errors import BadRequest, GatewayError, NotFound
 from lethe.server.http import openapi
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy_store.store import PolicyStore
@@ -90,8 +90,8 @@ def create_admin_app(
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         return _error_response(BadRequest(f"{place}: {first['msg']}", param=place, code="invalid_request"))
 
-    @app.exception_handler(GuardError)
-    async def answer_error(request: Request, error: GuardError) -> Response:
+    @app.exception_handler(GatewayError)
+    async def answer_error(request: Request, error: GatewayError) -> Response:
         return _error_response(error)
 
     return app
@@ -115,7 +115,7 @@ class AdminApplication(FastAPI):
 
 
 def _error_response(
-    error: GuardError, status: int | None = None, extra_headers: Mapping[str, str] | None = None
+    error: GatewayError, status: int | None = None, extra_headers: Mapping[str, str] | None = None
 ) -> Response:
     error_headers = {name.decode(): value.decode() for name, value in errors.error_headers(error)}
     headers = {**(extra_headers or {}), **error_headers}

@@ -1,6 +1,6 @@
 """The errors that end a request, and their bodies for OpenAI and Anthropic clients.
 
-    GuardError
+    GatewayError
     ├── BadRequest        400  invalid fields, JSON or sizes
     ├── Unauthorized      401  missing or unknown API key
     ├── NotFound          404  unknown route, or a model that the key may not use
@@ -42,7 +42,7 @@ MAX_MESSAGE_CHARS: Final = 2000
 _SEQUENCE_NUMBER: Final = re.compile(rb'(?<!\\)"sequence_number":\s*(\d{1,18})')
 
 
-class GuardError(Exception):
+class GatewayError(Exception):
     """The base of all errors that the gateway answers with."""
 
     status: ClassVar[int] = 500
@@ -65,28 +65,28 @@ class GuardError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class BadRequest(GuardError):
+class BadRequest(GatewayError):
     status = 400
     kind = "invalid_request_error"
 
 
-class Unauthorized(GuardError):
+class Unauthorized(GatewayError):
     status = 401
     kind = "authentication_error"
 
 
-class NotFound(GuardError):
+class NotFound(GatewayError):
     status = 404
     kind = "invalid_request_error"
 
 
-class TooSlow(GuardError):
+class TooSlow(GatewayError):
     status = 408
     kind = "timeout_error"
     retryable = True
 
 
-class TooLarge(GuardError):
+class TooLarge(GatewayError):
     status = 413
     kind = "invalid_request_error"
 
@@ -99,36 +99,36 @@ class HeadTooLarge(TooLarge):
     status = 431
 
 
-class RateLimited(GuardError):
+class RateLimited(GatewayError):
     status = 429
     kind = "rate_limit_error"
     retryable = True
 
 
-class Refused(GuardError):
+class Refused(GatewayError):
     status = 403
     kind = "policy_error"
 
 
-class UpstreamFailed(GuardError):
+class UpstreamFailed(GatewayError):
     status = 502
     kind = "upstream_error"
     retryable = True
 
 
-class Overloaded(GuardError):
+class Overloaded(GatewayError):
     status = 503
     kind = "overloaded_error"
     retryable = True
 
 
-class UpstreamDown(GuardError):
+class UpstreamDown(GatewayError):
     status = 503
     kind = "upstream_error"
     retryable = True
 
 
-class UpstreamTimeout(GuardError):
+class UpstreamTimeout(GatewayError):
     status = 504
     kind = "upstream_error"
     retryable = True
@@ -156,7 +156,7 @@ def id_headers(request_id: str, dialect: Dialect) -> list[tuple[bytes, bytes]]:
 
 
 def error_response(
-    error: GuardError, path: str, request_id: str | None = None
+    error: GatewayError, path: str, request_id: str | None = None
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Headers and body of an error response for the clients of `path`. request_id: None makes a new one."""
     request_id, dialect = request_id or new_request_id(), dialect_of(path)
@@ -165,7 +165,7 @@ def error_response(
     return [*error_headers(error), length, *id_headers(request_id, dialect)], body
 
 
-def error_body(error: GuardError, dialect: Dialect = "openai", request_id: str | None = None) -> bytes:
+def error_body(error: GatewayError, dialect: Dialect = "openai", request_id: str | None = None) -> bytes:
     """The JSON body: OpenAI's, always with all four keys, or Anthropic's."""
     if dialect == "anthropic":
         return _anthropic_body(error.status, error.message, request_id)
@@ -211,7 +211,7 @@ def _has_form(body: dict[str, Any], error: dict[str, Any], dialect: Dialect) -> 
 
 
 def error_event(
-    error: GuardError, dialect: Dialect = "openai", request_id: str | None = None, last: bytes = b""
+    error: GatewayError, dialect: Dialect = "openai", request_id: str | None = None, last: bytes = b""
 ) -> bytes:
     """The error as a server-sent event, for a stream that has already started.
 
@@ -230,11 +230,11 @@ def error_event(
     return b"\n\n" + name + b"data: " + data + b"\n\n"
 
 
-def _openai_fields(error: GuardError) -> dict[str, str | None]:
+def _openai_fields(error: GatewayError) -> dict[str, str | None]:
     return {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
 
 
-def error_headers(error: GuardError) -> list[tuple[bytes, bytes]]:
+def error_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
     """Headers of an error response, without length and request id."""
     headers = [
         (b"content-type", b"application/json"),

@@ -1,6 +1,6 @@
 """A fixed number of slots with a bounded queue in front of them.
 
-The concurrency limit (`server/http/concurrency.py`) and the judge executor (`server/guard/executor.py`) are built on
+The concurrency limit (`server/admission/concurrency.py`) and the judge executor (`server/guard/executor.py`) are built on
 it. anyio's CapacityLimiter can't replace it: its queue has no bound and no priorities, its slots belong to a task
 (the executor frees them from a thread), and it yields to the event loop even when a slot is free.
 """

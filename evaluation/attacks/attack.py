@@ -25,7 +25,8 @@ from lethe.classifier.artifact import ForgetItem
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.encoder.folders import DEFAULT_ENCODER
 from lethe.classifier.encoder.load import load_encoder
-from lethe.classifier.training.rows import background, passages
+from lethe.classifier.training.background import background_prompts
+from lethe.classifier.training.rows import text_chunks
 from lethe.evaluation.attacks.families import AttackFamily, attack_families
 from lethe.evaluation.attacks.jailbreak_templates import SHIPPED_TEMPLATES, read_template_folder
 from lethe.evaluation.attacks.requests import Filler
@@ -67,7 +68,7 @@ def run_attack_command(args: argparse.Namespace, settings: Settings) -> int:
     # Bad arguments are reported before the long part begins.
     policy = find_policy(args.policy, settings)
     templates = read_template_folder(args.wrappers or SHIPPED_TEMPLATES)
-    paragraphs = args.filler.read_text(encoding="utf-8-sig").split("\n") if args.filler else background()
+    paragraphs = args.filler.read_text(encoding="utf-8-sig").split("\n") if args.filler else background_prompts()
     encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER)
     filler = Filler(paragraphs, lambda text: len(encoder.piece_starts(text)))
     available: list[AttackFamily | SuffixSearch] = [*attack_families(templates, filler), *SEARCHES]
@@ -80,13 +81,13 @@ def run_attack_command(args: argparse.Namespace, settings: Settings) -> int:
     artifact = guard.artifacts[policy.artifact]
     rng = Random(args.seed)
     forget = _read_prompts(args.forget, encoder) if args.forget else attack_prompts(artifact.items, encoder, rng)
-    other = _read_prompts(args.retain, encoder) if args.retain else background()
+    other = _read_prompts(args.retain, encoder) if args.retain else background_prompts()
     attack_run = AttackRun(
         guard,
         policy,
         sample_prompts(forget, args.sample, rng),
         sample_prompts(other, args.sample, rng),
-        harmless_words(background()),
+        harmless_words(background_prompts()),
         args.seed,
         args.budget,
         args.full,
@@ -107,22 +108,24 @@ def run_attack_command(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def attack_prompts(items: Sequence[ForgetItem], encoder: Encoder, rng: Random) -> list[str]:
-    """Prompts that ask about each item: a fact's own prompt; a document's passages and questions that quote them."""
+    """Prompts that ask about each item: a fact's own prompt; a document's chunks and questions that quote them."""
     prompts: list[str] = []
     for item in items:
         if item.prompt:
             prompts.append(item.prompt)
         else:
-            for passage in passages(item.text, encoder):
-                sentence = max(_SENTENCE_END.split(passage), key=len)
-                prompts += [passage, rng.choice(_QUESTIONS).format(sentence)]
+            for chunk in text_chunks(item.text, encoder):
+                sentence = max(_SENTENCE_END.split(chunk), key=len)
+                prompts += [chunk, rng.choice(_QUESTIONS).format(sentence)]
     return prompts
 
 
 def _read_prompts(path: Path, encoder: Encoder) -> list[str]:
-    """Return the prompts of a forget or retain file, and the passages of its documents."""
+    """Return the prompts of a forget or retain file, and the chunks of its documents."""
     rows = records.read_records(path)
-    return [text for row in rows for text in ([row["prompt"]] if "prompt" in row else passages(row["text"], encoder))]
+    return [
+        text for row in rows for text in ([row["prompt"]] if "prompt" in row else text_chunks(row["text"], encoder))
+    ]
 
 
 def sample_prompts(prompts: Sequence[str], count: int, rng: Random) -> list[str]:

@@ -102,7 +102,7 @@ def judge_request(guard: Guard, policy: Policy, request: AttackRequest) -> Attac
     # CPU time of this thread: other load on the machine doesn't count.
     started = time.thread_time()
     try:
-        judged = guard.read(request.endpoint, request.body)
+        judged = guard.parse(request.endpoint, request.body)
     except BadRequest as error:
         return AttackVerdict(True, 1.0, (time.thread_time() - started) * 1e3, "refused", str(error.code))
     finding = guard.judge(judged, {policy.name: guard.policies[policy.name]}).findings[0]

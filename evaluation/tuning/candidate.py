@@ -118,7 +118,7 @@ class CandidateEvaluator:
 
     def flags(self, item: TuningItem) -> bool:
         """Whether the policy flags an item's prompt. That depends on the threshold, not on the tuned parameters."""
-        judged = self._policy_guard.read("chat", self._model.chat_body(item.prompt))
+        judged = self._policy_guard.parse("chat", self._model.chat_body(item.prompt))
         return self._policy_guard.judge(judged, self._policy_guard.policies).action != "pass"
 
     def prepare_half(self, items: Sequence[TuningItem]) -> PromptHalf:
@@ -159,7 +159,7 @@ class CandidateEvaluator:
         guard = self._guard(policy)
 
         def guarded_body(prompt: str) -> dict[str, Any]:
-            outcome = guard.decide(guard.read("chat", self._model.chat_body(prompt)), self._capabilities)
+            outcome = guard.decide(guard.parse("chat", self._model.chat_body(prompt)), self._capabilities)
             if outcome.payload is None:
                 reason = outcome.note or outcome.action
                 raise TuneError(f"policy {policy.name!r}: can't guard a prompt: {reason}")

@@ -35,7 +35,7 @@ from lethe.evaluation.tuning.split import TuningItem, split_halves, tuning_items
 from lethe.evaluation.tuning.tuner import Evaluation, EvaluationLog, ParameterSearch, Tuner, values_key
 from lethe.evaluation.tuning.vllm_model import TIMEOUT_S, TuneError, VllmModel
 from lethe.evaluation.tuning.zeroth_order import MIN_BUDGET, Axis
-from lethe.server.errors import GuardError
+from lethe.server.errors import GatewayError
 from lethe.server.policy.schema import Policy
 from lethe.server.policy.tuned_values import TUNABLE_PARAMETERS, model_fingerprint, part_settings, with_values
 from lethe.server.policy_store.load import find_indexes, find_policy, find_threshold, load_artifact, load_corruptor
@@ -193,7 +193,7 @@ async def _connect(url: str, settings: Settings, stack: contextlib.AsyncExitStac
     stack.push_async_callback(upstream.close)
     try:
         cards = await fetch_model_cards(upstream)
-    except GuardError as error:
+    except GatewayError as error:
         raise TuneError(f"{url}: {error.message}") from error
     return upstream, {card["id"]: str(card.get("root") or card["id"]) for card in cards}
 

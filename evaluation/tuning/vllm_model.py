@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from lethe.server.errors import GuardError
+from lethe.server.errors import GatewayError
 from lethe.server.upstream.client import Upstream
 
 # Requests sent to vLLM at once, at most.
@@ -98,7 +98,7 @@ class VllmModel:
         async with self._slots:
             try:
                 status, reply = await self._upstream.call("POST", path, body, timeout_s=TIMEOUT_S)
-            except GuardError as error:
+            except GatewayError as error:
                 raise TuneError(f"{self._upstream.url}{path}: {error.message}") from error
         if status != 200:
             # A failed request must not count as an answer without the forgotten facts.

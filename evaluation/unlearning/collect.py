@@ -171,7 +171,7 @@ class Collector:
         guard = self.judging_guard
         scores = []
         for question in tqdm(questions, desc=f"judging {label}", unit="question", leave=False, file=sys.stderr):
-            verdict = guard.judge(guard.read("chat", chat_body(question)), guard.policies)
+            verdict = guard.judge(guard.parse("chat", chat_body(question)), guard.policies)
             scores.append(verdict.findings[0].score.score)
         return scores
 

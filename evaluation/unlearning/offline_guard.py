@@ -42,7 +42,7 @@ class OfflineGuard:
         body = chat_body(question, self.system)
         if self.guard is None:
             return body
-        decision = self.guard.decide(self.guard.read("chat", body), OFFLINE_CAPABILITIES)
+        decision = self.guard.decide(self.guard.parse("chat", body), OFFLINE_CAPABILITIES)
         if isinstance(decision.result, Reply):
             raise ValueError(f"the guard refuses a question that is to be scored: {decision.note}")
         payload = decision.result.payload
@@ -59,7 +59,7 @@ class OfflineGuard:
 
         guard = self.guard
         assert guard is not None and guard.corruptor is not None
-        verdict = guard.judge(guard.read("chat", chat_body(question)), guard.policies)
+        verdict = guard.judge(guard.parse("chat", chat_body(question)), guard.policies)
         if verdict.action not in ("corrupt", "both"):
             return None
         policy = verdict.acting[0].policy

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import secrets
-import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Annotated, Any
 from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lethe.server.atomic_file import write_atomically
 from lethe.server.errors import BadRequest, NotFound, Unauthorized
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import check_name
@@ -124,16 +123,7 @@ def _validated_key(row: Any, number: int, path: Path) -> Key:
 def _write(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file atomically; only its owner can read and write it (mode 600)."""
     rows = ",\n ".join(key.model_dump_json(exclude_defaults=True) for key in keys)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(f'{{"keys": [\n {rows}\n]}}\n')
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    write_atomically(path, f'{{"keys": [\n {rows}\n]}}\n'.encode(), mode=0o600)
 
 
 def create_key(path: Path, **fields: Any) -> str:

@@ -19,7 +19,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from lethe.server import errors
-from lethe.server.errors import BadRequest, GuardError, HeadTooLarge, Overloaded, TooSlow, UrlTooLong
+from lethe.server.errors import BadRequest, GatewayError, HeadTooLarge, Overloaded, TooSlow, UrlTooLong
 from lethe.server.observability.metrics import Metrics
 from lethe.server.settings import Settings
 
@@ -66,7 +66,7 @@ def uvicorn_options(settings: Settings, metrics: Metrics) -> dict[str, Any]:
 class _ErrorApp:
     """An ASGI application that answers one request with an error."""
 
-    def __init__(self, error: GuardError) -> None:
+    def __init__(self, error: GatewayError) -> None:
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +104,7 @@ class ConnectionLimits(HttpToolsProtocol):
         self._bytes_after_head = 0  # including the body itself
         self._rejected = False  # no more requests are read
         self._answering: RequestResponseCycle | None = None
-        self._final_error: GuardError | None = None  # sent after the requests before it have been answered
+        self._final_error: GatewayError | None = None  # sent after the requests before it have been answered
         is_full = len(self.connections) >= self.settings.max_connections and not self._drop_an_idle_connection()
         super().connection_made(cast(asyncio.Transport, transport))
         self.logger = _log
@@ -193,7 +193,7 @@ class ConnectionLimits(HttpToolsProtocol):
         super().on_headers_complete()
         self.app = app
 
-    def _head_error(self) -> GuardError | None:
+    def _head_error(self) -> GatewayError | None:
         """Why the request whose headers were just read is rejected; None if it isn't."""
         limits = self.settings
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -210,7 +210,7 @@ class ConnectionLimits(HttpToolsProtocol):
             return BadRequest("only HTTP/1.1 is supported (Upgrade header)", code="upgrade")
         return None
 
-    def _head_too_large(self) -> GuardError:
+    def _head_too_large(self) -> GatewayError:
         message = f"URL and headers exceed {self.settings.max_header_bytes} bytes (LETHE_MAX_HEADER_BYTES)"
         return HeadTooLarge(message, code="head_too_large")
 
@@ -250,7 +250,7 @@ class ConnectionLimits(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._reject(BadRequest("the request is not valid HTTP/1.1", code="invalid_http"))
 
-    def _reject(self, error: GuardError) -> None:
+    def _reject(self, error: GatewayError) -> None:
         """Read no more, and answer with `error` after the complete requests before it have been answered."""
         self.metrics.refusals.labels(error.code).inc()
         self._rejected = True
@@ -264,7 +264,7 @@ class ConnectionLimits(HttpToolsProtocol):
         else:
             self._send_final_error(error)
 
-    def _send_final_error(self, error: GuardError) -> None:
+    def _send_final_error(self, error: GatewayError) -> None:
         """Write the error response and half-close the connection."""
         self._final_error = None
         self._drop_started = time.monotonic()

@@ -15,7 +15,7 @@ from lethe.classifier.encoder.folders import DEFAULT_ENCODER
 from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.judge import Judge
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
-from lethe.server.errors import GuardError
+from lethe.server.errors import GatewayError
 from lethe.server.policy.schema import Policy, PolicyError, read_policies
 from lethe.server.policy.tuned_values import resolve_tuned
 from lethe.server.policy_store.load import find_indexes, find_threshold, load_artifact, load_corruptor, load_decode
@@ -172,13 +172,13 @@ async def _check_upstream(
     try:
         status, _ = await upstream.call("GET", "/health")
         model = (await fetch_model_cards(upstream))[0]["id"]
-    except GuardError as error:
+    except GatewayError as error:
         yield CheckResult(False, f"vLLM at {upstream.url}: {error.message}", "start vLLM, or correct LETHE_UPSTREAM")
         return
     yield CheckResult(status == 200, f"vLLM at {upstream.url} serves {model}", "see the log of vLLM")
     try:
         _, answer = await upstream.call("GET", "/version")
-    except GuardError as error:
+    except GatewayError as error:
         answer = error.message
     found_version = str(answer.get("version", "unknown")) if isinstance(answer, dict) else "unknown"
     is_tested = found_version.startswith(TESTED_VLLM)
@@ -186,14 +186,14 @@ async def _check_upstream(
     yield CheckResult(True if is_tested else None, f"vLLM version {found_version}{note}")
     try:
         yield await _check_plugin(upstream, model, policies)
-    except GuardError as error:
+    except GatewayError as error:
         yield CheckResult(False, f"the penalty probe failed: {error.message}", "see the log of vLLM")
     async for result in _check_indexes(upstream, settings, model, policies):
         yield result
     if corruptor is not None:
         try:
             parity = await parity_probe.probe_parity(upstream, corruptor)
-        except GuardError as error:
+        except GatewayError as error:
             parity = parity_probe.ParityResult(False, error.message)
         fix = "start vLLM with --enable-prompt-embeds and give the gateway the same model folder"
         yield CheckResult(parity.holds, f"parity of clean embeddings: {parity.reason}", fix)
@@ -210,7 +210,7 @@ async def _check_indexes(
     except PolicyError as error:
         yield CheckResult(False, str(error), "correct the policy, or fit its artifact with documents")
         return
-    except GuardError as error:
+    except GatewayError as error:
         yield CheckResult(False, f"the verbatim probe failed: {error.message}", "see the log of vLLM")
         return
     fix = (

@@ -64,7 +64,7 @@ def _judge_line(guard: Guard, policy: Policy, line: str) -> dict[str, object]:
         row = {"prompt": row["text"]}
     if "messages" not in row and "prompt" not in row:
         raise ValueError("a row needs prompt, text or messages")
-    request = guard.read("chat" if "messages" in row else "completions", row)
+    request = guard.parse("chat" if "messages" in row else "completions", row)
     finding = guard.judge(request, {policy.name: guard.policies[policy.name]}).findings[0]
     nearest = finding.score.nearest
     return {**finding.to_record(request.place(finding.score.text)), "nearest": nearest[0] if nearest else None}

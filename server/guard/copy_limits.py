@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from lethe.server.guard.penalized_body import CannotPenalize, copy_limits_of, with_penalty
 from lethe.server.guard.plan import Context, Plan, StepFailed
-from lethe.server.guard.vllm_arguments import CannotPenalize, with_penalty
-from lethe.server.policy.schema import Policy
 
 
 def copy_limits(plan: Plan, context: Context) -> Plan:
@@ -25,17 +23,4 @@ def copy_limits(plan: Plan, context: Context) -> Plan:
         plan = with_penalty(plan, replace(plan.penalty, verbatim=limits), context)
     except (CannotPenalize, ValueError) as error:
         raise StepFailed("verbatim", policies, str(error)) from None
-    return plan if plan.actions else replace(plan, actions=plan.did("verbatim"))
-
-
-def copy_limits_of(policies: Iterable[Policy], indexes: Mapping[str, str]) -> dict[str, int]:
-    """Name of a verbatim index → the most tokens in a row that may be copied, by the strictest of `policies`.
-
-    indexes: by artifact name; an artifact without documents has none.
-    """
-    limits: dict[str, int] = {}
-    for policy in policies:
-        name, limit = indexes.get(policy.artifact), policy.penalize.verbatim
-        if name is not None and limit:
-            limits[name] = min(limit, limits.get(name, limit))
-    return limits
+    return plan if plan.actions else replace(plan, actions=plan.actions_with("verbatim"))

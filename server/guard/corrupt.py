@@ -34,8 +34,8 @@ NOT_WITH_EMBEDDINGS = (
 def corrupt(plan: Plan, context: Context) -> Plan:
     """Corrupt the parts that the acting findings point to.
 
-    Raises StepFailed: `unsupported` where the endpoint, a field or a flagged place can't be given as embeddings
-    (with the parts that could be already corrupted), `corrupt` without parity or when the corruptor fails.
+    Raises StepFailed: `corrupt` without parity or when the corruptor fails; `unsupported` if the endpoint, a field or a
+    flagged place can't be replaced by embeddings. The plan that it reached then holds the parts that were corrupted.
     """
     findings = context.findings_for("corrupt", "both")
     if not findings:
@@ -45,7 +45,7 @@ def corrupt(plan: Plan, context: Context) -> Plan:
         raise StepFailed.unsupported(findings, f"vLLM takes no embeddings on {request.endpoint}")
     policies = [finding.policy for finding in findings]
     if corruptor is None or not context.capabilities.covers(request.model, Needs(parity=True)):
-        raise StepFailed("corrupt", policies, "no parity: clean embeddings did not give the same answer as text")
+        raise StepFailed("corrupt", policies, "no parity: no replica for the model has passed the parity probe")
     # The text is corrupted once, as the first policy says, wherever any of the policies found something.
     first = policies[0]
     artifacts = [context.resources.artifacts[policy.artifact] for policy in policies]
@@ -58,7 +58,7 @@ def corrupt(plan: Plan, context: Context) -> Plan:
             body = corrupted_body(request, corruptor, first, targets.parts)
         except CorruptionError as error:
             raise StepFailed("corrupt", policies, str(error)) from None
-        plan = replace(plan, body=body, needs=replace(plan.needs, parity=True), actions=plan.did("corrupt"))
+        plan = replace(plan, body=body, needs=replace(plan.needs, parity=True), actions=plan.actions_with("corrupt"))
     if targets.unreachable:
         reason = f"{targets.unreachable[0]} was flagged and can't be given as embeddings"
         raise StepFailed.unsupported(findings, reason, reached=plan)
@@ -66,7 +66,7 @@ def corrupt(plan: Plan, context: Context) -> Plan:
 
 
 def _asks_for(value: Any) -> bool:
-    # A number asks for it, zero included; false and null don't.
+    # Any value except null and false turns the field on, 0 included.
     return value is not None and value is not False
 
 

@@ -51,7 +51,7 @@ class Decision:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether the client must not notice that the request was flagged.
+        """Whether the client must not notice that the request was rewritten, or that it was flagged.
 
         True for a rewritten request, and for a refusal that stands in for a rewrite which failed. A policy that says
         `refuse` shows it openly.

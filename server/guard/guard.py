@@ -1,7 +1,8 @@
-"""Judge a request, decide, and plan what is sent upstream. Runs in a worker thread; knows nothing of HTTP.
+"""Judge a request, decide, and plan what is sent upstream. Knows nothing of HTTP.
 
-`Guard.decide` is the whole of it: texts → scores → verdict → plan. Whatever fails on the way is decided by the
-policy's `on_failure`, and is counted.
+`Guard.decide` does all of it: texts → scores → verdict → plan; it runs in a worker thread. A step of the plan that
+fails is handled by the policies' `on_failure` or `on_unsupported` (`server/guard/plan.py`). If judging itself raises,
+the gateway calls `decide_without_scores`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lethe.server.guard.copy_limits import copy_limits
 from lethe.server.guard.corrupt import corrupt
 from lethe.server.guard.decision import Decision, Forward, Reply
 from lethe.server.guard.forget_answers import LazyArtifactWords, every_phrase
-from lethe.server.guard.output_filter import output_filter
+from lethe.server.guard.output_filter import output_filter_steps
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.penalize import penalize
 from lethe.server.guard.plan import Context, ModelPolicies, Plan, Resources, apply_on_failure, run_steps
@@ -148,7 +149,7 @@ class Guard:
             for name in always
         }
 
-    def read(self, endpoint: Endpoint, body: dict[str, Any]) -> ParsedRequest:
+    def parse(self, endpoint: Endpoint, body: dict[str, Any]) -> ParsedRequest:
         """The request with its texts. Raises BadRequest for refused fields and over-long prompts."""
         pieces = extract_texts(endpoint, body, decode=self._decode)
         characters = sum(len(piece.text) for piece in pieces)
@@ -191,7 +192,7 @@ class Guard:
         """Judge the request, and plan what is done with it. capabilities: what the replicas can do now."""
         started = time.perf_counter()
         verdict = self.judge(request, self.policies_for(request.model))
-        return self._decision(request, verdict, capabilities, started)
+        return self._make_decision(request, verdict, capabilities, started)
 
     def decide_from_cache(self, request: ParsedRequest, capabilities: Capabilities) -> Decision | None:
         """As `decide`, without work: all texts have cached scores and none is flagged. None in all other cases."""
@@ -205,7 +206,7 @@ class Guard:
         verdict = _verdict_over(policies, scores)
         if any(finding.flagged for finding in verdict.findings):
             return None
-        return self._decision(request, verdict, capabilities, started)
+        return self._make_decision(request, verdict, capabilities, started)
 
     def decide_without_scores(self, request: ParsedRequest, capabilities: Capabilities, reason: str) -> Decision:
         """What is done with a request that could not be judged; reason: why, for log and audit trail."""
@@ -223,7 +224,7 @@ class Guard:
         """Count a failure of the guard; the refusal, if an enforced policy says `on_failure: refuse`."""
         return apply_on_failure(policies, stage, reason, self._metrics)
 
-    def _decision(
+    def _make_decision(
         self, request: ParsedRequest, verdict: Verdict, capabilities: Capabilities, started: float
     ) -> Decision:
         for finding in verdict.findings:
@@ -245,7 +246,7 @@ class Guard:
         context = Context(request, verdict, self._resources, self.policies_for, capabilities)
         plan = Plan(request.body, actions=("watch",) if verdict.action == "watch" else ())
         plan = run_steps(plan, (route, corrupt, penalize, copy_limits), context, self._metrics)
-        return run_steps(plan, output_filter(plan, context), context, self._metrics)
+        return run_steps(plan, output_filter_steps(plan, context), context, self._metrics)
 
     def _verdict_counter(self, policy: Policy, flagged: bool) -> Counter:
         counter = self._verdict_counters.get((policy.name, flagged))

@@ -1,4 +1,4 @@
-"""Steps `output_filter`: what is removed from the answer while it is relayed (policy key `watch`)."""
+"""Steps of the output filter: what is removed from the answer while it is relayed (policy key `watch`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lethe.server.policy.schema import Policy
 from lethe.server.requests.fields import Endpoint
 
 
-def output_filter(plan: Plan, context: Context) -> Iterator[Step]:
+def output_filter_steps(plan: Plan, context: Context) -> Iterator[Step]:
     """One step for each policy that filters this answer, and a last one that asks for the usage of filtered streams.
 
     One step a policy, so that a failure of one policy leaves the rules of the others in place.

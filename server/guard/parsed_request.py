@@ -19,7 +19,7 @@ QUESTION_CHARS = 300
 class ParsedRequest:
     """A request body with the texts in it that can reach the model.
 
-    pieces: the texts, each with its place in the body, in document order.
+    pieces: the texts, each with its place in the body, in the order in which a template shows them.
     """
 
     endpoint: Endpoint
@@ -46,7 +46,7 @@ class ParsedRequest:
         return self.pieces[index].place if index < len(self.pieces) else "conversation"
 
     def user_question(self) -> str:
-        """The user's own questions, conversation_windows by line breaks.
+        """The user's own questions, joined by line breaks.
 
         Only words in here may be repeated in the answer although they belong to a forbidden phrase. Words of
         documents, tool results and earlier answers may not.

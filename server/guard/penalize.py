@@ -10,16 +10,15 @@ from lethe.classifier.artifact import Artifact
 from lethe.corruption.decoding.spec import MAX_PHRASE_CHARACTERS, Penalty
 from lethe.corruption.phrases.extraction import content_words, polarity
 from lethe.corruption.spec import is_resolved
-from lethe.server.guard.copy_limits import copy_limits_of
 from lethe.server.guard.forget_answers import ArtifactWords, TooManyItems, requested_answers
+from lethe.server.guard.penalized_body import CannotPenalize, copy_limits_of, with_penalty
 from lethe.server.guard.plan import Context, Plan, StepFailed
-from lethe.server.guard.vllm_arguments import CannotPenalize, with_penalty
 from lethe.server.policy.verdict import Finding
 
 WORD = re.compile(r"\w+")
-# Words with a soft penalty in one request, at most. Each costs vLLM some microseconds to prepare, and beyond the
-# nearest few the answer only reads worse. A choice.
-MAX_SOFT_WORDS = 64
+# Maximum number of softly penalised words in one request. Each costs vLLM some microseconds to prepare, and words
+# beyond the nearest few only make the answer read worse. Not measured.
+MAX_REQUESTED_SOFT_WORDS = 64
 
 
 def penalize(plan: Plan, context: Context) -> Plan:
@@ -35,7 +34,7 @@ def penalize(plan: Plan, context: Context) -> Plan:
         plan = with_penalty(plan, penalty, context)
     except (CannotPenalize, TooManyItems) as error:
         raise StepFailed("penalize", [finding.policy for finding in findings], str(error)) from None
-    return replace(plan, actions=plan.did("penalize"))
+    return replace(plan, actions=plan.actions_with("penalize"))
 
 
 def requested_penalty(
@@ -64,12 +63,12 @@ def requested_penalty(
             phrases |= dict.fromkeys([*answer_phrases, *filter(None, map(polarity, first_answers))])
         if settings.soft:
             soft = _soft_weights(finding, artifact_words, first_answers, answer_phrases, question) | soft
-    usable = [word for word in soft if len(word) <= MAX_PHRASE_CHARACTERS][:MAX_SOFT_WORDS]
+    usable = [word for word in soft if len(word) <= MAX_PHRASE_CHARACTERS][:MAX_REQUESTED_SOFT_WORDS]
     limits = copy_limits_of([finding.policy for finding in findings], indexes)
     try:
         return Penalty(tuple(phrases), {word: soft[word] for word in usable}, limits)
     except ValueError as error:
-        reason = f"what is asked for is more than one answer can be guarded against: {error}"
+        reason = f"the penalty exceeds what one request can carry: {error}"
         raise CannotPenalize(reason) from None
 
 
@@ -89,6 +88,6 @@ def _soft_weights(
         similarity=settings.similarity,
         weight=settings.soft,
         exclude=WORD.findall(question),
-        limit=MAX_SOFT_WORDS,
+        limit=MAX_REQUESTED_SOFT_WORDS,
     )
     return {**dict.fromkeys(content, settings.soft), **similar}

@@ -1,8 +1,9 @@
 """A plan for one request, and the loop that builds it step by step.
 
-A step is a function `(Plan, Context) -> Plan` in a file of its own: `route`, `corrupt`, `penalize`, `copy_limits`,
-`output_filter`. A step that can't do its work raises `StepFailed`; `run_steps` then applies the `on_failure` or
-`on_unsupported` of the policies concerned, and counts the failure. Nothing here knows HTTP.
+A step is a function `(Plan, Context) -> Plan` in a file of its own: `route`, `corrupt`, `penalize`, `copy_limits`. For
+the output filter, `output_filter_steps` makes one step for each policy. A step that can't do its work raises
+`StepFailed`; `run_steps` then applies the `on_failure` or `on_unsupported` of the policies concerned, and counts the
+failure. Nothing here knows HTTP.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Plan:
     able to do. penalty: what `body` carries for the logits processor. filter_rules: what the output filter removes
     from the answer. actions: what was done, in order. note: why something else than the policy's action was done;
     written to the audit trail. to_penalize: findings whose `corrupt` was replaced by `penalize` (on_unsupported).
-    usage_added: the gateway asked for usage in every chunk of the stream, which the client did not.
+    usage_added: the gateway, not the client, asked for usage in every chunk of the stream.
     """
 
     body: dict[str, Any]
@@ -71,8 +72,8 @@ class Plan:
             return "both"
         return self.actions[0] if self.actions else "pass"
 
-    def did(self, action: str) -> tuple[str, ...]:
-        """`actions` with one more."""
+    def actions_with(self, action: str) -> tuple[str, ...]:
+        """`actions` and one more."""
         return (*self.actions, action)
 
 
@@ -142,7 +143,7 @@ class StepFailed(Exception):
 
     stage: `corrupt`, `penalize`, `verbatim` or `watch`, decided by the policies' `on_failure`; or `unsupported`,
     decided by their `on_unsupported`. findings: those of the policies concerned, where the stage is `unsupported`.
-    reached: the plan with the part of the work that was done before; None: the plan that the step was given.
+    reached: the plan as far as the step got; None: the plan that the step was given.
     """
 
     def __init__(

@@ -13,4 +13,4 @@ def route(plan: Plan, context: Context) -> Plan:
         return plan
     destination = context.verdict.acting[0].policy.route
     assert destination is not None  # the policy's schema demands it
-    return replace(plan, body={**plan.body, "model": destination.model}, actions=plan.did("route"))
+    return replace(plan, body={**plan.body, "model": destination.model}, actions=plan.actions_with("route"))

@@ -1,4 +1,7 @@
-"""What is written down of a request: audit records, and headers for trusted keys. Names and numbers, never text."""
+"""What is recorded of a request: audit records, and headers for trusted keys.
+
+Names and numbers; the judged texts only with LETHE_AUDIT_PROMPTS.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from lethe.server.guard.decision import Decision
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.http.exchange import Headers, RequestContext
-from lethe.server.output.filter import FilteredAnswer
+from lethe.server.output.filter import ResponseFilter
 from lethe.server.policy.verdict import Finding, Verdict
 
 # Only what looks like a model's name is recorded: clients can write anything into the field.
@@ -52,14 +55,14 @@ def _finding_record(finding: Finding, request: ParsedRequest) -> dict[str, Any]:
     }
 
 
-def filter_record(context: RequestContext, answer: FilteredAnswer) -> dict[str, Any]:
+def filter_record(context: RequestContext, response_filter: ResponseFilter) -> dict[str, Any]:
     """The record of an answer in which the output filter had hits: how many by policy, never what."""
     return {
         "time": time.time(),
         "request_id": context.request_id,
         "endpoint": context.endpoint_name,
-        "watch": dict(answer.hits),
-        "cut": answer.cut,
+        "watch": dict(response_filter.hits),
+        "cut": response_filter.cut,
     }
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from lethe.server.errors import GuardError, TooSlow, UpstreamTimeout
+from lethe.server.errors import GatewayError, TooSlow, UpstreamTimeout
 from lethe.server.observability.metrics import Metrics
 from lethe.server.settings import Settings
 
@@ -19,8 +19,8 @@ MAX_INTERVAL_S = 1.0
 class Deadlines:
     """When a request is given up: its deadlines, and the client that disconnects.
 
-    Whoever gives it up notes the reason here and cancels the task, so that the request has nothing to wait for on
-    the side. stage: where the request is, for the metric of disconnected clients.
+    A caller that aborts the request stores the reason here and cancels the request's task, so that the task itself
+    never waits for two things. stage: where the request is, for the metric of disconnected clients.
     """
 
     def __init__(self, task: asyncio.Task[Any], total_s: float, now: float) -> None:
@@ -30,12 +30,16 @@ class Deadlines:
         self.request_ends = now + total_s
         self.stage_ends = math.inf
         self.client_disconnected = False
-        self.error: GuardError | None = None
+        self.error: GatewayError | None = None
         self._finished = False
 
     def enter(self, stage: str, ends: float = math.inf) -> None:
         """Begin a stage that has to end at `ends` (`time.perf_counter`)."""
         self.stage, self.stage_ends = stage, ends
+
+    def headers_arrived(self) -> None:
+        """Upstream has sent headers; the deadline for the first byte of the body stays."""
+        self.stage = "first_byte"
 
     def body_arrives(self) -> None:
         """A byte of the response body is here."""
@@ -51,7 +55,7 @@ class Deadlines:
             self.client_disconnected = True
             self.task.cancel()
 
-    def give_up(self, error: GuardError) -> None:
+    def give_up(self, error: GatewayError) -> None:
         """A deadline has passed: cancel the request, to be answered with `error`."""
         if not (self._finished or self.client_disconnected or self.error):
             self.error = error
@@ -83,7 +87,7 @@ async def watch_deadlines(requests: Iterable[HasDeadlines], settings: Settings, 
                 request.deadlines.give_up(_timeout_error(request.deadlines, now, settings, metrics))
 
 
-def _timeout_error(deadlines: Deadlines, now: float, settings: Settings, metrics: Metrics) -> GuardError:
+def _timeout_error(deadlines: Deadlines, now: float, settings: Settings, metrics: Metrics) -> GatewayError:
     if now > deadlines.stage_ends and deadlines.stage == "reading":
         message = f"the body did not arrive within {settings.body_timeout_s:g} s (LETHE_BODY_TIMEOUT_S)"
         return TooSlow(message, code="body_timeout")

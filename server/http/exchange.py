@@ -8,7 +8,7 @@ from starlette.types import Scope, Send
 
 from lethe.server import errors
 from lethe.server.admission.api_keys import Key
-from lethe.server.errors import GuardError
+from lethe.server.errors import GatewayError
 from lethe.server.http.deadlines import Deadlines
 from lethe.server.requests.fields import Endpoint
 
@@ -64,8 +64,8 @@ class RequestContext:
 class ResponseWriter:
     """Sends the response to the client.
 
-    status: of the response; 0 until it has begun. streamed: its body is a stream of events. last_numbered: of a
-    stream with numbered events, the piece with the newest number. debug_headers: what a trusted key may see of the
+    status: the HTTP status; 0 until the response has begun. streamed: the body is a stream of events. last_numbered:
+    the last piece that was sent with a sequence number in it. debug_headers: what a trusted key may see of the
     verdict. error: what the request failed with.
     """
 
@@ -76,7 +76,7 @@ class ResponseWriter:
         self.streamed = False
         self.last_numbered = b""
         self.debug_headers: Headers = []
-        self.error: GuardError | None = None
+        self.error: GatewayError | None = None
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers, with the request's id if `headers` has none."""
@@ -100,7 +100,7 @@ class ResponseWriter:
         await self.start(200, [(b"content-type", b"application/json"), length])
         await self.end(payload)
 
-    async def fail(self, error: GuardError) -> None:
+    async def fail(self, error: GatewayError) -> None:
         """Answer with an error body in the client's dialect, or end a stream that has begun with an error event."""
         self.error = self.error or error
         path, request_id = self._request.path, self._request.request_id
@@ -119,6 +119,6 @@ class ResponseWriter:
 class Exchange:
     """One request with its deadlines and its response."""
 
-    request: RequestContext
+    context: RequestContext
     deadlines: Deadlines
     response: ResponseWriter

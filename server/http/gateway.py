@@ -1,4 +1,4 @@
-"""One request, one pass: read → decide → confirm with vLLM where needed → forward → relay → record.
+"""One request, one pass: read → decide → record → check with vLLM where needed → forward → relay.
 
 Raw ASGI under the FastAPI app: the relay has to notice at every stage that the client disconnects, and passes bytes on
 as they come. Whatever can change the status happens before the first byte of the response.
@@ -22,7 +22,7 @@ from lethe.server.admission.api_keys import CREDENTIALS, Keyring
 from lethe.server.admission.concurrency import RequestLimits
 from lethe.server.admission.connection_limits import DISCONNECT_CALLBACK
 from lethe.server.admission.rate_limits import KeyLimits
-from lethe.server.errors import GuardError, Overloaded, Refused
+from lethe.server.errors import GatewayError, Overloaded, Refused
 from lethe.server.guard.decision import Decision, Forward, Reply
 from lethe.server.guard.executor import JudgeExecutor
 from lethe.server.guard.guard import Guard
@@ -38,7 +38,7 @@ from lethe.server.http.original_request import (
     OriginalRequest,
     UpstreamError,
     read_error,
-    refusal_of_original,
+    rejection_of_original,
     send_error,
 )
 from lethe.server.http.relay import relay, relay_filtered, without_compression
@@ -47,7 +47,7 @@ from lethe.server.http.worker_thread import INLINE_BYTES, WorkerThread
 from lethe.server.observability import loop_lag, malloc
 from lethe.server.observability.audit import AuditLog
 from lethe.server.observability.metrics import Metrics
-from lethe.server.output.filter import FilteredAnswer
+from lethe.server.output.filter import ResponseFilter
 from lethe.server.policy.schema import Policy
 from lethe.server.requests import request_body
 from lethe.server.requests.fields import RELAYED, Endpoint
@@ -87,7 +87,7 @@ class Gateway:
             timeout_s=settings.judge_timeout_s,
             metrics=metrics,
         )
-        self._reader = WorkerThread()
+        self._worker_thread = WorkerThread()
         self._in_flight: set[Exchange] = set()
         metrics.compute(metrics.in_flight, lambda: len(self._in_flight))
         self._finished_metrics: dict[tuple[str, int | str], tuple[Counter, Histogram]] = {}
@@ -105,7 +105,7 @@ class Gateway:
     def close(self) -> None:
         """Start no more work in threads."""
         self._judge_executor.close()
-        self._reader.close()
+        self._worker_thread.close()
 
     # Answering one request, from top to bottom ----------------------------------------------------------------
 
@@ -139,52 +139,52 @@ class Gateway:
         """Answer the request, or report the error that ends it."""
         try:
             if self._keys is not None:
-                key = self._keys.identify(exchange.request.headers)
-                exchange = dataclasses.replace(exchange, request=dataclasses.replace(exchange.request, key=key))
+                key = self._keys.identify(exchange.context.headers)
+                exchange = dataclasses.replace(exchange, context=dataclasses.replace(exchange.context, key=key))
             async with self._admitted(exchange, receive) as raw:
                 await self._serve_body(exchange, raw)
         except ClientDisconnected:
             self._metrics.client_gone.labels("reading").inc()
-        except GuardError as error:
+        except GatewayError as error:
             await exchange.response.fail(error)
         except Exception:
             if exchange.response.status:
                 raise
-            log.exception("request %s failed", exchange.request.request_id)
-            await exchange.response.fail(GuardError("internal error"))
+            log.exception("request %s failed", exchange.context.request_id)
+            await exchange.response.fail(GatewayError("internal error"))
 
     @contextlib.asynccontextmanager
     async def _admitted(self, exchange: Exchange, receive: Receive) -> AsyncIterator[bytes]:
-        """The body of a request that limits admit; it holds its share of memory and concurrency inside the block.
+        """Read the body after the checks that need none of it: announced size and the key's rate.
 
-        The checks that cost little and read no body come first. Raises GuardError.
+        The request holds its memory and its concurrency slot until the `async with` block ends. Raises GatewayError.
         """
         limit = self._settings.max_body_bytes
-        check_content_length(exchange.request.headers, limit)
-        with self._limits.key_limits.admit(exchange.request.key), self._limits.memory.reservation() as reserve:
-            exchange.deadlines.enter("reading", exchange.request.started + self._settings.body_timeout_s)
+        check_content_length(exchange.context.headers, limit)
+        with self._limits.key_limits.admit(exchange.context.key), self._limits.memory.reservation() as reserve:
+            exchange.deadlines.enter("reading", exchange.context.started + self._settings.body_timeout_s)
             raw = await read_body(receive, limit, reserve)
             exchange.deadlines.enter("waiting")
             async with self._limits.concurrency:
                 yield raw
 
     async def _serve_body(self, exchange: Exchange, raw: bytes) -> None:
-        """Read, decide, confirm with vLLM where needed, and forward. Raises GuardError to answer with."""
-        if exchange.request.endpoint is None:
-            models = await model_list(self._pool, exchange.request, self._upstream_headers(exchange))
+        """Read, decide, check with vLLM where needed, and forward. Raises GatewayError to answer with."""
+        if exchange.context.endpoint is None:
+            models = await model_list(self._pool, exchange.context, self._upstream_headers(exchange))
             if models is None:
                 await self._forward(exchange, UpstreamRequest(raw or None))
             else:
                 await exchange.response.send_json(models)
             return
-        guard, request = await self._read(exchange, raw, exchange.request.endpoint)
+        guard, request = await self._parse_request(exchange, raw, exchange.context.endpoint)
         affinity = conversation_digest(request.body) if self._pool.has_several else None
         if request.endpoint in RELAYED or not guard.policies_for(request.model):
             await self._forward(exchange, UpstreamRequest(raw, request.model, affinity))
             return
         decision = await self._decide(exchange, guard, request, len(raw))
         original = OriginalRequest(request.model, raw, affinity)
-        if refusal := await self._confirm(exchange, request, decision, original):
+        if refusal := await self._vllm_rejection(exchange, request, decision, original):
             await send_error(exchange, refusal)
             return
         match decision.result:
@@ -193,14 +193,14 @@ class Gateway:
             case Forward() as result:
                 await self._forward(exchange, planned_request(guard, request, result, original))
 
-    async def _read(self, exchange: Exchange, raw: bytes, endpoint: Endpoint) -> tuple[Guard, ParsedRequest]:
-        """The guard that judges this request, and the request with its texts. Raises GuardError."""
+    async def _parse_request(self, exchange: Exchange, raw: bytes, endpoint: Endpoint) -> tuple[Guard, ParsedRequest]:
+        """The guard that judges this request, and the request with its texts. Raises GatewayError."""
         exchange.deadlines.enter("judging")
-        request_body.check_headers(exchange.request.headers)
-        guard, key = self.guard, exchange.request.key
+        request_body.check_headers(exchange.context.headers)
+        guard, key = self.guard, exchange.context.key
         if key is not None:
             guard = guard.restricted_to(key.applicable_policies(guard.policies, guard.policy_names))
-        request = await self._reader.run(len(raw), self._parse, guard, raw, endpoint)
+        request = await self._worker_thread.run(len(raw), self._parse, guard, raw, endpoint)
         if key is not None:
             key.check_model(request.body)
         return guard, request
@@ -208,21 +208,21 @@ class Gateway:
     def _parse(self, guard: Guard, raw: bytes, endpoint: Endpoint) -> ParsedRequest:
         limits = self._settings
         body = request_body.parse(raw, max_depth=limits.max_json_depth, max_values=limits.max_json_values)
-        return guard.read(endpoint, body)
+        return guard.parse(endpoint, body)
 
     async def _decide(self, exchange: Exchange, guard: Guard, request: ParsedRequest, size: int) -> Decision:
         """The guard's decision, counted and written to the audit trail. size: bytes of the body. Raises Overloaded."""
-        decision = await self._judge(exchange, guard, request, size)
+        decision = await self._run_judge(exchange, guard, request, size)
         if decision.verdict is not None:
             self._metrics.judge_seconds.observe((decision.judge_ms + decision.rewrite_ms) / 1e3)
             self._metrics.actions.labels(decision.action).inc()
-            if exchange.request.key is not None and exchange.request.key.debug:
+            if exchange.context.key is not None and exchange.context.key.debug:
                 exchange.response.debug_headers = debug_headers(decision.action, decision.verdict)
         with_texts = self._settings.audit_prompts
-        self._audit.put(decision_record(exchange.request, request, decision, with_texts=with_texts))
+        self._audit.put(decision_record(exchange.context, request, decision, with_texts=with_texts))
         return decision
 
-    async def _judge(self, exchange: Exchange, guard: Guard, request: ParsedRequest, size: int) -> Decision:
+    async def _run_judge(self, exchange: Exchange, guard: Guard, request: ParsedRequest, size: int) -> Decision:
         capabilities = self._pool.capabilities()
         try:
             decision = guard.decide_from_cache(request, capabilities) if size < INLINE_BYTES else None
@@ -231,88 +231,89 @@ class Gateway:
             characters = sum(len(text) for text in request.texts)
             return await self._judge_executor.run(partial(guard.decide, request, capabilities), size=characters)
         except Overloaded:
-            # Not a failure of the guard, which a policy might let pass: a flood of requests must not switch it off.
+            # Always 503. If overload counted as a failure of the guard, a flood of requests could switch off a guard
+            # whose policies say `on_failure: pass`.
             raise
         except TimeoutError:
             reason = "judging took too long"
         except Exception as error:
             reason = f"judging failed: {type(error).__name__}"
-            log.exception("judging request %s failed", exchange.request.request_id)
+            log.exception("judging request %s failed", exchange.context.request_id)
         return guard.decide_without_scores(request, capabilities, reason)
 
-    async def _confirm(
+    async def _vllm_rejection(
         self, exchange: Exchange, request: ParsedRequest, decision: Decision, original: OriginalRequest
     ) -> UpstreamError | None:
-        """vLLM's own error for a request that is likely invalid, where the decision must stay hidden.
+        """vLLM's error for the request as it came, if that may be invalid and the decision must stay hidden.
 
         An unflagged invalid request gets vLLM's words; a flagged one must get the same.
         """
         if not decision.is_hidden or decision.verdict is None:
             return None
-        if not await self._reader.run(len(original.body), may_be_invalid, request.endpoint, request.body):
+        if not await self._worker_thread.run(len(original.body), may_be_invalid, request.endpoint, request.body):
             return None
-        return await refusal_of_original(exchange, self._pool, self._upstream_headers(exchange), original)
+        return await rejection_of_original(exchange, self._pool, self._upstream_headers(exchange), original)
 
-    async def _forward(self, exchange: Exchange, upstream: UpstreamRequest) -> None:
+    async def _forward(self, exchange: Exchange, outgoing: UpstreamRequest) -> None:
         """Send the request upstream and relay the answer, whole or streamed alike."""
         sent = time.perf_counter()
         exchange.deadlines.enter("headers", sent + self._settings.first_byte_timeout_s)
         headers = self._upstream_headers(exchange)
-        if upstream.answer is not None:
+        if outgoing.response_filter is not None:
             headers = without_compression(headers)
         try:
             async with self._pool.open(
-                exchange.request.method, exchange.request.target, headers, upstream.payload,
-                model=upstream.model, affinity=upstream.affinity, needs=upstream.needs,
+                exchange.context.method, exchange.context.target, headers, outgoing.payload,
+                model=outgoing.model, affinity=outgoing.affinity, needs=outgoing.needs,
             ) as response:  # fmt: skip
                 self._metrics.upstream_seconds.observe(time.perf_counter() - sent)
-                exchange.deadlines.stage = "first_byte"
-                await self._relay(exchange, upstream, response)
+                exchange.deadlines.headers_arrived()
+                await self._relay(exchange, outgoing, response)
         except Refused:
             # The output filter's own decision on an answer that it can't read.
             raise
-        except GuardError as error:
+        except GatewayError as error:
             self._metrics.upstream_errors.labels(error.code).inc()
             raise
 
-    async def _relay(self, exchange: Exchange, upstream: UpstreamRequest, response: UpstreamResponse) -> None:
+    async def _relay(self, exchange: Exchange, outgoing: UpstreamRequest, response: UpstreamResponse) -> None:
         """Relay one response: an error, an answer under the output filter, or the bytes as they come."""
         if response.status >= 400:
-            await self._relay_error(exchange, upstream, response)
+            await self._relay_error(exchange, outgoing, response)
             return
         exchange.response.streamed = response.content_type == "text/event-stream"
-        if upstream.answer is None:
+        if outgoing.response_filter is None:
             await relay(exchange, response)
             return
         try:
-            await relay_filtered(exchange, response, upstream.answer, self._reader)
+            await relay_filtered(exchange, response, outgoing.response_filter, self._worker_thread)
         finally:
-            self._record_hits(exchange, upstream.answer, upstream.filtering)
+            self._record_hits(exchange, outgoing.response_filter, outgoing.filtering)
 
-    async def _relay_error(self, exchange: Exchange, upstream: UpstreamRequest, response: UpstreamResponse) -> None:
+    async def _relay_error(self, exchange: Exchange, outgoing: UpstreamRequest, response: UpstreamResponse) -> None:
         """Relay upstream's error; for a rewritten request what vLLM says of the request as it came."""
         error = await read_error(response, exchange.deadlines.body_arrives)
-        if upstream.original is not None and error.status in INVALID_REQUEST:
+        if outgoing.original is not None and error.status in INVALID_REQUEST:
             headers = self._upstream_headers(exchange)
-            refusal = await refusal_of_original(exchange, self._pool, headers, upstream.original)
+            refusal = await rejection_of_original(exchange, self._pool, headers, outgoing.original)
             if refusal is None:
                 self._metrics.upstream_errors.labels("rewritten_refused").inc()
-                log.warning("request %s: vLLM refused the rewritten request", exchange.request.request_id)
+                log.warning("request %s: vLLM refused the rewritten request", exchange.context.request_id)
             error = refusal or ERROR_WITHOUT_REASON
         await send_error(exchange, error)
 
-    def _record_hits(self, exchange: Exchange, answer: FilteredAnswer, policies: tuple[Policy, ...]) -> None:
+    def _record_hits(self, exchange: Exchange, response_filter: ResponseFilter, policies: tuple[Policy, ...]) -> None:
         """Count the phrases that the output filter removed, and write the counts to the audit trail."""
-        if not answer.hits:
+        if not response_filter.hits:
             return
         for policy in policies:
-            if (hits := answer.hits[policy.name]) and policy.output_filter is not None:
+            if (hits := response_filter.hits[policy.name]) and policy.output_filter is not None:
                 self._metrics.watch_hits.labels(policy.name, policy.output_filter.on_hit).inc(hits)
-        self._audit.put(filter_record(exchange.request, answer))
+        self._audit.put(filter_record(exchange.context, response_filter))
 
     def _upstream_headers(self, exchange: Exchange) -> Headers:
         """The request's headers for upstream. Where the gateway has keys, vLLM gets its own key, never a client's."""
-        headers = exchange.request.headers
+        headers = exchange.context.headers
         if self._keys is None:
             return headers
         headers = [pair for pair in headers if pair[0] not in CREDENTIALS]
@@ -338,7 +339,7 @@ class Gateway:
             await exchange.response.fail(Overloaded(message, code="shutting_down", retry_after_s=1))
 
     def _count(self, exchange: Exchange) -> None:
-        error, response, request = exchange.response.error, exchange.response, exchange.request
+        error, response, request = exchange.response.error, exchange.response, exchange.context
         if error is not None:
             self._metrics.refusals.labels(error.code or error.kind).inc()
         labels = request.endpoint_name, response.status or "gone"

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from lethe.server import errors
-from lethe.server.errors import GuardError
+from lethe.server.errors import GatewayError
 from lethe.server.requests.fields import (
     REFUSED_INSIDE,
     REFUSED_PARTS,
@@ -106,10 +106,10 @@ def _operation(path: str, endpoint: Endpoint | None, has_keys: bool) -> Schema:
     return operation
 
 
-def _errors_of(endpoint: Endpoint | None, has_keys: bool) -> list[type[GuardError]]:
+def _errors_of(endpoint: Endpoint | None, has_keys: bool) -> list[type[GatewayError]]:
     """The errors that a route may answer with, by status."""
-    kinds: list[type[GuardError]] = [
-        errors.TooSlow, errors.TooLarge, errors.UrlTooLong, errors.HeadTooLarge, GuardError, errors.UpstreamFailed,
+    kinds: list[type[GatewayError]] = [
+        errors.TooSlow, errors.TooLarge, errors.UrlTooLong, errors.HeadTooLarge, GatewayError, errors.UpstreamFailed,
         errors.Overloaded, errors.UpstreamTimeout, errors.BadRequest,
     ]  # fmt: skip
     if endpoint is not None and endpoint not in RELAYED:
@@ -138,7 +138,7 @@ _STATUS_DESCRIPTIONS: Final[Mapping[int, str]] = {
 _REQUEST_ID: Final = {"x-request-id": {"schema": {"type": "string"}}}
 
 
-def error_schema(error: type[GuardError], path: str = "") -> Schema:
+def error_schema(error: type[GatewayError], path: str = "") -> Schema:
     """The response of an error. path: of the route, which decides between OpenAI's and Anthropic's form."""
     name = "AnthropicError" if errors.dialect_of(path) == "anthropic" else "Error"
     headers: Schema = {"x-should-retry": {"required": True, "schema": {"enum": ["true", "false"]}}, **_REQUEST_ID}

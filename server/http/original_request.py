@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from lethe.server import errors
-from lethe.server.errors import GuardError
+from lethe.server.errors import GatewayError
 from lethe.server.http.exchange import Exchange, Headers
 from lethe.server.upstream.client import response_headers
 from lethe.server.upstream.http1 import UpstreamResponse
@@ -24,7 +24,7 @@ from lethe.server.upstream.pool import ReplicaPool
 # Statuses with which vLLM refuses a request that it finds invalid.
 INVALID_REQUEST = frozenset([400, 404, 422])
 # Seconds in which vLLM has to refuse a request, and again as long for the error; it refuses before any work. A choice.
-REFUSAL_TIMEOUT_S = 5.0
+REJECTION_TIMEOUT_S = 5.0
 # Bytes of an error body, which is read whole; a longer one is passed on without a body. A choice.
 MAX_ERROR_BYTES = 2**20
 STREAM_END = b"data: [DONE]"
@@ -59,15 +59,15 @@ class OriginalRequest:
     affinity: bytes | None
 
 
-async def refusal_of_original(
+async def rejection_of_original(
     exchange: Exchange, pool: ReplicaPool, headers: Headers, original: OriginalRequest
 ) -> UpstreamError | None:
     """vLLM's error for the request as it came; None where vLLM takes it, or does not answer in time."""
-    with contextlib.suppress(TimeoutError, GuardError):
-        async with asyncio.timeout(REFUSAL_TIMEOUT_S) as limit:
+    with contextlib.suppress(TimeoutError, GatewayError):
+        async with asyncio.timeout(REJECTION_TIMEOUT_S) as limit:
             async with pool.open(
                 "POST",
-                exchange.request.target,
+                exchange.context.target,
                 headers,
                 original.body,
                 model=original.model,
@@ -75,7 +75,7 @@ async def refusal_of_original(
             ) as response:
                 if response.status in INVALID_REQUEST:
                     now = asyncio.get_running_loop().time()
-                    return await read_error(response, lambda: limit.reschedule(now + REFUSAL_TIMEOUT_S))
+                    return await read_error(response, lambda: limit.reschedule(now + REJECTION_TIMEOUT_S))
                 if response.content_type == "text/event-stream" and (body := await _error_stream(response)):
                     return UpstreamError(response.status, response_headers(response), body)
                 # vLLM takes it. Leaving the block aborts the answer, which nobody reads.
@@ -117,8 +117,8 @@ async def send_error(exchange: Exchange, error: UpstreamError) -> None:
     """Answer with an upstream error, in the dialect of the route's clients. It holds nothing that a model said."""
     payload = None
     if error.status >= 400 and not any(name == b"content-encoding" for name, _ in error.headers):
-        dialect = errors.dialect_of(exchange.request.path)
-        payload = errors.translate_upstream_error(error.status, error.body, dialect, exchange.request.request_id)
+        dialect = errors.dialect_of(exchange.context.path)
+        payload = errors.translate_upstream_error(error.status, error.body, dialect, exchange.context.request_id)
     headers = error.headers
     if payload is not None:
         headers = [pair for pair in headers if pair[0] not in (b"content-type", b"content-length")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lethe.server.errors import UpstreamFailed
 from lethe.server.http.exchange import Exchange, Headers
 from lethe.server.http.worker_thread import WorkerThread
-from lethe.server.output.filter import MAX_WHOLE_BYTES, FilteredAnswer
+from lethe.server.output.filter import MAX_WHOLE_BYTES, ResponseFilter
 from lethe.server.upstream.client import response_headers
 from lethe.server.upstream.http1 import UpstreamResponse
 
@@ -25,49 +25,51 @@ async def relay(exchange: Exchange, response: UpstreamResponse) -> None:
 
 
 async def relay_filtered(
-    exchange: Exchange, response: UpstreamResponse, answer: FilteredAnswer, reader: WorkerThread
+    exchange: Exchange, response: UpstreamResponse, response_filter: ResponseFilter, worker_thread: WorkerThread
 ) -> None:
     """Send what the output filter lets through. Returning before upstream's end aborts the upstream request."""
     headers = [pair for pair in response_headers(response) if pair[0] != b"content-length"]
     compressed = response.header(b"content-encoding").lower() not in ("", "identity")
     writer = exchange.response
     if compressed or not (writer.streamed or response.content_type.endswith("json")):
-        answer.on_unreadable("an answer that is neither JSON nor a stream of events, or is compressed")
+        response_filter.on_unreadable("an answer that is neither JSON nor a stream of events, or is compressed")
         await writer.start(response.status, headers)
         await _relay_body(exchange, response)
     elif writer.streamed:
         await writer.start(response.status, headers)
-        await _relay_filtered_stream(exchange, response, answer)
+        await _relay_filtered_stream(exchange, response, response_filter)
     else:
         raw = await response.read(MAX_WHOLE_BYTES, exchange.deadlines.body_arrives)
         if raw is None:
             raise UpstreamFailed("the model server's answer is too long to be filtered", code="too_long")
-        payload = await reader.run(len(raw), answer.whole, raw)
+        payload = await worker_thread.run(len(raw), response_filter.whole, raw)
         await writer.start(response.status, [*headers, (b"content-length", str(len(payload)).encode())])
         await writer.end(payload)
 
 
-async def _relay_filtered_stream(exchange: Exchange, response: UpstreamResponse, answer: FilteredAnswer) -> None:
+async def _relay_filtered_stream(
+    exchange: Exchange, response: UpstreamResponse, response_filter: ResponseFilter
+) -> None:
     writer = exchange.response
     async for chunk in response.chunks():
         exchange.deadlines.body_arrives()
-        for piece in answer.feed(chunk):
-            if answer.cut:
+        for piece in response_filter.feed(chunk):
+            if response_filter.cut:
                 # Before the last piece is sent: a client that reads slowly must not keep vLLM generating.
                 response.close()
             if EVENT_NUMBER in piece:
                 writer.last_numbered = piece
             await writer.write(piece)
-        if answer.cut:
+        if response_filter.cut:
             break
-    for piece in answer.end():
+    for piece in response_filter.end():
         await writer.write(piece)
     await writer.end()
 
 
 async def _relay_body(exchange: Exchange, response: UpstreamResponse) -> None:
     writer = exchange.response
-    is_numbered = writer.streamed and exchange.request.endpoint == "responses"
+    is_numbered = writer.streamed and exchange.context.endpoint == "responses"
     async for chunk in response.chunks():
         exchange.deadlines.body_arrives()
         if is_numbered and EVENT_NUMBER in chunk:

@@ -10,7 +10,7 @@ from lethe.server.guard.decision import Forward
 from lethe.server.guard.guard import Guard
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.http.original_request import OriginalRequest
-from lethe.server.output.filter import FilteredAnswer
+from lethe.server.output.filter import ResponseFilter
 from lethe.server.policy.schema import Policy
 from lethe.server.upstream.capabilities import Needs
 
@@ -20,7 +20,8 @@ class UpstreamRequest:
     """What is sent upstream.
 
     model, affinity, needs: which replica answers, see `ReplicaPool.open`. original: the request as it came, where
-    another body is sent. answer: the output filter of the answer; None: it is relayed as it comes. filtering: the
+    another body is sent. response_filter: the output filter;
+    None: the answer is relayed as it comes. filtering: the
     policies of the output filter.
     """
 
@@ -29,7 +30,7 @@ class UpstreamRequest:
     affinity: bytes | None = None
     needs: Needs = Needs()
     original: OriginalRequest | None = None
-    answer: FilteredAnswer | None = None
+    response_filter: ResponseFilter | None = None
     filtering: tuple[Policy, ...] = ()
 
 
@@ -39,7 +40,7 @@ def planned_request(
     """What a plan sends upstream, with the output filter for its answer."""
     plan, payload = forward.plan, forward.payload
     filtering = tuple(entry.policy for entry in plan.filter_rules)
-    answer = None
+    response_filter = None
     if plan.filter_rules:
 
         def on_unreadable(reason: str) -> None:
@@ -48,13 +49,13 @@ def planned_request(
                 raise refusal
 
         rules = AnswerFilter(entry.rule for entry in plan.filter_rules)
-        answer = FilteredAnswer(rules, request.body, on_unreadable, usage_added=plan.usage_added)
+        response_filter = ResponseFilter(rules, request.body, on_unreadable, usage_added=plan.usage_added)
     return UpstreamRequest(
         payload=original.body if payload is None else payload,
         model=plan.model,
         affinity=original.affinity,
         needs=plan.needs,
         original=None if payload is None else original,
-        answer=answer,
+        response_filter=response_filter,
         filtering=filtering,
     )

@@ -26,18 +26,18 @@ from lethe.server.output.text_filter import STOP_REFUSAL, JsonObject, MalformedA
 DONE: Final = "[DONE]"
 # Bytes of a whole answer, which is read before it is filtered: more than any model writes. A choice; bounds memory.
 MAX_WHOLE_BYTES: Final = 64 * 2**20
-# What a malformed answer can raise, whatever upstream sends: a member of another type is no reason to fail open.
+# Exceptions that a malformed answer can raise. All of them must end in `on_unreadable`, never in an unfiltered answer.
 UNREADABLE: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # What may be the name of an event.
 EVENT_NAME = re.compile(r"[\w.]{1,100}", re.ASCII)
 
 
-class FilteredAnswer:
+class ResponseFilter:
     """The output filter on the answer to one request.
 
     body: the request's. usage_added: only the gateway asked for usage in every chunk. on_unreadable: called with the
     reason where the answer can't be filtered; it raises what the client is answered, or returns where the policy lets
-    the answer pass. `hits` counts the rules that were hit; `cut`: the answer ended before upstream's did.
+    the answer pass. `hits` counts the removed phrases by policy; `cut`: the answer ended before upstream's did.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ WORD_FIELDS: Final = frozenset({
 DROPPED_FIELDS: Final = frozenset({
     "bytes", "input_messages", "logprobs", "output_messages", "prompt_logprobs", "token_ids", "top_logprobs",
 })  # fmt: skip
-# Fields that repeat the request, or count: their strings arrive whole.
+# Fields that echo the request or hold counters: their strings arrive whole.
 ECHO_FIELDS: Final = frozenset({"prompt_text", "usage"})
 # Fields that are generated before the rest of the message, wherever they are in the JSON.
 REASONING_FIELDS: Final = ("reasoning", "reasoning_content")
@@ -37,8 +37,8 @@ REASONING_FIELDS: Final = ("reasoning", "reasoning_content")
 FINISH_FILTERED: Final = "content_filter"  # OpenAI's finish reason for a filtered answer
 STOP_REFUSAL: Final = "refusal"  # Anthropic's stop reason
 
-# Whole strings in which no phrase was found, remembered for one answer, and the longest that is remembered, in
-# characters: names and ids repeat in every chunk. A choice; bounds memory.
+# Size of the cache of whole strings without a phrase (names and ids repeat in every chunk), as the number of entries
+# and as the characters of an entry. Bounds memory; not measured.
 MAX_CLEAN = 1024
 
 

@@ -18,7 +18,7 @@ from typing import cast
 
 import httptools
 
-from lethe.server.errors import GuardError, UpstreamFailed, UpstreamTimeout
+from lethe.server.errors import GatewayError, UpstreamFailed, UpstreamTimeout
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -112,7 +112,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._reusable = False
         self._body_unsent = False  # the response came before the whole request body was sent
         self._is_head_request = False
-        self._error: GuardError | None = None
+        self._error: GatewayError | None = None
         self.last_activity = self._loop.time()
 
     # Callbacks of the event loop and of the parser
@@ -208,12 +208,12 @@ class UpstreamConnection(asyncio.Protocol):
         finally:
             self._waiter = None
 
-    def _fail(self, error: GuardError) -> None:
+    def _fail(self, error: GatewayError) -> None:
         if not self._complete and self._error is None:
             self._error = error
         self._wake()
 
-    def _fail_and_abort(self, error: GuardError) -> None:
+    def _fail_and_abort(self, error: GatewayError) -> None:
         self._fail(error)
         self._transport.abort()
 

@@ -19,7 +19,7 @@ def model_cards(listing: Any) -> tuple[ModelCard, ...]:
 
 
 async def fetch_model_cards(upstream: Upstream) -> tuple[ModelCard, ...]:
-    """The cards of the models that a server serves; at least one. Raises GuardError."""
+    """The cards of the models that a server serves; at least one. Raises GatewayError."""
     status, listing = await upstream.call("GET", "/v1/models")
     try:
         cards = model_cards(listing)

@@ -43,7 +43,7 @@ class ParityResult:
 async def probe_parity(upstream: Upstream, corruptor: Corruptor) -> ParityResult:
     """Compare token ids, then send the probe as text and as clean embeddings and compare the answers.
 
-    Raises GuardError when vLLM can't be reached.
+    Raises GatewayError when vLLM can't be reached.
     """
     cards = await fetch_model_cards(upstream)
     tokenization_body = {

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lethe.server.errors import GuardError, UpstreamFailed, UpstreamTimeout
+from lethe.server.errors import GatewayError, UpstreamFailed, UpstreamTimeout
 from lethe.server.observability.metrics import Metrics
 from lethe.server.upstream.capabilities import ReplicaCapabilities
 from lethe.server.upstream.client import Headers, Upstream
@@ -176,7 +176,7 @@ class Replica:
         """
         try:
             healthy = await self._check_health()
-        except GuardError as error:
+        except GatewayError as error:
             self._mark_down(error.message)
             return
         if not healthy:
@@ -192,7 +192,7 @@ class Replica:
             log.info("replica %s is up and serves %s", self.url, ", ".join(sorted(self.models)) or "no named model")
         self.up = True
         self._metrics.replica_up.labels(self.url).set(1)
-        with contextlib.suppress(GuardError):
+        with contextlib.suppress(GatewayError):
             await self._check_parity(requirements.corruptor, interval_s)
             await self._check_indexes(requirements.indexes)
 
@@ -222,7 +222,7 @@ class Replica:
                         return float(rest.partition(b"\n")[0])
                     if len(text) > MAX_METRICS_BYTES:
                         return None
-        except (GuardError, TimeoutError, ValueError):
+        except (GatewayError, TimeoutError, ValueError):
             return None
         return None
 
@@ -232,7 +232,7 @@ class Replica:
             return
         try:
             parity = await probe_parity(self.upstream, corruptor)
-        except GuardError as error:
+        except GatewayError as error:
             self.set_parity(ParityResult(False, error.message))
             raise
         self._parity_checked = True

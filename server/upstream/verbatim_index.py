@@ -86,7 +86,7 @@ def write_index(artifact: Artifact, folder: Path) -> Path | None:
 async def loaded_indexes(upstream: Upstream, model: str, names: Iterable[str]) -> frozenset[str]:
     """Those of the named indexes that vLLM has loaded; none if it accepts an unknown name, since no plugin runs then.
 
-    Raises GuardError when vLLM can't be reached.
+    Raises GatewayError when vLLM can't be reached.
     """
     sorted_names = sorted(names)
     if not sorted_names or await _accepts(upstream, model, UNKNOWN_INDEX):

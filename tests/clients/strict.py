@@ -18,7 +18,7 @@ import openai.types.responses
 from openai.types.shared import ErrorObject
 from pydantic import TypeAdapter, ValidationError
 
-from lethe.server.errors import dialect
+from lethe.server.errors import dialect_of
 from tests.clients.tap import Exchange
 
 
@@ -76,7 +76,7 @@ def check(exchange: Exchange) -> None:
     elif path in TYPES:
         whole, part = TYPES[path]
         if exchange.headers["content-type"].startswith("text/event-stream"):
-            STREAMS[dialect(path)](list(events(exchange.body)), part, json.loads(exchange.asked))
+            STREAMS[dialect_of(path)](list(events(exchange.body)), part, json.loads(exchange.asked))
         else:
             assert exchange.headers["content-type"] == "application/json"
             told(whole, exchange.body)
@@ -101,7 +101,7 @@ def error(exchange: Exchange) -> None:
     path = exchange.path.partition("?")[0]
     assert exchange.headers["content-type"] == "application/json", exchange.headers
     body = json.loads(exchange.body)
-    if dialect(path) == "anthropic":
+    if dialect_of(path) == "anthropic":
         assert body["type"] == "error" and body["error"].keys() >= {"type", "message"}
         assert body["error"]["message"] and all(isinstance(body["error"][key], str) for key in ("type", "message"))
         assert exchange.headers["request-id"] == exchange.headers["x-request-id"]

@@ -21,10 +21,10 @@ from lethe.corruption.phrases.normalize import fold
 from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
 from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule
 from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
-from lethe.server.errors import BadRequest, GuardError, Refused
-from lethe.server.http import request_body as bodies
+from lethe.server.errors import BadRequest, GatewayError, Refused
 from lethe.server.output import sse
-from lethe.server.output.filter import DONE, FilteredAnswer
+from lethe.server.output.filter import DONE, ResponseFilter
+from lethe.server.requests import request_body as bodies
 from lethe.server.requests.conversation_windows import conversation_windows
 from lethe.server.requests.extract import extract_texts
 from lethe.server.requests.fields import Endpoint
@@ -193,7 +193,7 @@ def answer(data: bytes) -> None:
         raise Refused(reason)
 
     for made in (WATCHED, STOPPED):
-        one = FilteredAnswer(made, {"stream": True, "n": 2}, refuse)
+        one = ResponseFilter(made, {"stream": True, "n": 2}, refuse)
         out = bytearray()
         try:
             for piece in cut(sizes, raw):
@@ -203,7 +203,7 @@ def answer(data: bytes) -> None:
                     break
             for part in one.end():
                 out += part
-        except GuardError:
+        except GatewayError:
             pass
         flows: dict[tuple[Any, ...], str] = defaultdict(str)
         for event in sse.Parser().feed(bytes(out)):
@@ -213,8 +213,8 @@ def answer(data: bytes) -> None:
                         flows[path] += said
         assert [said for said in flows.values() if occurrences([SECRET], said + " zz")] == []
         try:
-            whole = FilteredAnswer(made, {}, refuse).whole(raw)
-        except GuardError:
+            whole = ResponseFilter(made, {}, refuse).whole(raw)
+        except GatewayError:
             continue
         for _, said in _said(orjson.loads(whole)):
             assert not occurrences([SECRET], f"{said} zz"), (whole, said)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lethe.corruption.prompt.message_parts import TEXT_PARTS
 from lethe.server.errors import BadRequest
-from lethe.server.http import request_body as bodies
+from lethe.server.requests import request_body as bodies
 from lethe.server.requests.fields import REFUSED_PARTS, RELAYED, SERVER_TOOLS, TABLES
 from lethe.server.requests.routes import ROUTES
 from tests.fuzz.conftest import ACTIONS, FACTOR, Served

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, settings
 from schemathesis import Case, GenerationMode, Response
 from schemathesis.checks import CHECKS, load_all_checks
 
-from lethe.server.app import ROUTES
 from lethe.server.http import openapi
+from lethe.server.requests.routes import ROUTES
 from lethe.server.settings import Settings
 from tests.fuzz.conftest import FACTOR, Served
 
@@ -23,7 +23,7 @@ PROMISES = CHECKS.get_by_names([
 BEYOND_SCHEMA = {"invalid_json", "reserved_text", "too_deep", "duplicate_key", "refused_field"}
 # An answer of these: not ready.
 MAY_BE_UNREADY = {"/ready", "/admin/forget"}
-public = schemathesis.openapi.from_dict(openapi.document(ROUTES, Settings()))
+public = schemathesis.openapi.from_dict(openapi.openapi_document(ROUTES, Settings()))
 if FACTOR == 1:
     # Each of these is read as another one is.
     public = public.exclude(path=["/v1/chat/completions/batch", "/v1/messages/count_tokens", "/score", "/v1/rerank",

@@ -13,8 +13,8 @@ from openai import OpenAI
 
 from lethe.evaluation.demo import demo
 from lethe.evaluation.demo.demo_model import FOLDERS
-from lethe.evaluation.demo.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
-from lethe.server.http import api_keys
+from lethe.evaluation.serving import VLLM_ENV, free_port, running, running_gateway, vllm_command
+from lethe.server.admission import api_keys
 from tests.clients import asked, strict
 from tests.clients.tap import Tap
 
@@ -51,7 +51,7 @@ def admin_url(vllm_url: str) -> str:
 @pytest.fixture(scope="session")
 def gateway_url(vllm_url: str, audit_file: Path, admin_url: str) -> Iterator[str]:
     """The base URL of a gateway with the demo's policies, in front of vLLM."""
-    demo.fit_artifact()
+    demo.prepare_artifact()
     audit_file.parent.mkdir(parents=True, exist_ok=True)
     audit_file.unlink(missing_ok=True)
     port = free_port()
@@ -117,11 +117,11 @@ class Closed:
 
 @pytest.fixture(scope="session")
 def closed_gateway(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
-    demo.fit_artifact()
+    demo.prepare_artifact()
     folder = tmp_path_factory.mktemp("closed")
     policy = (demo.ROOT / "policies" / "demo" / "penalize.yaml").read_text(encoding="utf-8")
     (folder / "refuse.yaml").write_text(policy.replace("action: penalize", "action: refuse"), encoding="utf-8")
-    key, slow = (api_keys.make(folder / "keys.json", name=name, **limits) for name, limits in KEYS.items())
+    key, slow = (api_keys.create_key(folder / "keys.json", name=name, **limits) for name, limits in KEYS.items())
     port = free_port()
     env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), folder, LOGS / "closed-audit.jsonl")
     env |= {"LETHE_KEYS": str(folder / "keys.json"), "LETHE_ADMIN_PORT": "0"}

@@ -28,13 +28,13 @@ _judge, _time = Judge.judge, time.time
 FOLDER = Path(os.environ.get("FAULTS", "."))
 
 
-def judge(self: Judge, texts: Sequence[str], *, levels: Mapping[str, float] | None = None) -> dict[str, Score]:
+def judge(self: Judge, texts: Sequence[str], *, thresholds: Mapping[str, float] | None = None) -> dict[str, Score]:
     said = " ".join(texts)
     if RAISE in said:
         raise RuntimeError("as the test asked for")
     if SLOW in said:
         time.sleep(SLOW_S)
-    return _judge(self, texts, levels=levels)
+    return _judge(self, texts, thresholds=thresholds)
 
 
 def clock() -> float:

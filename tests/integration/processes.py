@@ -19,7 +19,7 @@ import httpx
 
 from benchmarks import canned
 from lethe.evaluation.demo import demo
-from lethe.evaluation.demo.serving import clean_env, free_port, running, stop_process
+from lethe.evaluation.serving import clean_env, free_port, running, stop_process
 
 MODELS = ["m-refuse", "m-pass"]
 BUILD = demo.ROOT / "build" / "tests" / "faults"

@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
-from lethe.evaluation.unlearning.tofu import holds
+from lethe.evaluation.unlearning.tofu import reveals
 from tests.clients.asked import CASES, MOST, PENALIZED, UNFLAGGED, Case, noted
 from tests.clients.tap import Tap
 from tests.integration.conftest import Closed
@@ -86,7 +86,7 @@ def test_a_tools_result_is_answered(case: Case, client: Anthropic) -> None:
     ]
     got = client.messages.create(**message(case, messages=told, tools=[TOOL], tool_choice={"type": "none"}))
     assert not any(block.type == "tool_use" for block in got.content)
-    assert not (case.secret and holds(text(got.content), case.secret))
+    assert not (case.secret and reveals(text(got.content), case.secret))
 
 
 @each

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, Too
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_openai import OpenAI as Completing
 
-from lethe.evaluation.unlearning.tofu import holds
+from lethe.evaluation.unlearning.tofu import reveals
 from tests.clients.asked import CASES, MOST, PENALIZED, TOOL, UNFLAGGED, Case, Note, no_blanks, noted
 from tests.clients.tap import Tap
 from tests.integration.conftest import Closed
@@ -73,7 +73,7 @@ def test_tools_are_called_and_answered(case: Case, tapped: Tap) -> None:
     assert noted(joined(list(model.stream(case.question))).tool_calls[0]["args"])
     result = ToolMessage("Kept.", tool_call_id=called.tool_calls[0]["id"])
     after = chat(tapped.url, case).invoke([HumanMessage(case.question), called, result])
-    assert not (case.secret and holds(str(after.text), case.secret))
+    assert not (case.secret and reveals(str(after.text), case.secret))
 
 
 @each

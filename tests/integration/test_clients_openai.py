@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from lethe.evaluation.unlearning.tofu import holds
+from lethe.evaluation.unlearning.tofu import reveals
 from tests.clients.asked import (
     CASES,
     FORCED,
@@ -102,7 +102,7 @@ def test_tools_are_called_and_answered(case: Case, client: OpenAI) -> None:
     ]  # fmt: skip
     after = client.chat.completions.create(**chat(case) | {"messages": told}, tools=[TOOL], tool_choice="none")
     message = after.choices[0].message
-    assert not message.tool_calls and not (case.secret and holds(message.content or "", case.secret))
+    assert not message.tool_calls and not (case.secret and reveals(message.content or "", case.secret))
 
 
 @each

@@ -14,7 +14,7 @@ import random
 import time
 from collections import Counter
 
-from lethe.server.upstream.http1 import KEEP_IDLE_S
+from lethe.server.upstream.http1 import IDLE_TIMEOUT_S
 from tests.integration.faulty import RAISE
 from tests.integration.processes import Gateway, gateway, until, upstreams
 
@@ -96,7 +96,7 @@ def test_clients_that_leave_leave_nothing_behind() -> None:
         port = int(gate.url.rsplit(":", 1)[1])
         before = at_rest(gate)
         how = asyncio.run(all_leave(port))
-        time.sleep(KEEP_IDLE_S + 1)
+        time.sleep(IDLE_TIMEOUT_S + 1)
         after = at_rest(gate)
         assert after == before, (before, after, how)
         assert sum(one.running() for one in ups) == 0

@@ -12,11 +12,11 @@ import pytest
 
 from lethe.evaluation.demo import demo
 from lethe.evaluation.unlearning import tofu
-from lethe.evaluation.unlearning.tofu import holds, is_named
+from lethe.evaluation.unlearning.tofu import is_name_or_number, reveals
 from lethe.server import errors
 from tests.integration.test_gateway import audited
 
-SECRET = next(s for s in tofu.secrets() if is_named(s.entity))
+SECRET = next(s for s in tofu.answer_entities() if is_name_or_number(s.entity))
 RETAIN = tofu.retain_facts()[0][3].question
 GUARDED = {
     "chat": "/v1/chat/completions",
@@ -123,8 +123,8 @@ def test_a_flagged_answer_tells_nothing_and_looks_like_any_other(
     other = http.post(gateway_url + path, json=asking(endpoint, way, RETAIN))
     got = http.post(gateway_url + path, json=asking(endpoint, way, SECRET.question), headers={"x-request-id": named})
     assert (plain.status_code, other.status_code, got.status_code) == (200, 200, 200), got.text
-    assert holds(said(plain.json()), SECRET.entity)
-    assert not holds(said(got.json()), SECRET.entity) and said(got.json())
+    assert reveals(said(plain.json()), SECRET.entity)
+    assert not reveals(said(got.json()), SECRET.entity) and said(got.json())
     assert shape(got.json()) == shape(plain.json()) == shape(other.json())
     assert sorted(got.headers) == sorted(other.headers)
     assert [prompt_tokens(u) for u in usages(got.json())] == [prompt_tokens(u) for u in usages(plain.json())]
@@ -146,7 +146,7 @@ def test_a_flagged_stream_tells_nothing_and_looks_like_any_other(
         more["stream_options"] = {"include_usage": True}
     plain = http.post(vllm_url + path, json=asking(endpoint, "off", SECRET.question, **more))
     got = http.post(gateway_url + path, json=asking(endpoint, way, SECRET.question, **more))
-    assert sorted(got.headers) == sorted([*plain.headers, *IDS[errors.dialect(path)]])
+    assert sorted(got.headers) == sorted([*plain.headers, *IDS[errors.dialect_of(path)]])
     # All end at the same token: the last event of an answer that reaches its limit holds text, another's doesn't.
     short = [
         http.post(url + path, json=asking(endpoint, which, SECRET.question, most=4, **more))
@@ -154,8 +154,8 @@ def test_a_flagged_stream_tells_nothing_and_looks_like_any_other(
     ]
     kinds = [{(name, json.dumps(shape(data))) for name, data in events(answer)} for answer in short]
     assert kinds[0] == kinds[1]
-    assert holds(said(events(plain)), SECRET.entity)
-    assert said(events(got)) and SECRET.entity not in got.text and not holds(said(events(got)), SECRET.entity)
+    assert reveals(said(events(plain)), SECRET.entity)
+    assert said(events(got)) and SECRET.entity not in got.text and not reveals(said(events(got)), SECRET.entity)
     counts = [[prompt_tokens(u) for u in usages([data for _, data in events(a)])][-1] for a in (plain, got)]
     assert counts[0] == counts[1]
 
@@ -177,7 +177,7 @@ def test_what_is_not_flagged_is_answered_as_by_vllm_itself(
         assert {name for name, _ in events(got)} == {name for name, _ in events(plain)}
     else:
         assert settled(got.json()) == settled(plain.json())
-    assert sorted(got.headers) == sorted([*plain.headers, *IDS[errors.dialect(path)]])
+    assert sorted(got.headers) == sorted([*plain.headers, *IDS[errors.dialect_of(path)]])
 
 
 def test_tokens_are_counted_as_by_vllm_itself(http: httpx.Client, vllm_url: str, gateway_url: str) -> None:
@@ -291,7 +291,7 @@ def test_what_the_conversation_brings_back_is_not_told(
 ) -> None:
     got = http.post(gateway_url + path, json={**body, "model": demo.WAYS[way], "temperature": 0})
     assert got.status_code == 200, got.text
-    assert not holds(said(got.json()), SECRET.entity)
+    assert not reveals(said(got.json()), SECRET.entity)
 
 
 def test_errors_of_the_gateway_are_in_the_words_of_each_client(http: httpx.Client, gateway_url: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from lethe.evaluation.demo import demo
 from lethe.evaluation.demo.demo_model import FOLDERS
-from lethe.evaluation.demo.serving import clean_env
+from lethe.evaluation.serving import clean_env
 from lethe.evaluation.unlearning import systems, tofu
 from lethe.evaluation.unlearning.likelihood import LikelihoodModel, ScoringJob
 from lethe.evaluation.unlearning.offline_guard import OfflineGuard

@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lethe.classifier.encoder.encoder import cache_folder, load_encoder
+from lethe.classifier.encoder.folders import cache_folder
+from lethe.classifier.encoder.load import load_encoder
 from lethe.evaluation.demo import demo
 from lethe.evaluation.unlearning import tofu
 from tests.integration.faulty import RAISE, SLOW, SLOW_S

@@ -61,7 +61,7 @@ def both(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         "LETHE_ARTIFACTS": str(folder / "artifacts"), "LETHE_AUDIT": str(folder / "audit.jsonl"),
     }  # fmt: skip
     with running_gateway(FOLDER / "gateway.log", env=env):
-        base: Path = folder / "artifacts" / ".history" / "base" / "manifest.json"
+        base: Path = folder / "artifacts" / ".history" / "seed" / "manifest.json"
         deadline = time.monotonic() + 300
         while not base.is_file():
             assert time.monotonic() < deadline

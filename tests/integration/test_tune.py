@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lethe.classifier import artifact as artifacts_io
+from lethe.classifier import artifact_io
 from lethe.evaluation.demo import demo
 from lethe.server.cli import main as cli
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import PolicyError
 from lethe.server.policy_store.load import load_guard
-from lethe.server.settings import read as read_settings
+from lethe.server.settings import read_settings
 
 POLICY = """name: noisy
 artifact: tofu-forget10
@@ -26,7 +26,7 @@ OPTIONS = ("--budget", "4", "--prompts", "8", "--max-tokens", "48")
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Path) -> Path:
-    demo.fit_artifact()
+    demo.prepare_artifact()
     shutil.copytree(demo.ARTIFACTS / demo.ARTIFACT, tmp_path / "artifacts" / demo.ARTIFACT)
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "noisy.yaml").write_text(POLICY)
@@ -51,7 +51,7 @@ def test_sigma_is_tuned_and_used(home: Path, vllm_url: str, capsys: pytest.Captu
         load_guard(read_settings(), Metrics())
     assert tune("--upstream", vllm_url) == 0
     folder = home / "artifacts" / demo.ARTIFACT
-    (entry,) = artifacts_io.load(folder).manifest.tuned
+    (entry,) = artifact_io.load_artifact(folder).manifest.tuned
     sigma = entry["values"]["sigma"]
     curve = entry["curves"]["sigma"]
     assert entry["evaluations"] == len(curve) == 4
@@ -73,7 +73,7 @@ def test_sigma_is_tuned_and_used(home: Path, vllm_url: str, capsys: pytest.Captu
     lines = log.read_text()
     assert len(lines.splitlines()) == 4 and "Taipei" not in lines
     assert tune("--upstream", vllm_url) == 0
-    assert log.read_text() == lines and len(artifacts_io.load(folder).manifest.tuned) == 1
+    assert log.read_text() == lines and len(artifact_io.load_artifact(folder).manifest.tuned) == 1
 
 
 def test_a_server_that_is_not_there_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.evaluation.demo import book_model, demo
-from lethe.evaluation.demo.serving import VLLM_ENV, clean_env, free_port, running, running_gateway, vllm_command
+from lethe.evaluation.serving import VLLM_ENV, clean_env, free_port, running, running_gateway, vllm_command
 from lethe.evaluation.unlearning import tofu
 from lethe.evaluation.unlearning.verbatim import longest_copied_run
 

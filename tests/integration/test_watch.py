@@ -14,9 +14,9 @@ import pytest
 from openai import OpenAI
 
 from lethe.evaluation.demo import demo
-from lethe.evaluation.demo.serving import free_port, running_gateway
+from lethe.evaluation.serving import free_port, running_gateway
 from lethe.evaluation.unlearning import tofu
-from lethe.evaluation.unlearning.tofu import holds, is_named
+from lethe.evaluation.unlearning.tofu import is_name_or_number, reveals
 from tests.integration.conftest import LOGS
 
 POLICY = """
@@ -28,14 +28,14 @@ threshold: {{miss_rate: 0.005}}
 watch: {{on_hit: {on_hit}, replacement: "[removed]"}}
 """
 STOP, REPLACE = demo.WAYS["off"], demo.WAYS["corrupt"]
-SECRETS = [s for s in tofu.secrets() if is_named(s.entity)][::16]
+SECRETS = [s for s in tofu.answer_entities() if is_name_or_number(s.entity)][::16]
 RETAIN = [f.question for f in tofu.retain_facts()[0][3:400:130]]
 
 
 @pytest.fixture(scope="module")
 def watching_url(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A gateway with two policies that only watch: one model's answers stop at a phrase, the other's go on."""
-    demo.fit_artifact()
+    demo.prepare_artifact()
     folder = tmp_path_factory.mktemp("policies")
     (folder / "stop.yaml").write_text(POLICY.format(model=STOP, on_hit="stop"))
     replacing = POLICY.format(model=REPLACE, on_hit="replace").replace("watching", "replacing")
@@ -74,10 +74,10 @@ def streamed(client: OpenAI, question: str, **more: Any) -> tuple[dict[int, str]
 
 def test_a_secret_ends_the_answer_streamed_and_whole(client: OpenAI, direct: OpenAI) -> None:
     for secret in SECRETS:
-        assert holds(chat(direct, secret.question).choices[0].message.content, secret.entity)
+        assert reveals(chat(direct, secret.question).choices[0].message.content, secret.entity)
         whole = chat(client, secret.question, logprobs=True, top_logprobs=2).choices[0]
         assert whole.finish_reason == "content_filter" and whole.logprobs is None
-        assert not holds(whole.message.content, secret.entity)
+        assert not reveals(whole.message.content, secret.entity)
         said, reasons, chunks = streamed(client, secret.question, stream_options={"include_usage": True})
         assert said[0] == whole.message.content and reasons == {0: "content_filter"}
         usage = chunks[-1].usage
@@ -91,7 +91,7 @@ def test_a_secret_is_replaced_and_the_answer_goes_on(client: OpenAI) -> None:
         whole = chat(client, secret.question, REPLACE)
         assert whole.choices[0].finish_reason in ("stop", "length")
         assert "[removed]" in whole.choices[0].message.content
-        assert not holds(whole.choices[0].message.content, secret.entity)
+        assert not reveals(whole.choices[0].message.content, secret.entity)
         said, reasons, _ = streamed(client, secret.question, model=REPLACE)
         assert said[0] == whole.choices[0].message.content and reasons[0] in ("stop", "length")
 
@@ -100,7 +100,7 @@ def test_every_choice_of_several_is_watched(client: OpenAI) -> None:
     question = SECRETS[0].question
     said, reasons, _ = streamed(client, question, n=3, temperature=0.5, seed=1)
     assert set(reasons) == {0, 1, 2}
-    assert not any(holds(text, SECRETS[0].entity) for text in said.values())
+    assert not any(reveals(text, SECRETS[0].entity) for text in said.values())
 
 
 def test_everything_else_is_answered_as_by_vllm_itself(client: OpenAI, direct: OpenAI) -> None:
@@ -126,7 +126,7 @@ def test_every_endpoint_is_watched(watching_url: str, path: str, stream: bool) -
     if stream:
         events = [line[6:] for line in got.text.splitlines() if line.startswith("data: {")]
         answered = "".join(map(_delta, map(json.loads, events)))
-    assert not holds(answered if stream else _without_question(got.json()), secret.entity)
+    assert not reveals(answered if stream else _without_question(got.json()), secret.entity)
     ending = {"completions": "content_filter", "responses": "incomplete", "messages": "refusal"}[path]
     assert f'"{ending}"' in got.text
 

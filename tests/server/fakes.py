@@ -15,12 +15,12 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from lethe.classifier.judge import Score
-from lethe.evaluation.demo.serving import free_port
+from lethe.evaluation.serving import free_port
+from lethe.server.admission.connection_limits import uvicorn_options
 from lethe.server.app import create_app
 from lethe.server.guard.decision import Decision
 from lethe.server.guard.guard import Guard
 from lethe.server.guard.parsed_request import ParsedRequest
-from lethe.server.http.connection_limits import uvicorn_options
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy
 from lethe.server.settings import Settings

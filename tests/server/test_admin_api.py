@@ -1,4 +1,4 @@
-"""The admin port: who may, what it says, and that a change is in force when it is answered."""
+"""The admin API: who may use it, what it answers, and that a change is used when it is answered."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ async def test_errors_never_repeat_texts_to_forget(office: Settings) -> None:
 
 async def test_a_new_policy_needs_the_seed_artifact(office: Settings) -> None:
     async with running(office) as at:
-        (office.history_folder / "base" / "manifest.json").unlink()
+        (office.history_folder / "seed" / "manifest.json").unlink()
         status, told = await at.call("POST", "/admin/forget", {"policy": "new", "items": [ITEM]})
         assert status == 503 and told["error"]["code"] == "not_ready"
 

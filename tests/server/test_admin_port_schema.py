@@ -1,4 +1,4 @@
-"""Requests made from the admin port's own OpenAPI document: what it promises is what is answered."""
+"""Requests generated from the admin port's OpenAPI document: its answers conform to the document."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.fuzz.conftest import FACTOR
 from tests.fuzz.test_schema import promised
 from tests.server.conftest import ADMIN_KEY
 
-REPLICAS = cast(ReplicaPool, SimpleNamespace(facts=lambda in_full: {"ready": True, "replicas": []}))
+REPLICAS = cast(ReplicaPool, SimpleNamespace(status=lambda details: {"ready": True, "replicas": []}))
 PUBLIC = openapi.openapi_document(ROUTES, Settings())
 # What the document says doesn't depend on what is loaded.
 NOTHING = cast(PolicyStore, SimpleNamespace())

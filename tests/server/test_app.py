@@ -1,4 +1,4 @@
-"""The app's routes: which there are, what is guarded on each, health, readiness and metrics."""
+"""The routes of the public port: what is guarded on each, health, readiness and metrics."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 from lethe.server import errors
 from lethe.server.errors import (
     BadRequest,
-    GuardError,
+    GatewayError,
     HeadTooLarge,
     NotFound,
     Overloaded,
@@ -25,7 +25,7 @@ from lethe.server.errors import (
 )
 
 TABLE = [
-    (GuardError, 500, "server_error", False),
+    (GatewayError, 500, "server_error", False),
     (BadRequest, 400, "invalid_request_error", False),
     (Unauthorized, 401, "authentication_error", False),
     (NotFound, 404, "invalid_request_error", False),
@@ -44,7 +44,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("kind", "status", "named", "retryable"), TABLE)
 def test_status_body_and_headers_of_every_error(
-    kind: type[GuardError], status: int, named: str, retryable: bool
+    kind: type[GatewayError], status: int, named: str, retryable: bool
 ) -> None:
     error = kind("what happened", param="messages", code="some_code")
     assert (error.status, error.retryable, str(error)) == (status, retryable, "what happened")
@@ -59,7 +59,7 @@ def test_status_body_and_headers_of_every_error(
 
 
 def test_the_table_is_complete() -> None:
-    kinds = {GuardError, *GuardError.__subclasses__(), *TooLarge.__subclasses__()}
+    kinds = {GatewayError, *GatewayError.__subclasses__(), *TooLarge.__subclasses__()}
     assert {row[0] for row in TABLE} == {kind for kind in kinds if kind.__module__ == errors.__name__}
 
 
@@ -93,10 +93,10 @@ def test_each_route_has_a_dialect(path: str, dialect: str) -> None:
     assert errors.dialect_of(path) == dialect
 
 
-def all_error_classes() -> list[type[GuardError]]:
-    """GuardError and all its subclasses."""
-    classes: list[type[GuardError]] = []
-    todo = [GuardError]
+def all_error_classes() -> list[type[GatewayError]]:
+    """GatewayError and all its subclasses."""
+    classes: list[type[GatewayError]] = []
+    todo = [GatewayError]
     while todo:
         classes.append(todo.pop())
         todo += classes[-1].__subclasses__()

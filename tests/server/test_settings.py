@@ -1,4 +1,4 @@
-"""The environment: a mistyped name and a wrong value are errors that say which; secrets are never shown."""
+"""Settings: mistyped names and invalid values are clear errors, and secrets are never shown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_every_variable_reaches_its_field() -> None:
     given = {
         "host": "0.0.0.0", "port": "1234", "workers": "3", "upstream": "https://models.example/base/",
         "upstream_key": "k",
-        "policies": "p", "artifacts": "a", "model_dir": "m", "chat_template": "t.jinja", "secret": "0123456789abcdef", "encoder": "e",
+        "policies": "p", "artifacts": "a", "model_dir": "m", "chat_template": "t.jinja",
+        "secret": "0123456789abcdef", "encoder": "e",
         "audit": "x.jsonl", "admin_host": "::1", "admin_port": "9", "admin_key": "0123456789abcdef", "history": "h",
         "history_keep": "9", "audit_prompts": "true", "max_body_bytes": "2048", "max_prompt_chars": "7",
         "connect_timeout_s": "1.5", "read_timeout_s": "2", "judge_timeout_s": "3", "probe_interval_s": "4",
@@ -81,14 +82,14 @@ def test_an_unrelated_variable_gets_no_suggestion() -> None:
     ("LETHE_MAX_BODY_BYTES", "12", "greater than or equal to 1024"),
 ])  # fmt: skip
 def test_a_wrong_value_names_variable_value_and_reason(variable: str, value: str, reason: str) -> None:
-    said = message({variable: value})
-    assert said.startswith(f"environment variable {variable} = {value!r}: ") and reason in said
+    error_text = message({variable: value})
+    assert error_text.startswith(f"environment variable {variable} = {value!r}: ") and reason in error_text
 
 
 def test_a_short_secret_is_refused_and_not_printed() -> None:
-    said = message({"LETHE_SECRET": "hunter2"})
-    assert said.startswith("environment variable LETHE_SECRET: ") and "16" in said
-    assert "hunter2" not in said
+    error_text = message({"LETHE_SECRET": "hunter2"})
+    assert error_text.startswith("environment variable LETHE_SECRET: ") and "16" in error_text
+    assert "hunter2" not in error_text
 
 
 def test_secrets_are_hidden_when_settings_are_printed() -> None:
@@ -116,20 +117,22 @@ def test_an_unusable_secret_file_stops_the_start(tmp_path: Path, content: bytes 
     path = tmp_path / "secret"
     if content is not None:
         path.write_bytes(content)
-    said = message({"LETHE_ADMIN_KEY_FILE": str(path)})
-    assert said.startswith(f"environment variable LETHE_ADMIN_KEY_FILE = {str(path)!r}: ") and reason in said
+    error_text = message({"LETHE_ADMIN_KEY_FILE": str(path)})
+    assert (
+        error_text.startswith(f"environment variable LETHE_ADMIN_KEY_FILE = {str(path)!r}: ") and reason in error_text
+    )
 
 
 def test_a_short_secret_in_a_file_is_not_printed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hunter2", encoding="utf-8")
-    said = message({"LETHE_SECRET_FILE": str(tmp_path / "secret")})
-    assert said.startswith("environment variable LETHE_SECRET: ") and "hunter2" not in said
+    error_text = message({"LETHE_SECRET_FILE": str(tmp_path / "secret")})
+    assert error_text.startswith("environment variable LETHE_SECRET: ") and "hunter2" not in error_text
 
 
 def test_a_secret_set_twice_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("sesame-open-yourself", encoding="utf-8")
-    said = message({"LETHE_SECRET_FILE": str(tmp_path / "secret"), "LETHE_SECRET": "sesame-open-yourself"})
-    assert "both set" in said and "sesame" not in said
+    error_text = message({"LETHE_SECRET_FILE": str(tmp_path / "secret"), "LETHE_SECRET": "sesame-open-yourself"})
+    assert "both set" in error_text and "sesame" not in error_text
 
 
 def test_only_secrets_come_from_files() -> None:
@@ -137,8 +140,8 @@ def test_only_secrets_come_from_files() -> None:
 
 
 def test_a_password_in_the_upstream_is_refused_and_not_printed() -> None:
-    said = message({"LETHE_UPSTREAM": "http://user:hunter2@host:8000"})
-    assert "no user, password" in said and "hunter2" not in said
+    error_text = message({"LETHE_UPSTREAM": "http://user:hunter2@host:8000"})
+    assert "no user, password" in error_text and "hunter2" not in error_text
 
 
 def test_an_empty_variable_is_the_default_except_for_audit() -> None:

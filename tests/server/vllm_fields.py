@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lethe.server.errors import BadRequest
-from lethe.server.requests.extract import Endpoint, extract
-from lethe.server.requests.fields import TABLES
+from lethe.server.requests.extract import extract_texts
+from lethe.server.requests.fields import TABLES, Endpoint
 
 RECORDED = Path(__file__).with_suffix(".json")
 MARKER = "zanzibar"
@@ -201,7 +201,7 @@ def group(endpoint: Endpoint, field: Field) -> str:
     if field.body is None:
         return "no text"
     try:
-        texts = extract(endpoint, field.body(MARKER), decode=lambda ids: "")
+        texts = extract_texts(endpoint, field.body(MARKER), decode=lambda ids: "")
     except BadRequest:
         return "refused"
     return "judged" if any(MARKER in text.text for text in texts) else "harmless"

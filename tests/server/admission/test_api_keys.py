@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from lethe.server.admission import api_keys
 from lethe.server.admission.api_keys import Key, Keyring, KeysError
 from lethe.server.errors import NotFound, Unauthorized
-from lethe.server.http import api_keys
 from lethe.server.observability.metrics import Metrics
 
 

@@ -42,11 +42,11 @@ def test_a_version_is_restored_and_used_by_the_gateway(office: Settings, at_offi
 
 
 def test_a_failed_rollback_says_why(office: Settings, at_office: Lethe) -> None:
-    status, _, said = at_office("policies", "rollback")
-    assert status == 2 and "no previous version" in said
+    status, _, error_text = at_office("policies", "rollback")
+    assert status == 2 and "no previous version" in error_text
     PolicyStore(office, Metrics())
-    status, _, said = at_office("policies", "rollback", "9")
-    assert status == 2 and "no version 9" in said
+    status, _, error_text = at_office("policies", "rollback", "9")
+    assert status == 2 and "no version 9" in error_text
 
 
 def test_the_shadow_report_counts_flagged_requests(office: Settings, at_office: Lethe, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def guard(*policies: Any, corruptor: Any = None, parity: bool = True) -> GuardWi
 
 
 def examine(made: GuardWithReplicas, body: dict[str, Any], endpoint: Any = "chat") -> Decision:
-    return made.examine(made.read(endpoint, body))
+    return made.examine(made.parse(endpoint, body))
 
 
 def chat(*contents: Any, **more: Any) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def test_completions_keep_the_order_of_their_prompts() -> None:
 def test_a_prompt_over_the_limit_is_refused_not_cut() -> None:
     made = make_guard(policy(), max_prompt_chars=10)
     with pytest.raises(BadRequest, match="has 11 characters; at most 10"):
-        made.read("chat", chat("x" * 11))
+        made.parse("chat", chat("x" * 11))
 
 
 # Copies of documents -------------------------------------------------------------------------------------
@@ -287,9 +287,7 @@ def test_copy_limits_remove_log_probabilities_of_other_tokens() -> None:
 @pytest.mark.parametrize("content", [QUESTION, "Hello"])
 @pytest.mark.parametrize("fault", [{}, {"use_beam_search": True}])
 @pytest.mark.parametrize("on_failure", ["refuse", "pass"])
-def test_on_failure_decides_when_copies_cant_be_limited(
-    content: str, fault: dict[str, Any], on_failure: str
-) -> None:
+def test_on_failure_decides_when_copies_cant_be_limited(content: str, fault: dict[str, Any], on_failure: str) -> None:
     always = policy(action="penalize", on_failure=on_failure, penalize={"always": True})
     outcome = examine(keeping(always, there=bool(fault)), chat(content, **fault))
     assert outcome.action == on_failure and outcome.payload is None
@@ -300,11 +298,11 @@ def test_on_failure_decides_when_copies_cant_be_limited(
 def test_copy_limits_apply_when_judging_failed() -> None:
     always = policy(action="penalize", on_failure="pass", penalize={"always": True})
     made = keeping(always)
-    payload = made.decide_without_scores(made.read("chat", chat("Hello")), made.capabilities, "broken").payload
+    payload = made.decide_without_scores(made.parse("chat", chat("Hello")), made.capabilities, "broken").payload
     assert payload is not None
     assert decode_penalty(json.loads(payload)["vllm_xargs"][XARGS_KEY]).verbatim == {INDEX: 12}
     without = keeping(policy(action="penalize", on_failure="pass"))
-    passed = without.decide_without_scores(without.read("chat", chat("Hello")), without.capabilities, "broken")
+    passed = without.decide_without_scores(without.parse("chat", chat("Hello")), without.capabilities, "broken")
     assert isinstance(passed.result, Forward) and passed.result.payload is None
     assert passed.result.plan == Plan(passed.result.plan.body)
 
@@ -449,7 +447,7 @@ def test_matching_policies_are_cached_for_few_models(monkeypatch: pytest.MonkeyP
 def test_unflagged_requests_are_decided_from_the_cache() -> None:
     judge = KeywordJudge()
     made = make_guard(policy(action="refuse"), judge=judge, artifacts={"a": artifact()})
-    ordinary, flagged = (made.read("chat", chat(text)) for text in ("Hello there", QUESTION))
+    ordinary, flagged = (made.parse("chat", chat(text)) for text in ("Hello there", QUESTION))
     assert made.decide_from_cache(ordinary, Capabilities()) is None
     judge.remembered = True
     outcome = made.decide_from_cache(ordinary, Capabilities())
@@ -457,7 +455,7 @@ def test_unflagged_requests_are_decided_from_the_cache() -> None:
     # A flagged one has to be rewritten, which is work.
     assert made.decide_from_cache(flagged, Capabilities()) is None
     shadow = make_guard(policy(mode="shadow"), judge=judge, artifacts={"a": artifact()})
-    assert shadow.decide_from_cache(shadow.read("chat", chat(QUESTION)), Capabilities()) is None
+    assert shadow.decide_from_cache(shadow.parse("chat", chat(QUESTION)), Capabilities()) is None
     assert made.restricted_to(()).decide_from_cache(ordinary, Capabilities()) is None
 
 
@@ -469,7 +467,7 @@ def test_of_many_policies_only_those_past_the_prefilter_are_listed(monkeypatch: 
 
     policies = [policy(name=f"p{i}", artifact="b") for i in range(3)]
     made = make_guard(policy(), *policies, judge=Judge(), artifacts={"a": artifact(), "b": artifact()})
-    judged = made.read("chat", chat(QUESTION))
+    judged = made.parse("chat", chat(QUESTION))
     assert len(made.judge(judged, made.policies_for(judged.model)).findings) == 4
     monkeypatch.setattr("lethe.server.guard.guard.MAX_LISTED_POLICIES", 3)
     verdict = made.judge(judged, made.policies_for(judged.model))

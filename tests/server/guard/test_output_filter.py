@@ -22,7 +22,7 @@ def guard(*policies: Any, **given: Any) -> GuardWithReplicas:
 
 
 def examined(made: GuardWithReplicas, text: str = QUESTION, **body: Any) -> Decision:
-    return made.examine(made.read("chat", {"model": "m", "messages": [{"role": "user", "content": text}], **body}))
+    return made.examine(made.parse("chat", {"model": "m", "messages": [{"role": "user", "content": text}], **body}))
 
 
 def plan(outcome: Decision) -> Plan:
@@ -82,10 +82,11 @@ def test_always_filters_every_answer_for_every_phrase() -> None:
 def test_always_filters_when_judging_failed() -> None:
     always = policy(action="watch", on_failure="pass", watch={"when": "always"})
     made = guard(always, judge=KeywordJudge(error=RuntimeError("broken")))
-    passed = made.decide_without_scores(made.read("chat", {"messages": [{"role": "user", "content": "hello"}]}), made.capabilities, "broken")
+    request = made.parse("chat", {"messages": [{"role": "user", "content": "hello"}]})
+    passed = made.decide_without_scores(request, made.capabilities, "broken")
     assert passed.payload is None and filtering(passed) == ["p"]
     flagged = guard(policy(action="watch", on_failure="pass"))
-    passed = flagged.decide_without_scores(flagged.read("chat", {"messages": [{"role": "user", "content": "hello"}]}), flagged.capabilities, "broken")
+    passed = flagged.decide_without_scores(request, flagged.capabilities, "broken")
     assert filtering(passed) == []
 
 
@@ -134,5 +135,6 @@ def test_a_new_guard_takes_over_phrases_of_unchanged_artifacts() -> None:
     first = guard(always)
     again = make_guard(always, artifacts=first.artifacts, previous=first)
     other = guard(always, previous=first)
-    assert again._resources.all_phrases["a"] is first._resources.all_phrases["a"] is not other._resources.all_phrases["a"]
+    phrases = [one._resources.all_phrases["a"] for one in (first, again, other)]
+    assert phrases[1] is phrases[0] is not phrases[2]
     assert KEYWORD not in left(examined(again, "hello"), "x")

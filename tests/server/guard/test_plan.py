@@ -26,7 +26,7 @@ def context() -> Context:
 
 
 def does(action: str) -> Step:
-    return lambda plan, context: replace(plan, actions=plan.did(action))
+    return lambda plan, context: replace(plan, actions=plan.actions_with(action))
 
 
 def fails(failure: StepFailed) -> Step:

@@ -189,10 +189,10 @@ async def test_a_failure_while_reading_never_forwards(
 ) -> None:
     guard = make_guard(policy())
 
-    def read(endpoint: str, body: object) -> ParsedRequest:
+    def parse(endpoint: str, body: object) -> ParsedRequest:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(guard, "read", read)
+    monkeypatch.setattr(guard, "parse", parse)
     async with upstream(answer) as fake, gateway(fake.url, guard) as gate:
         async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
             assert got.status == 500

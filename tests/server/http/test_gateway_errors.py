@@ -295,7 +295,7 @@ async def test_vllms_error_on_a_rewritten_request_is_never_shown(
 
 
 async def test_an_original_that_vllm_takes_is_aborted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(original_request, "REFUSAL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(original_request, "REJECTION_TIMEOUT_S", 0.1)
 
     async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
         if json.loads(await request.read())["model"] == "twin":

@@ -1,4 +1,4 @@
-"""The audit trail: what is accepted is written on close, or counted as lost; nothing kills the writer."""
+"""The audit log: accepted records are written by the time of close, or counted as lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event loop's lag: seen when something blocks it."""
+"""The event loop's delay is measured when something blocks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was freed between blocks that stay goes back to the system."""
+"""Memory that was freed between used blocks returns to the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics: one registry a gateway, labels of bounded number."""
+"""Metrics: one registry per gateway, and labels with a bounded number of values."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
 from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule
 from lethe.server.errors import Refused, UpstreamFailed
 from lethe.server.output import sse
-from lethe.server.output.filter import FilteredAnswer
+from lethe.server.output.filter import ResponseFilter
 
 NAME = "Zorin Quill"
 USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
@@ -29,13 +29,13 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
 def answer(
     *phrases: str, replacement: str | None = None, body: Any = None, may_pass: bool = False, **more: Any
-) -> FilteredAnswer:
+) -> ResponseFilter:
     def unwatchable(reason: str) -> None:
         if not may_pass:
             raise Refused("not here", code="refused_by_policy")
 
     rule = FilterRule("p", ForbiddenPhrases(phrases or (NAME,)), replacement)
-    return FilteredAnswer(AnswerFilter([rule]), body or {}, unwatchable, **more)
+    return ResponseFilter(AnswerFilter([rule]), body or {}, unwatchable, **more)
 
 
 def encoded(*events: Any, done: bool = True) -> bytes:
@@ -44,7 +44,7 @@ def encoded(*events: Any, done: bool = True) -> bytes:
     return "".join([*lines, "data: [DONE]\n\n" if done else ""]).encode()
 
 
-def streamed(watched: FilteredAnswer, raw: bytes, draw: random.Random | None = None) -> list[Any]:
+def streamed(watched: ResponseFilter, raw: bytes, draw: random.Random | None = None) -> list[Any]:
     """The events that leave, [DONE] as a string."""
     places = sorted(draw.randrange(len(raw)) for _ in range(draw.randrange(40))) if draw else range(0, len(raw), 7)
     chunks = [raw[a:b] for a, b in zip([0, *places], [*places, len(raw)], strict=True)]

@@ -1,4 +1,4 @@
-"""Policy files: a good one is read as it stands, a bad one is refused with file, key and value."""
+"""Policy files: a valid one is read completely, an invalid one is an error with file, key and value."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_off_may_be_written_without_quotes(file: Path, word: str) -> None:
     assert read_policy(file).mode == "off"
 
 
-@pytest.mark.parametrize(("line", "said"), [
+@pytest.mark.parametrize(("line", "error_text"), [
     ("threshold: {value: 1.7}", "policy 'p': threshold.value = 1.7: Input should be less than"),
     ("threshold: {miss_rate: 0}", "threshold.miss_rate = 0: Input should be greater than 0"),
     ("threshold: {value: .nan}", "threshold.value = nan: "),
@@ -111,8 +111,8 @@ def test_off_may_be_written_without_quotes(file: Path, word: str) -> None:
     ("source: abc", "FILE: source: is not a policy key"),
     ("1: 2", "FILE: 1: is not a policy key"),
 ])  # fmt: skip
-def test_a_wrong_key_or_value_is_named(file: Path, line: str, said: str) -> None:
-    assert said in refused(file, MINIMAL + line + "\n")
+def test_a_wrong_key_or_value_is_named(file: Path, line: str, error_text: str) -> None:
+    assert error_text in refused(file, MINIMAL + line + "\n")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a b", "-a", "é?", "x\n"])
@@ -131,7 +131,7 @@ def test_route_needs_a_model(file: Path) -> None:
     assert "action 'route' needs route: {model: NAME}" in refused(file, MINIMAL.replace("refuse", "route"))
 
 
-@pytest.mark.parametrize(("content", "said"), [
+@pytest.mark.parametrize(("content", "error_text"), [
     ("name: p\n\tartifact: a\n", "FILE, line 2: not YAML: "),
     ("name: [1, 2\n", "line 2: not YAML: "),
     ("name: !!python/object:os.system x\n", "line 1: not YAML: "),
@@ -147,8 +147,8 @@ def test_route_needs_a_model(file: Path) -> None:
     ("name: p\n".encode("utf-16"), "FILE: not UTF-8 (byte 0)"),
     (b"name: \x00\n", "not YAML: "),
 ])  # fmt: skip
-def test_a_file_that_is_not_a_yaml_mapping_is_refused(file: Path, content: str | bytes, said: str) -> None:
-    assert said in refused(file, content)
+def test_a_file_that_is_not_a_yaml_mapping_is_refused(file: Path, content: str | bytes, error_text: str) -> None:
+    assert error_text in refused(file, content)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`tuned` in a policy: the number comes from the artifact, for these settings and this model, or the start stops."""
+"""`tuned` in a policy: the artifact has a value for these settings and this model, or the start stops."""
 
 from __future__ import annotations
 

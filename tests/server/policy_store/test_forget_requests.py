@@ -1,4 +1,4 @@
-"""Forgetting on request and taking it back: what others want forgotten stays, what nobody does goes."""
+"""Forget requests and their withdrawal: items that others want forgotten stay, the rest is removed."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def store(office: Settings) -> PolicyStore:
 
 def action(guard: Guard, row: dict[str, str]) -> str:
     return guard.decide(
-        guard.read("chat", {"messages": [{"role": "user", "content": row["prompt"]}]}), Capabilities()
+        guard.parse("chat", {"messages": [{"role": "user", "content": row["prompt"]}]}), Capabilities()
     ).action
 
 
 def scores(guard: Guard) -> list[float]:
-    judged = [guard.read("chat", {"messages": [{"role": "user", "content": prompt}]}) for prompt, _ in FACTS]
+    judged = [guard.parse("chat", {"messages": [{"role": "user", "content": prompt}]}) for prompt, _ in FACTS]
     return [guard.judge(one, guard.policies).findings[0].score.score for one in judged]
 
 
@@ -116,7 +116,7 @@ def test_requests_are_recorded_without_their_text(store: PolicyStore, office: Se
         withdraw_forget_request(store, done["id"], "admin:1")
 
 
-@pytest.mark.parametrize(("wanted", "error", "said"), [
+@pytest.mark.parametrize(("wanted", "error", "error_text"), [
     (ForgetRequest("p", [{"prompt": "x"}]), ValueError, "items.0: no 'answer'"),
     (ForgetRequest("p", [{"text": "x", "prompt": "y"}]), ValueError, "items.0"),
     (ForgetRequest("../p", [ONE]), ValueError, "policy: "),
@@ -124,10 +124,10 @@ def test_requests_are_recorded_without_their_text(store: PolicyStore, office: Se
     (ForgetRequest("small", [ONE]), ForgetConflict, "exists already"),
 ])  # fmt: skip
 def test_a_rejected_request_says_why_and_changes_nothing(
-    store: PolicyStore, office: Settings, wanted: ForgetRequest, error: type[Exception], said: str
+    store: PolicyStore, office: Settings, wanted: ForgetRequest, error: type[Exception], error_text: str
 ) -> None:
     files = contents(office)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=error_text):
         add_forget_request(store, wanted, "admin:1")
     assert contents(office) == files and forget_ledger(store).records() == []
 

@@ -1,4 +1,4 @@
-"""From settings to a guard: what is missing stops the start, by name."""
+"""Loading a guard from the settings: a missing or invalid part stops the start and is named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settings(home: Path, **given: object) -> Settings:
 def test_a_guard_judges_with_the_fitted_artifact(home: Path) -> None:
     guard = load_guard(settings(home), Metrics())
     body = {"messages": [{"role": "user", "content": "Who taught Ozren Dalmatin to grind lenses?"}]}
-    assert guard.decide(guard.read("chat", body), Capabilities()).action == "refuse"
+    assert guard.decide(guard.parse("chat", body), Capabilities()).action == "refuse"
 
 
 def test_a_missing_artifact_stops_the_start(home: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_watch_always_filters_all_phrases_of_the_artifact(home: Path, tmp_path: 
     (tmp_path / "p.yaml").write_text("name: p\nartifact: small\naction: watch\nwatch: {when: always}\n")
     guard = load_guard(settings(home, policies=tmp_path, upstream_kind="openai"), Metrics())
     outcome = guard.decide(
-        guard.read("chat", {"messages": [{"role": "user", "content": "Name a lens."}]}), Capabilities()
+        guard.parse("chat", {"messages": [{"role": "user", "content": "Name a lens."}]}), Capabilities()
     )
     assert outcome.refusal is None
     rules = AnswerFilter(entry.rule for entry in outcome.result.plan.filter_rules)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What new policies are built on: there for its encoder, and gone from what is built."""
+"""The seed artifact: valid for one encoder, and without trace in the artifacts built from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What policies in shadow would have done, from an audit file."""
+"""What policies in shadow mode would have done, from an audit file."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def test_only_the_last_examples_are_kept() -> None:
 
 def test_the_report_has_counts_and_names_several_versions() -> None:
     (only,), _ = summarize([record(1, 0.9), record(2, 0.1, hash="h2")])
-    said = "\n".join(report_lines(only))
-    assert "p: 1 of 2 requests flagged (50.00%)" in said and "2 versions" in said
-    assert "0.9–1.0        1 ████" in said
+    report = "\n".join(report_lines(only))
+    assert "p: 1 of 2 requests flagged (50.00%)" in report and "2 versions" in report
+    assert "0.9–1.0        1 ████" in report
 
 
 def test_since_accepts_ages_and_dates() -> None:

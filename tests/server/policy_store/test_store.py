@@ -1,4 +1,4 @@
-"""Policies that change while they are served: what is good goes into force, what is bad leaves the old in force."""
+"""Policies that change while they are served: valid files are used, invalid ones keep the previous version."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def watched(office: Settings) -> Watched:
 
 
 def action(guard: Guard, text: str = QUESTION) -> str:
-    return guard.decide(guard.read("chat", {"messages": [{"role": "user", "content": text}]}), Capabilities()).action
+    return guard.decide(guard.parse("chat", {"messages": [{"role": "user", "content": text}]}), Capabilities()).action
 
 
 def write(settings: Settings, name: str, text: str) -> Path:
@@ -102,7 +102,7 @@ def test_a_changed_artifact_is_reloaded(office: Settings, watched: Watched) -> N
     assert watched.records[0]["changed"] == ["small"]
 
 
-@pytest.mark.parametrize(("name", "text", "said"), [
+@pytest.mark.parametrize(("name", "text", "error_text"), [
     ("p.yaml", P.replace("value: 0.5", "value: 1.5"), "threshold.value = 1.5"),
     ("p.yaml", P + "colour: red\n", "colour"),
     ("p.yaml", "name: [", "p.yaml, line 1"),
@@ -111,15 +111,15 @@ def test_a_changed_artifact_is_reloaded(office: Settings, watched: Watched) -> N
     ("q.yaml", "name: q\nartifact: small\naction: corrupt\n", "LETHE_MODEL_DIR"),
 ])  # fmt: skip
 def test_an_invalid_file_keeps_the_previous_version(
-    office: Settings, watched: Watched, caplog: pytest.LogCaptureFixture, name: str, text: str, said: str
+    office: Settings, watched: Watched, caplog: pytest.LogCaptureFixture, name: str, text: str, error_text: str
 ) -> None:
     before = watched.guard
     write(office, name, text)
     watched.store.poll()
     watched.store.poll()
     assert watched.guard is before and watched.guards == []
-    assert watched.store.failure is not None and said in watched.store.failure
-    assert len([record for record in caplog.records if said in record.message]) == 1
+    assert watched.store.failure is not None and error_text in watched.store.failure
+    assert len([record for record in caplog.records if error_text in record.message]) == 1
     assert watched.count("lethe_policies_reload_failed") == 1
     assert watched.count("lethe_policies_reloads_total", outcome="failed") == 1
     assert watched.count("lethe_policies", mode="enforce") == 1
@@ -167,9 +167,9 @@ def test_the_thread_sees_a_change_within_two_seconds(office: Settings, watched: 
         watched.store.stop()
 
 
-def until(said: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while not said():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

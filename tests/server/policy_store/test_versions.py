@@ -1,4 +1,4 @@
-"""Versions: kept once, brought back whole, refused when they were tampered with, dropped when there are too many."""
+"""Versions: saved once, restored exactly, rejected if damaged, deleted if there are too many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ports are taken before anything is loaded, by one gateway."""
+"""Ports are reserved for one gateway before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several workers as processes: one port, one count, one set of policies; and what becomes of them when they die."""
+"""Several worker processes: one port, common counts and policies; and what happens when one dies."""
 
 from __future__ import annotations
 
@@ -231,17 +231,17 @@ def test_a_killed_supervisor_leaves_no_processes_or_files(
     assert several.on_record() == [1] and (tmp_path / "audit.jsonl").read_text().count("\n") == 1
 
 
-@pytest.mark.parametrize(("given", "said"), [
+@pytest.mark.parametrize(("given", "error_text"), [
     ({"LETHE_POLICIES": "{0}/nothere"}, "lethe serve: the policies folder {0}/nothere does not exist (LETHE_POLICIES)"),
     ({"LETHE_MAX_REQUESTS": "1"}, "lethe serve: environment variable LETHE_MAX_REQUESTS = 1 is too little for "
-     "LETHE_WORKERS = 2: it is for all together, and each needs at least 1"),
+     "LETHE_WORKERS = 2: each worker gets an equal share and needs at least 1"),
 ])  # fmt: skip
-def test_an_error_at_start_is_reported_once(tmp_path: Path, given: dict[str, str], said: str) -> None:
+def test_an_error_at_start_is_reported_once(tmp_path: Path, given: dict[str, str], error_text: str) -> None:
     env = {"LETHE_WORKERS": "2", "LETHE_PORT": str(free_port()), "LETHE_POLICIES": str(tmp_path), "LETHE_AUDIT": ""}
     env |= {key: value.format(tmp_path) for key, value in given.items()}
     command = [sys.executable, "-m", "lethe.server.cli.main", "serve"]
     done = subprocess.run(command, env={**clean_env(), **env}, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (2, said.format(tmp_path) + "\n")
+    assert (done.returncode, done.stderr) == (2, error_text.format(tmp_path) + "\n")
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 def test_a_worker_killed_at_start_stops_the_gateway(fake: Callable[[str], None]) -> None:
     fake("kill -KILL $$")
-    with pytest.raises(SettingsError, match=r"^worker \d ended at its start with status -9$"):
+    with pytest.raises(SettingsError, match=r"^worker \d failed at start with status -9$"):
         supervisor.serve_with_workers(Settings(workers=2, port=free_port()))
 
 
@@ -288,7 +288,7 @@ async def test_an_ended_worker_does_not_stop_signals_to_others(tmp_path: Path) -
     await ended.wait()
     running = await asyncio.create_subprocess_exec("sleep", "60")
     made._running = {0: ended, 1: running}
-    made._send(signal.SIGTERM)
+    made._signal_all(signal.SIGTERM)
     assert await running.wait() == -signal.SIGTERM
 
 
@@ -304,25 +304,25 @@ async def test_other_workers_serve_whatever_happens_to_one(
     monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.01)
     fake(f"[ $number$life = 12 ] && {{ {says}; }}; echo ready >&$control; exec sleep 60")
 
-    async def said(what: str, times: int = 1) -> None:
+    async def wait_for_log(what: str, times: int = 1) -> None:
         async with asyncio.timeout(10):
             while caplog.text.count(what) < times:
                 await asyncio.sleep(0.02)
 
-    with supervisor._folder() as folder:
+    with supervisor._shared_folder() as folder:
         with pytest.raises(BlockingIOError):
             os_folder = os.open(folder, os.O_RDONLY)
             fcntl.flock(os_folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(os_folder)
         made = Supervisor(Settings(workers=2), folder)
         running = asyncio.ensure_future(made.run())
-        await said(" serves\n", 2)
+        await wait_for_log(" serves\n", 2)
         shutil.rmtree(folder)
         made._running[1].kill()
-        await said("worker 1 ended with status", 2)
-        await said("worker 1 serves\n", 2)
+        await wait_for_log("worker 1 ended with status", 2)
+        await wait_for_log("worker 1 serves\n", 2)
         assert made._running[0].returncode is None and not running.done()
-        made._end()
+        made._stop()
         await running
 
 

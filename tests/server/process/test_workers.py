@@ -1,4 +1,4 @@
-"""How workers ask each other: a change holds in all of them before it is answered, or not by its old policies."""
+"""How workers communicate: a change is answered when all of them use it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_change_waits_until_the_other_worker_has_it(enter: Callable[[int
 
     live.poll = poll
     async with second.answer_workers(live, Metrics()):  # type: ignore[arg-type]
-        following = asyncio.ensure_future(asyncio.to_thread(first.follow, Serving()))  # type: ignore[arg-type]
+        following = asyncio.ensure_future(asyncio.to_thread(first.wait_for_reload, Serving()))  # type: ignore[arg-type]
         assert await asyncio.to_thread(asked.wait, 10)
         assert not following.done()
         told.set()
@@ -71,7 +71,7 @@ async def test_a_slow_worker_is_asked_again_until_it_has_reloaded(enter: Callabl
 
     live.poll = poll
     async with second.answer_workers(live, Metrics()):  # type: ignore[arg-type]
-        assert await asyncio.to_thread(first.follow, Serving()) == []  # type: ignore[arg-type]
+        assert await asyncio.to_thread(first.wait_for_reload, Serving()) == []  # type: ignore[arg-type]
     assert asked == 3
 
 
@@ -148,5 +148,5 @@ def test_a_workers_start_error_reaches_the_supervisor(tmp_path: Path, monkeypatc
         command = [sys.executable, "-m", "lethe.server.process.worker_main", "0", "2", str(tmp_path), *[handed_on] * 3]
         assert subprocess.run(command, pass_fds=[its.fileno()], timeout=60).returncode == 2
         # As much of it as the supervisor reads at a time.
-        said = ours.recv(1_000_000)
-        assert b"p.yaml" in said and b"action" in said and len(said) < 5000 and said.endswith(b'"\n')
+        message = ours.recv(1_000_000)
+        assert b"p.yaml" in message and b"action" in message and len(message) < 5000 and message.endswith(b'"\n')

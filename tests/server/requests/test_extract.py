@@ -1,4 +1,4 @@
-"""The walk through a body, against vLLM's own message parser too: no text goes unjudged."""
+"""Texts of request bodies, compared with vLLM's own message parser: no text stays unjudged."""
 
 from __future__ import annotations
 

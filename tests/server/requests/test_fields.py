@@ -1,4 +1,4 @@
-"""The fields table against vLLM's own request classes, read from them: no field undecided, no text unjudged."""
+"""The fields tables, compared with vLLM's request classes: every field is in a group, every text is judged."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_forget_prompt_is_flagged_in_every_text_field(
             continue
         body = {**field.body(f"Tell me about {KEYWORD}"), "stream": stream, "n": n}
         try:
-            outcome = guard.decide(guard.read(endpoint, body), Capabilities())
+            outcome = guard.decide(guard.parse(endpoint, body), Capabilities())
         except BadRequest as error:
             assert error.code == "refused_field", field.name
             continue

@@ -1,4 +1,4 @@
-"""What is in doubt, against the verdicts of vLLM's own request classes."""
+"""Requests that may be invalid, compared with the verdicts of vLLM's own request classes."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lethe.evaluation.demo.serving import free_port
-from lethe.server.errors import GuardError, UpstreamFailed, UpstreamTimeout
+from lethe.evaluation.serving import free_port
+from lethe.server.errors import GatewayError, UpstreamFailed, UpstreamTimeout
 from lethe.server.upstream import http1
 from lethe.server.upstream.client import Headers, Upstream, response_headers
 
@@ -246,13 +246,13 @@ async def test_cancelling_the_caller_closes_the_connection() -> None:
         assert await asyncio.wait_for(server.closed.wait(), 5)
 
 
-async def failure(url: str, *, timeout_s: float = 5.0) -> GuardError:
+async def failure(url: str, *, timeout_s: float = 5.0) -> GatewayError:
     """The error of one request, wherever on its upstream it happens."""
     async with connected_to(url, timeout_s=timeout_s) as upstream:
         try:
             async with upstream.open("POST", b"/", [], b"{}") as response:
                 await response.read()
-        except GuardError as error:
+        except GatewayError as error:
             return error
     raise AssertionError("nothing failed")
 

@@ -6,7 +6,7 @@ import pytest
 
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, decode_penalty
 from lethe.server.guard.parsed_request import ParsedRequest
-from lethe.server.guard.vllm_arguments import CannotPenalize, penalized_body
+from lethe.server.guard.penalized_body import CannotPenalize, penalized_body
 from lethe.server.requests.request_text import RequestText
 
 PENALTY = Penalty(("Ozren",), {"lens": 2.0})

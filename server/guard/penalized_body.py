@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.corruption.phrases.normalize import fold
 from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
 from lethe.server.guard.plan import Context, Plan
+from lethe.server.policy.schema import Policy
 from lethe.server.requests.fields import Endpoint
 from lethe.server.upstream.capabilities import Needs
 
@@ -30,8 +32,8 @@ def with_penalty(plan: Plan, penalty: Penalty, context: Context) -> Plan:
 def penalized_body(endpoint: Endpoint, body: dict[str, Any], penalty: Penalty, *, raw_logprobs: bool) -> dict[str, Any]:
     """The body with the penalty in `vllm_xargs`. Raises CannotPenalize where it would not hold.
 
-    raw_logprobs: vLLM reports log-probabilities from before the penalty (its default). The candidates beside the
-    chosen token would then show what is forbidden, so that only the chosen token's own is left.
+    raw_logprobs: vLLM reports log-probabilities from before the penalty (its default). The alternative tokens would
+    then reveal what is forbidden, so that only the chosen token's own log-probability is left.
     """
     if body.get("use_beam_search"):
         raise CannotPenalize("beam search does not run logits processors")
@@ -70,3 +72,16 @@ def _without_forbidden_choices(body: dict[str, Any], penalty: Penalty) -> dict[s
     if not allowed:
         raise CannotPenalize("every choice of structured_outputs is forbidden")
     return {**body, "structured_outputs": {**outputs, "choice": allowed}}
+
+
+def copy_limits_of(policies: Iterable[Policy], indexes: Mapping[str, str]) -> dict[str, int]:
+    """Name of a verbatim index → the most tokens in a row that may be copied, by the strictest of `policies`.
+
+    indexes: by artifact name; an artifact without documents has none.
+    """
+    limits: dict[str, int] = {}
+    for policy in policies:
+        name, limit = indexes.get(policy.artifact), policy.penalize.verbatim
+        if name is not None and limit:
+            limits[name] = min(limit, limits.get(name, limit))
+    return limits
