@@ -18,9 +18,9 @@ from lethe.classifier.text.vocabulary import FUNCTION_WORDS
 
 # Evidence spans of a text at most. A choice: more would corrupt most of a prompt.
 MAX_SPANS = 32
-# A word is strong when it carries at least this share of what the strongest word of the text carries, and at least this
-# weight: a single n-gram of an undecided model carries less. Choices.
+# A word is strong when its weight is at least this share of the highest weight of a word in the text ... A choice.
 MIN_STRONG_SHARE = 0.35
+# ... and at least this logit: single n-grams of words that no forget item has carry less. A choice.
 MIN_STRONG_WEIGHT = 0.5
 # Weight of an added item's rarest word; less rare ones carry less, in proportion to their idf. About what the strongest
 # words of a fit carry. A choice.

@@ -1,7 +1,8 @@
 """Texts in, one score per artifact out: one pass over views, windows and encoder for all artifacts.
 
-A cascade: the words of a window decide first (`prefilter.py`); the encoder runs only where they leave a doubt
-(`scorer.py`). Knows no action; `threshold` turns an artifact's calibration into a number, and policies use it.
+A cascade: a cheap check of words first drops windows that give too little evidence for any forget item
+(`prefilter.py`); all others are encoded and scored (`scorer.py`). Knows no policy and no action: `threshold` computes
+the score from which a policy flags.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.encoder.lru import TextLRU
 from lethe.classifier.fusion import deciding_components
-from lethe.classifier.prefilter import Prefilter, SelectedRows
-from lethe.classifier.scorer import ArtifactScorer, ScoredRows
+from lethe.classifier.prefilter import Prefilter, SelectedWindows
+from lethe.classifier.scorer import ArtifactScorer, ScoredWindows
 from lethe.classifier.text import language_model, ngrams
 from lethe.classifier.text.segments import TextSegments, WindowPlace, segment_text
 
@@ -29,10 +30,11 @@ MAX_FLAGGED_WINDOWS = 128
 # Characters from which a window is encoded only if it contains some language: in shorter ones the language model is
 # unreliable, and encoding is cheap. A choice.
 MIN_LANGUAGE_CHARACTERS = 160
-# Texts whose scores are cached; most take a few hundred bytes, so about 4 MB. Texts with more scores or more reported
-# windows than the following take kilobytes and are not cached.
+# Texts whose scores are cached; most take a few hundred bytes, so about 4 MB together.
 CACHED_TEXTS = 8192
+# Texts with Scores for more artifacts than this take kilobytes and are not cached.
 MAX_CACHED_SCORES = 4
+# Neither are texts with more reported windows than this.
 MAX_CACHED_WINDOWS = 8
 # Different sets of thresholds that are kept as shared objects: there is one for each set of policies in use.
 CACHED_THRESHOLDS = 64
@@ -45,21 +47,28 @@ MAX_PREPARED_ARTIFACTS = 32
 class Score:
     """How likely some texts ask for the forget items of one artifact, and where.
 
-    score: fused probability, the maximum over texts, views and windows. text, view, window: its place (number of the
-    text, name of the view, raw characters). lexical, head, cosine: the components there; lexical and head are logits.
-    decided_by: "lexical", "semantic" or "both". text_scores: each text's own maximum; 0 where its words alone decided.
-    window_items: for the best window, and for every other window that reached the threshold, the numbers of the
-    forget items most likely asked for, best first; at most MAX_FLAGGED_WINDOWS windows, the best one first.
-    characters_seen: of the characters_present (without white space), those in one of this many `windows`. group: of
-    the deciding text, see `conformal.GROUPS`.
+    score: fused probability, the maximum over texts, views and windows.
+    text, view, window: where that is: number of the text, name of the view, raw characters.
+    words_logit: the sum of the word and character models' logits in that window.
+    embedding_logit: the logit of the linear model over the window's embedding.
+    cosine: the highest cosine of the window's embedding to an item's.
+    decided_by: which components contributed most: "lexical" (words and characters), "semantic" (embedding and match)
+      or "both".
+    text_scores: each text's own maximum; 0 for a text of which the prefilter dropped all windows.
+    window_items: the numbers of the forget items that the best window most likely asks for, best first; then the same
+      for each other flagged window; at most MAX_FLAGGED_WINDOWS windows.
+    characters_seen: non-space characters that lie in a window.
+    characters_present: all non-space characters.
+    windows: number of windows.
+    group: calibration group of the deciding text, see `conformal.GROUPS`.
     """
 
     score: float
     text: int
     view: str
     window: tuple[int, int]
-    lexical: float
-    head: float
+    words_logit: float
+    embedding_logit: float
     cosine: float
     decided_by: str
     text_scores: tuple[float, ...]
@@ -79,7 +88,7 @@ class Score:
 class _TextScores:
     """The scores of one text: a Score for each artifact whose prefilter selected a window, and counts.
 
-    thresholds: those that were given. characters_seen, characters_present: see Score.
+    thresholds: those that the caller gave. characters_seen, characters_present: see Score.
     """
 
     thresholds: Mapping[str, float]
@@ -176,22 +185,25 @@ class Judge:
     def _score_texts(self, texts: Sequence[str], thresholds: Mapping[str, float]) -> list[_TextScores]:
         """The scores of each text by itself."""
         segmented = [segment_text(text, self._encoder, self._vocabulary, self._is_known_word) for text in texts]
-        selected = [self._prefilter.select_rows(segments) if segments.places else {} for segments in segmented]
+        selected = [self._prefilter.select_windows(segments) if segments.places else {} for segments in segmented]
         # A window that several texts have, or several artifacts need, is encoded once.
-        unions = [_RowUnion(segments, by_name) for segments, by_name in zip(segmented, selected, strict=True)]
+        unions = [_WindowUnion(segments, by_name) for segments, by_name in zip(segmented, selected, strict=True)]
         windows = list(dict.fromkeys(text for union in unions for text in union.texts))
         vectors = encode_windows(windows, self._encoder)
         number = {text: i for i, text in enumerate(windows)}
         results = []
         for segments, by_name, union in zip(segmented, selected, unions, strict=True):
             scores = {}
-            for name, rows in by_name.items():
-                row_texts = [union.texts[i] for i in np.searchsorted(union.rows, rows.rows)]
-                row_vectors = vectors[[number[text] for text in row_texts]]
+            for name, windows_of_name in by_name.items():
+                numbers = windows_of_name.numbers
+                window_texts = [union.texts[i] for i in np.searchsorted(union.numbers, numbers)]
+                window_vectors = vectors[[number[text] for text in window_texts]]
                 scorer = self._scorer(name)
-                words = segments.document.distinct_words(segments.first[rows.rows], segments.last[rows.rows])
-                scored = scorer.score_rows(row_texts, words, rows.lexical, row_vectors, rows.allowed)
-                scores[name] = _score_text(scorer, segments, rows.rows, row_texts, scored, thresholds.get(name))
+                words = segments.document.distinct_words(segments.first[numbers], segments.last[numbers])
+                scored = scorer.score_windows(
+                    window_texts, words, windows_of_name.lexical, window_vectors, windows_of_name.allowed
+                )
+                scores[name] = _score_text(scorer, segments, numbers, window_texts, scored, thresholds.get(name))
             results.append(
                 _TextScores(
                     thresholds, scores, len(segments.places), segments.covered_characters, segments.total_characters
@@ -211,13 +223,13 @@ def _shared_vocabulary(vocabulary: frozenset[str]) -> frozenset[str]:
     return vocabulary
 
 
-class _RowUnion:
-    """The rows of a text that any artifact's prefilter selected, rising, and their texts."""
+class _WindowUnion:
+    """The windows of a text that any artifact's prefilter selected: numbers, rising, and texts."""
 
-    def __init__(self, segments: TextSegments, selected: Mapping[str, SelectedRows]) -> None:
-        rows = [selection.rows for selection in selected.values()]
-        self.rows = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
-        self.texts = [segments.text(int(row)) for row in self.rows]
+    def __init__(self, segments: TextSegments, selected: Mapping[str, SelectedWindows]) -> None:
+        numbers = [selection.numbers for selection in selected.values()]
+        self.numbers = np.unique(np.concatenate(numbers)) if numbers else np.zeros(0, dtype=np.int64)
+        self.texts = [segments.text(int(number)) for number in self.numbers]
 
 
 def encode_windows(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
@@ -229,10 +241,10 @@ def encode_windows(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32
     vectors = np.zeros((len(texts), encoder.width), dtype=np.float32)
     if not texts:
         return vectors
-    rows = [
+    readable = [
         i for i, text in enumerate(texts) if len(text) < MIN_LANGUAGE_CHARACTERS or language_model.is_readable(text)
     ]
-    vectors[rows] = encoder.encode_cached([texts[i] for i in rows])
+    vectors[readable] = encoder.encode_cached([texts[i] for i in readable])
     return vectors
 
 
@@ -266,33 +278,34 @@ def threshold(
 def _score_text(
     scorer: ArtifactScorer,
     segments: TextSegments,
-    rows: NDArray[np.int64],
+    numbers: NDArray[np.int64],
     texts: Sequence[str],
-    scored: ScoredRows,
-    level: float | None,
+    scored: ScoredWindows,
+    threshold: float | None,
 ) -> Score:
-    """The Score of one text for one artifact, from the rows that were scored. level: the threshold, if any."""
+    """The Score of one text for one artifact, from its scored windows: their numbers, texts and scores."""
     probability, components = scored.probability, scored.components
-    # NaN ranks highest: it counts as flagged.
+    # Highest, since a NaN score counts as flagged.
     order = np.nan_to_num(probability, nan=np.inf)
-    number = {int(row): i for i, row in enumerate(rows)}
-    best = max((p for p in segments.places if p.row in number), key=lambda place: order[number[place.row]])
-    row = number[best.row]
-    contributions = scorer.fusion.contributions(components[row : row + 1])[0]
-    # Not `>=`: NaN has reached every threshold.
-    flagged = [] if level is None else [int(i) for i in np.argsort(-order) if not probability[i] < level]
-    reported = dict.fromkeys([row, *flagged[:MAX_FLAGGED_WINDOWS]])
+    index_of = {int(number): i for i, number in enumerate(numbers)}
+    scored_places = (place for place in segments.places if place.window in index_of)
+    best = max(scored_places, key=lambda place: order[index_of[place.window]])
+    best_index = index_of[best.window]
+    contributions = scorer.fusion.contributions(components[best_index : best_index + 1])[0]
+    # `not <` in place of `>=`: a NaN score counts as flagged.
+    flagged = [] if threshold is None else [int(i) for i in np.argsort(-order) if not probability[i] < threshold]
+    reported = dict.fromkeys([best_index, *flagged[:MAX_FLAGGED_WINDOWS]])
     items = [scorer.nearest_items(texts[i], scored.cosines[i], scored.compared[i]) for i in reported]
     return Score(
-        score=float(probability[row]),
+        score=float(probability[best_index]),
         text=0,
         view=segments.view_name(best),
         window=segments.raw_span(best),
-        lexical=float(components[row, 0] + components[row, 1]),
-        head=float(components[row, 2]),
-        cosine=float(scored.cosines[row].max()),
-        decided_by="both" if scored.by_added[row] else deciding_components(contributions.tolist()),
-        text_scores=(float(probability[row]),),
+        words_logit=float(components[best_index, 0] + components[best_index, 1]),
+        embedding_logit=float(components[best_index, 2]),
+        cosine=float(scored.cosines[best_index].max()),
+        decided_by="both" if scored.by_added[best_index] else deciding_components(contributions.tolist()),
+        text_scores=(float(probability[best_index]),),
         window_items=tuple(items)[:MAX_FLAGGED_WINDOWS],
         characters_seen=segments.covered_characters,
         characters_present=segments.total_characters,
@@ -316,8 +329,8 @@ def _zero_score(parts: Sequence[_TextScores]) -> Score:
         text=0,
         view="raw",
         window=(0, 0),
-        lexical=0.0,
-        head=0.0,
+        words_logit=0.0,
+        embedding_logit=0.0,
         cosine=0.0,
         decided_by="lexical",
         text_scores=(0.0,) * len(parts),
@@ -328,14 +341,15 @@ def _zero_score(parts: Sequence[_TextScores]) -> Score:
     )
 
 
-def _combine_texts(name: str, parts: Sequence[_TextScores], zero: Score, level: float | None) -> Score:
-    """The Scores of several texts for one artifact as one. level: the threshold, if any."""
+def _combine_texts(name: str, parts: Sequence[_TextScores], zero: Score, threshold: float | None) -> Score:
+    """The Scores of several texts for one artifact as one."""
     scores = [part.scores.get(name, zero) for part in parts]
     values = [score.score for score in scores]
     order = np.nan_to_num(values, nan=np.inf)
     ranked = sorted(range(len(parts)), key=lambda i: -order[i])
     best = ranked[0]
-    also_flagged = [i for i in ranked[1:] if level is not None and not values[i] < level]
+    # `not <` in place of `>=`: a NaN score counts as flagged.
+    also_flagged = [i for i in ranked[1:] if threshold is not None and not values[i] < threshold]
     items = dict.fromkeys(items for i in (best, *also_flagged) for items in scores[i].window_items)
     return replace(
         scores[best],

@@ -1,9 +1,9 @@
 """The first stage of the cascade: which windows need the encoder, by their words alone, for all artifacts at once.
 
-A window whose words give little evidence for any forget item isn't encoded, and scores 0. The level of evidence is the
-artifact's own: below what any held-out rewording of its forget prompts reached (`training/calibration.py`). Artifacts
-with documents have no such level, since a question about a document may share no word with it; neither have items that
-were added later without a discriminative word.
+A window whose words give less evidence than the artifact's prefilter threshold scores 0 and isn't encoded. The
+threshold is below the evidence of every held-out rewording of the artifact's forget prompts
+(`training/calibration.py`). Artifacts with documents have no threshold, since a question about a document may share no
+word with it: every window is encoded. So is every window for added items without a discriminative word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.index import similarity
 from lethe.classifier.index.allowlist import Allowlist
-from lethe.classifier.index.similarity import ForgetTargets, TargetMatcher
+from lethe.classifier.index.similarity import ForgetTexts, ForgetTextMatcher
 from lethe.classifier.text.ngrams import BUCKETS, NgramDocument, word_bucket
 from lethe.classifier.text.segments import TextSegments
 from lethe.classifier.text.vocabulary import FUNCTION_WORDS
@@ -29,20 +29,22 @@ SHARED_WORDS_WEIGHT = 4.0
 # Words that carry a smaller share of an item's idf are not discriminative. A choice: of an item with 33 equally rare
 # words each still counts.
 MIN_IDF_SHARE = 0.03
-# Longer windows share rare words with some item by chance, and any request in them is in a shorter window, too: at
-# these lengths (words), the level is higher by these log-odds (linear in between). Measured on 1,220 questions: no
-# flagged one was lost, and a third of the windows was left to encode (docs/benchmarks/2026-11-21-judging.md).
+# Longer windows share rare words with some item by chance, and any request in them is in a shorter window, too: the
+# threshold rises with the length. These are lengths in units (words) ...
 MARGIN_LENGTHS = (INNER_UNITS, NARROW_UNITS, NARROW_UNITS + 1)
+# ... and the log-odds by which the threshold is higher at them, linear in between. Measured on 1,220 questions: no flagged
+# one was lost, and a third of the windows was left to encode (docs/benchmarks/2026-11-21-judging.md).
 MARGINS = (0.0, 0.75, 1.25)
 _MARGIN_BY_LENGTH = np.interp(np.arange(MARGIN_LENGTHS[-1] + 1), MARGIN_LENGTHS, MARGINS)
 # A word of an added item is discriminative from this idf on, as a share of the highest idf. A choice: half as rare (on
 # a log scale) as a word that occurs nowhere else.
 MIN_DISCRIMINATIVE_IDF = 0.5
-# Short windows inside other windows that are encoded, those with the most evidence: bounds the work for a text that
-# repeats a forget item's words. A choice.
+# Maximum number of inner windows (short ones inside other windows) to encode per text, those with the most evidence:
+# bounds the work for a text that repeats a forget item's words. A choice.
 MAX_INNER_WINDOWS = 8
-# Windows, and products of n-grams and weights, that are computed at a time: bounds memory to tens of MiB.
+# Windows whose lexical scores are computed at a time: bounds memory.
 WINDOWS_AT_ONCE = 256
+# Products of n-grams and weights (float32) that are computed at a time: bounds memory to 16 MiB.
 PRODUCTS_AT_ONCE = 1 << 22
 
 _FUNCTION_WORD_BUCKETS = [word_bucket(word) for word in sorted(FUNCTION_WORDS)]
@@ -52,53 +54,53 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class SelectedRows:
-    """The rows of a text that one artifact needs encoded.
+class SelectedWindows:
+    """The windows of a text that one artifact needs encoded.
 
-    rows: (n,) rising; lexical: (n, 2) their raw word and character components; allowed: (n,) which are on the
-    artifact's allowlist (`index/allowlist.py`).
+    numbers: (n,) the windows' numbers, rising. lexical: (n, 2) their raw word and character components. allowed: (n,)
+    which of them are on the artifact's allowlist (`index/allowlist.py`).
     """
 
-    rows: Integers
+    numbers: Integers
     lexical: Floats
     allowed: NDArray[np.bool_]
 
 
 class _FitGroup:
-    """Artifacts of one fit: with equal models, targets and allowlist."""
+    """Artifacts of one fit: with equal models, forget texts and allowlist."""
 
     def __init__(self, artifact: Artifact) -> None:
         arrays = artifact.arrays
         centre, scale, weight = arrays["fusion"][:, :2]
         self._slope, self._centre = weight / scale, float((centre * weight / scale).sum())
-        self._level = float(arrays["gate"][0])
-        self.matcher = TargetMatcher(ForgetTargets.from_arrays(arrays, "targets"), min_idf_share=MIN_IDF_SHARE)
+        self._threshold = float(arrays["gate"][0])
+        self.matcher = ForgetTextMatcher(ForgetTexts.from_arrays(arrays, "targets"), min_idf_share=MIN_IDF_SHARE)
         # The items' words, of all artifacts in the group, where the items are so many that hashes alone collide.
         self.vocabulary: set[str] | None = set() if "cell_starts" in arrays else None
         self.allowlist = Allowlist(arrays["retained"])
 
     def contributions(self, lexical: Floats) -> Floats:
-        """(N,) log-odds contribution of the words for a forget request: of both lexical components (N, 2)."""
+        """(N,) log-odds contribution of the words, given both lexical components (N, 2)."""
         return np.asarray(lexical @ self._slope - self._centre)
 
     def select(self, contributions: Floats, segments: TextSegments) -> NDArray[np.bool_]:
-        """(N,) which outer windows need the encoder: all whose evidence isn't surely below the level.
+        """(N,) which outer windows need the encoder: all whose evidence isn't surely below the threshold.
 
-        The evidence is the contribution of the words plus SHARED_WORDS_WEIGHT times the largest share of a target's
-        rare words in the window. That share is computed only where it can decide.
+        The evidence is the contribution of the words plus SHARED_WORDS_WEIGHT times the largest share of a forget
+        text's rare words in the window. That share is computed only where it can decide.
         """
-        level = self._level + length_margin(segments.last - segments.first)
-        # Negated, so that NaN is selected.
-        selected = ~(contributions < level)
-        undecided = np.flatnonzero(~selected & segments.outer & (contributions >= level - SHARED_WORDS_WEIGHT))
+        threshold = self._threshold + length_margin(segments.last - segments.first)
+        # `not <` in place of `>=`: a NaN score counts as flagged, so the window must be encoded.
+        selected = ~(contributions < threshold)
+        undecided = np.flatnonzero(~selected & segments.outer & (contributions >= threshold - SHARED_WORDS_WEIGHT))
         if len(undecided):
             if self.vocabulary is None:
                 words = segments.document.distinct_words(segments.first[undecided], segments.last[undecided])
             else:
-                texts = [segments.text(int(row)) for row in undecided]
+                texts = [segments.text(int(window)) for window in undecided]
                 words = similarity.hashed_known_words(texts, self.vocabulary)
             shared = self.matcher.max_shared_idf(words, len(undecided))
-            selected[undecided] = contributions[undecided] + SHARED_WORDS_WEIGHT * shared >= level[undecided]
+            selected[undecided] = contributions[undecided] + SHARED_WORDS_WEIGHT * shared >= threshold[undecided]
         return selected & segments.outer
 
 
@@ -134,17 +136,17 @@ class Prefilter:
                 self._discriminative.setdefault(word, []).append(name)
         self._weights = np.stack(columns, axis=1) if columns else np.zeros((2 * BUCKETS, 0), dtype=np.float16)
 
-    def matcher(self, name: str) -> TargetMatcher:
-        """The targets of one artifact's fit, with their discriminative words."""
+    def matcher(self, name: str) -> ForgetTextMatcher:
+        """The matcher of one artifact's fit: its forget texts with their discriminative words."""
         return self._groups[self._group_of[name]].matcher
 
-    def select_rows(self, segments: TextSegments) -> dict[str, SelectedRows]:
-        """For each artifact that needs some rows of a text encoded, these rows; all other artifacts score 0."""
+    def select_windows(self, segments: TextSegments) -> dict[str, SelectedWindows]:
+        """For each artifact that needs some windows of a text encoded, these windows; all other artifacts score 0."""
         lexical = self._lexical_scores(segments.document, segments.first, segments.last)
-        selected: dict[str, SelectedRows] = {}
+        selected: dict[str, SelectedWindows] = {}
         by_added: dict[str, NDArray[np.bool_]] = dict.fromkeys(self._always, segments.outer)
-        for name, rows in self._rows_with_discriminative_words(segments).items():
-            by_added.setdefault(name, rows)
+        for name, windows in self._windows_with_discriminative_words(segments).items():
+            by_added.setdefault(name, windows)
         groups_with_added = {self._group_of[name] for name in by_added}
         for number, group in enumerate(self._groups):
             if not self._members[number] and number not in groups_with_added:
@@ -154,16 +156,16 @@ class Prefilter:
             inner = np.where(segments.outer, -np.inf, contributions)
             if not by_fit.any() and not (inner > 0).any() and number not in groups_with_added:
                 continue
-            allowed = group.allowlist.matching_rows(segments)
-            by_fit[_strongest_rows(np.where(allowed, -np.inf, inner))] = True
+            allowed = group.allowlist.matching_windows(segments)
+            by_fit[_strongest_windows(np.where(allowed, -np.inf, inner))] = True
             by_fit &= ~allowed
             if by_fit.any():
-                rows_of_fit = _selected_rows(by_fit, lexical[:, number], allowed)
-                selected |= dict.fromkeys(self._members[number], rows_of_fit)
+                windows_of_fit = _selected_windows(by_fit, lexical[:, number], allowed)
+                selected |= dict.fromkeys(self._members[number], windows_of_fit)
             if number in groups_with_added:
-                for name, rows in by_added.items():
+                for name, windows in by_added.items():
                     if self._group_of[name] == number:
-                        selected[name] = _selected_rows(by_fit | rows, lexical[:, number], allowed)
+                        selected[name] = _selected_windows(by_fit | windows, lexical[:, number], allowed)
         return selected
 
     def _lexical_scores(self, document: NgramDocument, first: Integers, last: Integers) -> Floats:
@@ -179,23 +181,23 @@ class Prefilter:
                 out[windows, i : i + step, 0], out[windows, i : i + step, 1] = scores[::2], scores[1::2]
         return out
 
-    def _rows_with_discriminative_words(self, segments: TextSegments) -> dict[str, NDArray[np.bool_]]:
-        """Artifact → (N,) the outer rows that hold a discriminative word of one of its added items, if any do."""
+    def _windows_with_discriminative_words(self, segments: TextSegments) -> dict[str, NDArray[np.bool_]]:
+        """Artifact → (N,) which outer windows hold a discriminative word of one of its added items, if any do."""
         if not self._discriminative:
             return {}
         outer = np.flatnonzero(segments.outer)
-        row, words = segments.document.distinct_words(segments.first[outer], segments.last[outer])
-        rows: dict[str, NDArray[np.bool_]] = {}
+        window, words = segments.document.distinct_words(segments.first[outer], segments.last[outer])
+        windows: dict[str, NDArray[np.bool_]] = {}
         for word in dict.fromkeys(words.tolist()):
             for name in self._discriminative.get(word, ()):
-                if name not in rows:
-                    rows[name] = np.zeros(len(segments.outer), dtype=bool)
-                rows[name][outer[row[words == word]]] = True
-        return rows
+                if name not in windows:
+                    windows[name] = np.zeros(len(segments.outer), dtype=bool)
+                windows[name][outer[window[words == word]]] = True
+        return windows
 
 
 def length_margin(units: Integers) -> Floats:
-    """(N,) log-odds by which the level is higher for windows of so many units (words): see MARGINS."""
+    """(N,) log-odds by which the threshold is higher for windows with these numbers of units (words): see MARGINS."""
     return np.asarray(_MARGIN_BY_LENGTH[np.minimum(units, MARGIN_LENGTHS[-1])])
 
 
@@ -209,20 +211,20 @@ def discriminative_words(artifact: Artifact) -> frozenset[int] | None:
     idf = similarity.idf(arrays["documents"])
     is_rare = idf[arrays["added_buckets"]] >= MIN_DISCRIMINATIVE_IDF * idf.max()
     is_discriminative = is_rare & ~np.isin(arrays["added_buckets"], _FUNCTION_WORD_BUCKETS)
-    row = np.repeat(np.arange(len(arrays["added_items"])), np.diff(arrays["added_starts"]))
-    if len(np.unique(row[is_discriminative])) < len(arrays["added_items"]):
+    added_row = np.repeat(np.arange(len(arrays["added_items"])), np.diff(arrays["added_starts"]))
+    if len(np.unique(added_row[is_discriminative])) < len(arrays["added_items"]):
         return None
     return frozenset(arrays["added_buckets"][is_discriminative].tolist())
 
 
-def _selected_rows(mask: NDArray[np.bool_], lexical: Floats, allowed: NDArray[np.bool_]) -> SelectedRows:
-    rows = np.flatnonzero(mask)
-    return SelectedRows(rows, lexical[rows], allowed[rows])
+def _selected_windows(mask: NDArray[np.bool_], lexical: Floats, allowed: NDArray[np.bool_]) -> SelectedWindows:
+    numbers = np.flatnonzero(mask)
+    return SelectedWindows(numbers, lexical[numbers], allowed[numbers])
 
 
-def _strongest_rows(contributions: Floats) -> Integers:
-    """At most MAX_INNER_WINDOWS rows with a positive contribution, the highest first."""
-    # Negated, so that NaN counts as positive.
+def _strongest_windows(contributions: Floats) -> Integers:
+    """At most MAX_INNER_WINDOWS windows with a positive contribution, the highest first."""
+    # `not <=` in place of `>`: a NaN score counts as flagged, so the window must be encoded.
     positive = np.flatnonzero(~(contributions <= 0))
     order = positive[np.argsort(-contributions[positive], kind="stable")]
     # Of equal contributions one: a repeated sentence must not take all places.

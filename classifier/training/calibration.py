@@ -93,7 +93,7 @@ def allowed_requests(rows: Sequence[TrainingRow], probability: Vector) -> list[s
 def prefilter_scores(
     data: Corpus,
     fused: Fusion,
-    targets: similarity.ForgetTargets,
+    targets: similarity.ForgetTexts,
     rows: Sequence[TrainingRow],
     components: Vector,
     *,
@@ -110,17 +110,17 @@ def prefilter_scores(
         words = similarity.hashed_known_words(texts, known)
     else:
         words = similarity.hashed_words(texts)
-    matcher = similarity.TargetMatcher(targets, min_idf_share=prefilter.MIN_IDF_SHARE)
+    matcher = similarity.ForgetTextMatcher(targets, min_idf_share=prefilter.MIN_IDF_SHARE)
     shared = matcher.max_shared_idf(words, len(rows))
     scores = fused.contributions(components)[:, :2].sum(axis=1) + prefilter.SHARED_WORDS_WEIGHT * shared
     scores -= prefilter.length_margin(np.array([len(text.split()) for text in texts]))
     return _highest_by_text(rows, scores)
 
 
-def prefilter_level(
+def prefilter_threshold(
     data: Corpus,
     fused: Fusion,
-    targets: similarity.ForgetTargets,
+    targets: similarity.ForgetTexts,
     rows: Sequence[TrainingRow],
     components: Vector,
     *,

@@ -18,26 +18,28 @@ from lethe.classifier.training.background import background_embeddings
 from lethe.classifier.training.rows import Corpus, TrainingRow
 from lethe.classifier.training.stages import Progress
 
-# L2 penalties of the word, the character and the embedding model, per unit of mean log-loss. Choices: small enough
-# that the training rows are fitted; held-out rows correct what is too sure, in the fusion.
+# L2 penalty of the word model, per unit of mean log-loss. A choice: small enough that the training rows are fitted; the
+# fusion corrects with held-out rows what is overconfident.
 WORD_PENALTY = 1e-4
+# L2 penalty of the character model, in the same unit and for the same reason.
 CHARACTER_PENALTY = 1e-4
+# L2 penalty of the embedding model, in the same unit. A choice: unit vectors have far fewer and denser columns.
 HEAD_PENALTY = 1e-3
-# A background prompt with a higher cosine to a forget text is left out: it may ask for the same thing. Paraphrases have
-# about 0.75 and more with all-MiniLM-L6-v2. At most this share of the background is left out: with some encoders every
-# text is that close to every other. Choices.
+# A background prompt with a higher cosine to a forget text is left out: it may ask for the same thing. A choice.
 SAME_MEANING_COSINE = 0.75
+# At most this share of the background is left out: with some encoders all texts are that close. A choice.
 MAX_SAME_MEANING_SHARE = 0.02
-# Hard negatives: from this cosine on, the weight of another row rises linearly to 1 + HARD_WEIGHT at cosine 1. Choices.
+# Hard negatives: the weight of other rows rises linearly from this cosine to a forget text on ... A choice.
 HARD_FROM_COSINE = 0.3
+# ... to 1 plus this at cosine 1. A choice.
 HARD_WEIGHT = 4.0
 # Counter-examples that hubness is computed against, the nearest first: bounds the artifact to 3 MiB of them. A choice.
 MAX_COUNTER_EXAMPLES = 4096
 # Cosines that are kept as one matrix (1 GiB as float32); with more, they are computed when needed.
 MAX_CACHED_COSINES = 1 << 28
-# Index texts that are encoded in one call (the tokenizer takes kilobytes for each), and index rows that are compared
-# in one product: bounds memory.
+# Index texts that are encoded in one call: bounds memory, since the tokenizer takes kilobytes for each.
 ENCODED_AT_ONCE = 1 << 14
+# Index rows that are compared in one matrix product: bounds memory.
 INDEX_ROWS_AT_ONCE = 2048
 
 Vector = NDArray[np.float64]
@@ -85,11 +87,11 @@ class TrainingFeatures:
         others = [text for text, counts in zip(self._texts, self._counter_rows, strict=True) if counts]
         self.documents = similarity.document_frequencies([*others, *data.index_texts])
         counter = self.counter_examples(np.ones(len(data.rows), dtype=bool))
-        self._targets = similarity.make_targets(data.index_texts, self._index, counter, self.documents)
+        self._targets = similarity.prepare_forget_texts(data.index_texts, self._index, counter, self.documents)
         self._search: ivf.CellIndex | None = None
         if cells:
             arrays = {**cells, "index": index, "targets_hubness": self._targets.hubness}
-            matcher = similarity.TargetMatcher(self._targets, min_idf_share=prefilter.MIN_IDF_SHARE)
+            matcher = similarity.ForgetTextMatcher(self._targets, min_idf_share=prefilter.MIN_IDF_SHARE)
             self._search = ivf.CellIndex(arrays, matcher, np.zeros(len(index), dtype=bool))
 
     def _without_same_meaning(self, rows: Sequence[TrainingRow]) -> NDArray[np.bool_]:
@@ -104,7 +106,7 @@ class TrainingFeatures:
         nearest = rows[np.argsort(-self._max_cosines[rows], kind="stable")[:MAX_COUNTER_EXAMPLES]]
         return self.vectors[nearest].astype(np.float16)
 
-    def targets(self, use: NDArray[np.bool_]) -> similarity.ForgetTargets:
+    def targets(self, use: NDArray[np.bool_]) -> similarity.ForgetTexts:
         """The index rows as targets, with their hubness against the counter-examples among the rows `use`."""
         return replace(self._targets, hubness=similarity.hubness(self._index, self.counter_examples(use)))
 
@@ -112,18 +114,18 @@ class TrainingFeatures:
         """(n,) match scores of the chosen rows, with targets that know only the rows `use`; 0 for answers."""
         targets, words = self.targets(use), similarity.hashed_words([self._texts[i] for i in np.flatnonzero(rows)])
         if self._all_cosines is not None:
-            return similarity.TargetMatcher(targets).best_similarity(words, self._all_cosines[rows])
+            return similarity.ForgetTextMatcher(targets).best_similarity(words, self._all_cosines[rows])
         vectors = self.vectors[rows].astype(np.float32)
         scores = np.zeros(len(vectors))
         # Rows that are searched for have few candidates in common; otherwise all are compared with all.
-        full_matcher = None if self._search else similarity.TargetMatcher(targets)
+        full_matcher = None if self._search else similarity.ForgetTextMatcher(targets)
         step = 1 if self._search else max(MAX_CACHED_COSINES // len(self._index) // 4, 1)
         for start in range(0, len(vectors), step):
             part = slice(start, min(start + step, len(vectors)))
-            part_words = similarity.words_of_rows(words, part)
+            part_words = similarity.words_of_texts(words, part)
             if self._search:
                 near = self._search.candidates(vectors[part], part_words)
-                matcher, index = similarity.TargetMatcher(targets.take(near)), self._index[near].astype(np.float32)
+                matcher, index = similarity.ForgetTextMatcher(targets.take(near)), self._index[near].astype(np.float32)
             else:
                 assert full_matcher
                 matcher, index = full_matcher, self._index.astype(np.float32, copy=False)

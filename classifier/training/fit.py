@@ -139,7 +139,7 @@ def _calibrate(
     all_rows = np.ones(len(data.rows), dtype=bool)
     targets = features.targets(all_rows)
     forget_rows = [i for i in calibrating if data.rows[i].forget]
-    level = calibration.prefilter_level(
+    level = calibration.prefilter_threshold(
         data, fused, targets, [data.rows[i] for i in forget_rows], held_out[forget_rows], has_cells=has_cells
     )
     return {

@@ -134,7 +134,7 @@ def _append_items(artifact: Artifact, new: Sequence[ForgetItem], encoder: Encode
     texts = [text for text, _ in owned]
     vectors = encoder.encode(texts)
     arrays = dict(artifact.arrays)
-    targets = similarity.make_targets(texts, vectors, arrays["counter"], arrays["documents"])
+    targets = similarity.prepare_forget_texts(texts, vectors, arrays["counter"], arrays["documents"])
     appended = {
         "added_index": added_index_rows(vectors),
         "added_items": np.array([i for _, i in owned], dtype=np.int32),

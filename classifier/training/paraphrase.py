@@ -87,10 +87,12 @@ mainly mostly primarily""".splitlines()
 _SYNONYMS = {word: tuple(w for w in group.split() if w != word) for group in _SYNONYM_GROUPS for word in group.split()}
 _CLAUSE_STARTS = frozenset({"of", "in", "by", "for", "with", "from", "to", "that", "which", "and", "on", "as", "about"})
 
-# Probabilities of the single changes below. Choices: a rewording should differ from its prompt in two or three ways
-# and stay readable.
+# The probabilities here and in CHANGES are choices: a rewording should differ from its prompt in two or three ways and
+# stay readable. This one: that a dropped question frame is replaced by another.
 NEW_FRAME_PROBABILITY = 0.7
+# That a word with synonyms is replaced by one.
 SYNONYM_PROBABILITY = 0.7
+# That a word which doesn't identify the subject is dropped.
 DROP_PROBABILITY = 1 / 6
 # Attempts at a distinct rewording, as a multiple of those wanted.
 ATTEMPTS = 4
@@ -176,7 +178,7 @@ def _choose(choices: str, rng: np.random.Generator) -> str:
     return options[rng.integers(len(options))]
 
 
-# The changes in the order in which they are made, each with its probability: see above.
+# The changes in the order in which they are applied, each with its probability: see NEW_FRAME_PROBABILITY.
 CHANGES: dict[Change, float] = {
     replace_frame: 0.5,
     replace_synonyms: 0.6,

@@ -28,27 +28,31 @@ from lethe.classifier.training.prompt_wrappers import wrap_prompt
 FOLDS = 4
 # The fold of rows that all models are trained on.
 ALWAYS = -1
-# Rewordings of all forget texts together, and at least and at most of one text. 1,600 calibration scores are enough for
-# a miss rate of 1/1,600; 3 of each let every fold but one see the item reworded; 120 is about what the rules can vary.
+# Rewordings of all forget texts together: 1,600 calibration scores are enough for a miss rate of 1/1,601.
 REWORDINGS_TOTAL = 1600
+# Rewordings of each forget text at least, if there are many texts: in different folds. A choice.
 MIN_REWORDINGS = 3
+# Rewordings of each forget text at most, if there are few: the rules give hardly more distinct ones. A choice.
 MAX_REWORDINGS = 120
 # Retain rows at most, drawn at random from more: bounds the time and memory of a fit. A choice.
 MAX_RETAIN_ROWS = 8000
-# Of more forget items than this, so many are drawn to be reworded; of more than the second, only the drawn ones'
-# prompts are learned. All items are compared with. Measured with benchmarks/many_prompts.py: docs/LOG.md.
+# Forget items that are reworded: of more, this many are drawn at random. All items are in the index. Measured with
+# benchmarks/many_prompts.py (docs/benchmarks/2026-11-21-judging.md).
 MAX_REWORDED_ITEMS = 8000
+# With more forget items than this, the models learn the prompts of the reworded items only. Bounds memory; the same
+# measurement.
 MAX_LEARNED_ITEMS = 100_000
-# Other texts that are reworded too, and forget and other texts that are put into prompt wrappers: enough that
-# rewording and wrapping alone carry no weight. A choice.
+# Other texts that are reworded too: enough that the marks of rewording alone carry no weight. A choice.
 OTHER_REWORDINGS = 300
+# Forget texts, and as many other texts, that are put into prompt wrappers, for the same reason. A choice.
 WRAPPED_ROWS = 240
-# Decoys: forget texts with other content words. Twice the demo's items, and each content word is exchanged with this
-# probability; they weigh half a row, being no requests that occur. Choices.
+# Decoys: forget texts with other content words. A choice: two for each of 400 items.
 DECOYS = 800
+# Probability that a content word of a decoy is exchanged. A choice: some words of the item stay.
 DECOY_EXCHANGE_PROBABILITY = 0.8
+# Weight of a decoy, where a prompt has 1: nobody sends such requests. A choice.
 DECOY_WEIGHT = 0.5
-# An answer teaches words only, and users ask with the prompt's words more often: it weighs half a prompt. A choice.
+# Weight of an answer, where a prompt has 1: requests use the words of prompts more often. A choice.
 ANSWER_WEIGHT = 0.5
 # Characters that may surround a word without belonging to it.
 PUNCTUATION = "\"'“”‘’(),.?!:;"

@@ -96,11 +96,10 @@ def test_random_splits_keep_the_false_alarm_rate(real: dict[str, np.ndarray]) ->
 def test_the_bound_holds_in_each_group_that_differs(rng: np.random.Generator) -> None:
     scores = np.concatenate([rng.uniform(0.5, 1, 400), rng.uniform(0.1, 0.6, 400)])
     groups = np.repeat(np.array([0, 1], dtype=np.int8), 400)
-    found = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
-    assert (
-        found == conformal.threshold_for_miss_rate(scores[400:], 0.05) < conformal.threshold_for_miss_rate(scores, 0.05)
-    )
-    assert all((scores[groups == number] < found).mean() <= 0.05 for number in (0, 1))
+    threshold = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
+    of_all_scores = conformal.threshold_for_miss_rate(scores, 0.05)
+    assert threshold == conformal.threshold_for_miss_rate(scores[400:], 0.05) < of_all_scores
+    assert all((scores[groups == number] < threshold).mean() <= 0.05 for number in (0, 1))
     highest = conformal.threshold_by_group(conformal.threshold_for_false_alarm_rate, scores, groups, 0.05, max)
     assert highest == conformal.threshold_for_false_alarm_rate(scores[:400], 0.05)
     assert all((scores[groups == number] >= highest).mean() <= 0.05 for number in (0, 1))
@@ -108,15 +107,15 @@ def test_the_bound_holds_in_each_group_that_differs(rng: np.random.Generator) ->
 
 def test_groups_that_do_not_differ_share_one_threshold(rng: np.random.Generator) -> None:
     scores, groups = rng.uniform(size=600), (np.arange(600) % 2).astype(np.int8)
-    found = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
-    assert found == conformal.threshold_for_miss_rate(scores, 0.05)
+    threshold = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
+    assert threshold == conformal.threshold_for_miss_rate(scores, 0.05)
 
 
 def test_a_group_too_small_for_the_rate_shares_the_common_threshold(rng: np.random.Generator) -> None:
     scores = np.concatenate([rng.uniform(0.5, 1, 400), rng.uniform(0, 0.1, 12)])
     groups = np.repeat(np.array([0, 1], dtype=np.int8), [400, 12])
-    found = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
-    assert found == conformal.threshold_for_miss_rate(scores, 0.05)
+    threshold = conformal.threshold_by_group(conformal.threshold_for_miss_rate, scores, groups, 0.05, min)
+    assert threshold == conformal.threshold_for_miss_rate(scores, 0.05)
 
 
 def test_wilson_gives_the_published_interval() -> None:

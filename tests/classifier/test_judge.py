@@ -101,8 +101,8 @@ def test_serving_imports_no_training_code() -> None:
         "heavy = ('torch', 'scipy', 'sklearn', 'transformers', 'sentence_transformers')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_every_module_has_a_docstring() -> None:
@@ -130,13 +130,13 @@ def test_a_question_surrounded_by_unrelated_words_is_flagged(
     around = "lantern gentle river copper window orange saddle morning pebble walnut ribbon harvest"
     text = f"{around} which award did Pello Yrigoyen win {' '.join(reversed(around.split()))}"
     level = float(threshold(artifact, miss_rate=0.05))
-    found = judge.judge([text], thresholds={"a": level})["keepers"]
-    assert found.score >= level and "Pello Yrigoyen" in text[slice(*found.window)]
-    assert found.group == "short"
+    result = judge.judge([text], thresholds={"a": level})["keepers"]
+    assert result.score >= level and "Pello Yrigoyen" in text[slice(*result.window)]
+    assert result.group == "short"
     assert judge.judge([f"{around} {around} {around}"], thresholds={"keepers": level})["keepers"].score < level
     monkeypatch.setattr("lethe.classifier.prefilter.MAX_INNER_WINDOWS", 0)
     judge = Judge({"keepers": artifact}, encoder)
-    assert judge.judge([text], thresholds={"keepers": level})["keepers"].score < found.score
+    assert judge.judge([text], thresholds={"keepers": level})["keepers"].score < result.score
 
 
 def test_a_window_that_several_artifacts_need_is_encoded_once(
@@ -161,9 +161,9 @@ def test_texts_decided_by_words_are_not_encoded(
     judge: Judge, encoder: Encoder, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoder, "encode", lambda texts: pytest.fail(f"encoded {texts}"))
-    found = Judge({"keepers": artifact}, encoder).judge(["Sort these numbers: twelve, five, nine.", "x = y + 1"])
-    assert found["keepers"].score == 0 and found["keepers"].text_scores == (0, 0)
-    assert found["keepers"].characters_seen == found["keepers"].characters_present > 30
+    result = Judge({"keepers": artifact}, encoder).judge(["Sort these numbers: twelve, five, nine.", "x = y + 1"])
+    assert result["keepers"].score == 0 and result["keepers"].text_scores == (0, 0)
+    assert result["keepers"].characters_seen == result["keepers"].characters_present > 30
 
 
 def test_without_a_prefilter_level_every_window_is_encoded(artifact: Artifact, encoder: Encoder) -> None:

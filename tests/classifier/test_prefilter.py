@@ -12,7 +12,7 @@ from lethe.classifier.judge import Judge, threshold
 from lethe.classifier.prefilter import (
     MAX_INNER_WINDOWS,
     Prefilter,
-    _strongest_rows,
+    _strongest_windows,
     discriminative_words,
     length_margin,
 )
@@ -27,10 +27,10 @@ KNOWN = "Where did Orvan Teldric grow up?"
 
 def test_rewordings_are_selected_and_other_prompts_are_not(artifact: Artifact, encoder: Encoder) -> None:
     prefilter = Prefilter({"a": artifact, "b": artifact})
-    selected = prefilter.select_rows(segment_text(f"Sort twelve, five and nine for me now. {KNOWN}", encoder))
+    selected = prefilter.select_windows(segment_text(f"Sort twelve, five and nine for me now. {KNOWN}", encoder))
     assert set(selected) == {"a", "b"} and selected["a"] is selected["b"]
-    assert prefilter.select_rows(segment_text("Sort twelve, five and nine for me now.", encoder)) == {}
-    assert prefilter.select_rows(segment_text("tell me where orvan teldric spent his childhood", encoder)).keys() == {
+    assert prefilter.select_windows(segment_text("Sort twelve, five and nine for me now.", encoder)) == {}
+    assert prefilter.select_windows(segment_text("tell me where orvan teldric spent his childhood", encoder)).keys() == {
         "a",
         "b",
     }
@@ -38,7 +38,7 @@ def test_rewordings_are_selected_and_other_prompts_are_not(artifact: Artifact, e
 
 def test_a_score_of_nan_is_selected(artifact: Artifact, encoder: Encoder) -> None:
     broken = replace(artifact, arrays={**artifact.arrays, "word_weights": artifact.arrays["word_weights"] * np.nan})
-    assert Prefilter({"a": broken}).select_rows(segment_text("Sort twelve, five and nine.", encoder)).keys() == {"a"}
+    assert Prefilter({"a": broken}).select_windows(segment_text("Sort twelve, five and nine.", encoder)).keys() == {"a"}
 
 
 def test_the_level_is_below_every_calibrating_text_by_the_margin(
@@ -55,7 +55,7 @@ def test_documents_have_no_level(encoder: Encoder) -> None:
     documents = fit(rows, None, encoder=encoder)
     assert documents.arrays["gate"].tolist() == [-np.inf]
     segments = segment_text("Sort twelve, five and nine.", encoder)
-    assert Prefilter({"d": documents}).select_rows(segments).keys() == {"d"}
+    assert Prefilter({"d": documents}).select_windows(segments).keys() == {"d"}
 
 
 def test_added_items_are_selected_by_a_discriminative_word(artifact: Artifact, encoder: Encoder) -> None:
@@ -63,11 +63,11 @@ def test_added_items_are_selected_by_a_discriminative_word(artifact: Artifact, e
     more = incremental.add_items(artifact, [row], encoder)
     prefilter = Prefilter({"old": artifact, "new": more})
     text = "Sort twelve, five and nine. Is it true that Okrasha was here?"
-    selected = prefilter.select_rows(segment_text(text, encoder))
+    selected = prefilter.select_windows(segment_text(text, encoder))
     assert set(selected) == {"new"}
     asked = "Which ferry does Wendolyn Okrasha steer these days?"
-    found = Judge({"old": artifact, "new": more}, encoder).judge([asked])
-    assert found["new"].score >= threshold(artifact, miss_rate=0.05) > found["old"].score
+    result = Judge({"old": artifact, "new": more}, encoder).judge([asked])
+    assert result["new"].score >= threshold(artifact, miss_rate=0.05) > result["old"].score
 
 
 def test_items_without_a_discriminative_word_are_always_selected(artifact: Artifact, encoder: Encoder) -> None:
@@ -78,27 +78,27 @@ def test_items_without_a_discriminative_word_are_always_selected(artifact: Artif
     assert discriminative_words(plain) is None
     text = incremental.add_items(artifact, [{"text": "Wendolyn Okrasha steers the ferry."}], encoder)
     assert discriminative_words(text) is None
-    assert Prefilter({"a": plain}).select_rows(segment_text("Sort twelve, five and nine.", encoder)).keys() == {"a"}
+    assert Prefilter({"a": plain}).select_windows(segment_text("Sort twelve, five and nine.", encoder)).keys() == {"a"}
 
 
 def test_a_long_window_needs_more_evidence(artifact: Artifact, encoder: Encoder) -> None:
     sentence = "the committee met again on thursday and talked about the new car park for a long while "
     reading = segment_text(f"{sentence * 4} {KNOWN} {sentence * 4}", encoder)
-    rows = Prefilter({"a": artifact}).select_rows(reading)["a"].rows
+    rows = Prefilter({"a": artifact}).select_windows(reading)["a"].numbers
     assert any(KNOWN.lower() in reading.text(int(row)) for row in rows)
     assert len(rows) < len(reading.outer)
 
 
 def test_the_margin_rises_with_the_length() -> None:
-    wanted = length_margin(np.arange(1, 200)).tolist()
-    assert wanted == sorted(wanted)
-    assert wanted[INNER_UNITS - 1] == 0 < wanted[NARROW_UNITS - 1] < wanted[NARROW_UNITS] == wanted[-1]
+    margins = length_margin(np.arange(1, 200)).tolist()
+    assert margins == sorted(margins)
+    assert margins[INNER_UNITS - 1] == 0 < margins[NARROW_UNITS - 1] < margins[NARROW_UNITS] == margins[-1]
 
 
 def test_max_shared_idf_is_the_maximum_over_targets(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["", KNOWN, "the and of", "Which award did Miriam Hask-Olsen win, and where did Orvan Teldric grow up?"] * 3
     words = similarity.hashed_words(texts)
-    matcher = similarity.TargetMatcher(similarity.ForgetTargets.from_arrays(artifact.arrays, "targets"))
+    matcher = similarity.ForgetTextMatcher(similarity.ForgetTexts.from_arrays(artifact.arrays, "targets"))
     each = matcher._shared_idf(words, len(texts))
     assert matcher.max_shared_idf(words, len(texts)) == pytest.approx(each.max(axis=1))
     assert matcher.max_shared_idf(similarity.hashed_words(["", ""]), 2).tolist() == [0, 0]
@@ -109,7 +109,7 @@ def test_max_shared_idf_is_the_maximum_over_targets(artifact: Artifact, monkeypa
 
 
 def test_matching_in_batches_gives_the_same_scores(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    matcher = similarity.TargetMatcher(similarity.ForgetTargets.from_arrays(artifact.arrays, "targets"))
+    matcher = similarity.ForgetTextMatcher(similarity.ForgetTexts.from_arrays(artifact.arrays, "targets"))
     words = similarity.hashed_words([KNOWN, "bread", KNOWN, ""])
     cosines = np.random.default_rng(0).random((4, len(artifact.arrays["index"])))
     whole = matcher.best_similarity(words, cosines)
@@ -119,7 +119,7 @@ def test_matching_in_batches_gives_the_same_scores(artifact: Artifact, monkeypat
 
 def test_a_repeated_window_is_selected_once() -> None:
     said = np.array([2.0, 3.0] * 30 + [1.0, -1.0, -np.inf, 2.5])
-    assert _strongest_rows(said).tolist() == [1, 63, 0, 60]
-    assert len(_strongest_rows(np.arange(1.0, 40.0))) == MAX_INNER_WINDOWS
+    assert _strongest_windows(said).tolist() == [1, 63, 0, 60]
+    assert len(_strongest_windows(np.arange(1.0, 40.0))) == MAX_INNER_WINDOWS
     # NaN counts as positive.
-    assert 2 in _strongest_rows(np.array([0.5, -1.0, np.nan])).tolist()
+    assert 2 in _strongest_windows(np.array([0.5, -1.0, np.nan])).tolist()

@@ -42,9 +42,9 @@ def test_an_added_item_is_flagged_and_nearest(artifact: Artifact, grown: Artifac
     level = threshold(artifact, miss_rate=0.05)
     before, after = scores(artifact, encoder), scores(grown, encoder)
     assert before[3] < level <= after[3] and before[4] < level <= after[4]
-    found = Judge({"a": grown}, encoder).judge([ASKED])["a"]
-    assert grown.items[found.nearest[0]].prompt == NEW[0]["prompt"]
-    assert found.cosine > 0.8
+    result = Judge({"a": grown}, encoder).judge([ASKED])["a"]
+    assert grown.items[result.nearest[0]].prompt == NEW[0]["prompt"]
+    assert result.cosine > 0.8
     spans = evidence_spans(grown, ASKED)
     assert any("Orloff" in ASKED[start:end] for start, end in spans)
     assert "vetharis" in grown.words and grown.word_counts[grown.words.index("vetharis")] == 0
@@ -152,9 +152,9 @@ def test_an_artifact_without_fitted_items_scores_added_ones_only(
 ) -> None:
     alone = incremental.remove_items(grown, range(len(artifact.items)))
     judge = Judge({"alone": alone, "grown": grown}, encoder)
-    found = judge.judge([ASKED])
-    assert found["alone"].score == found["grown"].score and found["alone"].nearest[0] == found["grown"].nearest[0]
-    assert (found["alone"].cosine, found["alone"].decided_by) == (found["grown"].cosine, "both")
+    result = judge.judge([ASKED])
+    assert result["alone"].score == result["grown"].score and result["alone"].nearest[0] == result["grown"].nearest[0]
+    assert (result["alone"].cosine, result["alone"].decided_by) == (result["grown"].cosine, "both")
     # A word of an added item in a question about a fitted one.
-    found = judge.judge(["What was the first book by Orvan Teldric, who owned an observatory?"])
-    assert found["alone"].score < 0.1 and found["grown"].score > 0.9
+    result = judge.judge(["What was the first book by Orvan Teldric, who owned an observatory?"])
+    assert result["alone"].score < 0.1 and result["grown"].score > 0.9
