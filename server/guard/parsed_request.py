@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lethe.server.requests.conversation_windows import conversation_windows
+from lethe.server.requests.conversation_windows import ConversationWindow, conversation_windows
 from lethe.server.requests.fields import Endpoint
 from lethe.server.requests.request_text import RequestText
 
@@ -32,14 +32,14 @@ class ParsedRequest:
         return self.body.get("model")
 
     @cached_property
-    def conversation_windows(self) -> tuple[str, ...]:
+    def conversation_windows(self) -> tuple[ConversationWindow, ...]:
         """Windows over the conversation. Computed on first use: requests without a policy never need them."""
         return conversation_windows(self.pieces)
 
     @property
     def texts(self) -> list[str]:
         """What the classifier judges: the text of each piece, then the windows over the conversation."""
-        return [*(piece.text for piece in self.pieces), *self.conversation_windows]
+        return [*(piece.text for piece in self.pieces), *(window.text for window in self.conversation_windows)]
 
     def place(self, index: int) -> str:
         """Where in the body the text with this index stands, for example `messages[0].content`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby, pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from lethe.corruption.prompt.message_parts import BILLING_HEADER
 from lethe.server.requests.request_text import RequestText
@@ -25,21 +25,46 @@ OVERLAP_CHARS: Final = 750
 _SPLIT_WORD = re.compile(r"\w[^\W_]")
 
 
-def conversation_windows(texts: list[RequestText]) -> tuple[str, ...]:
+class ConversationWindow(NamedTuple):
+    """A window over the joined conversation, and the texts that it holds something of.
+
+    sources: their indexes in the request's texts.
+    """
+
+    text: str
+    sources: frozenset[int]
+
+
+class _Part(NamedTuple):
+    """A text, or both ends of it, and its index in the request's texts."""
+
+    source: int
+    text: str
+
+
+def conversation_windows(texts: list[RequestText]) -> tuple[ConversationWindow, ...]:
     """The conversation in overlapping windows, each once; none for a conversation of one text.
 
     The windows cover, for each conversation of a batch separately:
     - the texts of all roles, in order, separated by line breaks;
-    - the contents alone, and those of the user and of the system alone (tool calls between them separate nothing);
+    - the contents alone, and those of the user and of the system alone (so that tool calls in between don't break up
+      a question);
     - around boundaries where a word may be split over texts: the same texts joined without a separator.
 
     Of a long text only both ends are included, because each text is also judged by itself. One more turn leaves all
     windows but the last unchanged, and the judge caches unchanged ones.
     """
-    by_conversation = groupby(texts, key=lambda text: text.conversation)
-    readings = [reading for _, group in by_conversation for reading in _readings(list(group))]
-    windows = (window for parts, separator in readings for window in _windows(parts, separator))
-    return tuple(window for window in dict.fromkeys(windows) if window.strip())
+    by_conversation = groupby(enumerate(texts), key=lambda entry: entry[1].conversation)
+    windows = (window for _, group in by_conversation for window in _windows_of_conversation(list(group)))
+    return tuple(_each_once(window for window in windows if window.text.strip()))
+
+
+def _each_once(windows: Iterable[ConversationWindow]) -> list[ConversationWindow]:
+    """Windows of the same text as one, with the sources of all."""
+    sources: dict[str, frozenset[int]] = {}
+    for window in windows:
+        sources[window.text] = sources.get(window.text, frozenset()) | window.sources
+    return [ConversationWindow(text, indexes) for text, indexes in sources.items()]
 
 
 def messages_without_separators(texts: Iterable[RequestText]) -> list[str]:
@@ -48,69 +73,83 @@ def messages_without_separators(texts: Iterable[RequestText]) -> list[str]:
     vLLM joins parts by line breaks or passes them to the chat template, and templates may print them one right after
     another, without the surrounding white space. A word split over parts is whole only here.
     """
-    parts: dict[tuple[int, str | None], list[str]] = {}
-    for text in texts:
+    return [window.text for window in _joined_messages(list(enumerate(texts)))]
+
+
+def _joined_messages(texts: list[tuple[int, RequestText]]) -> list[ConversationWindow]:
+    """Each message of several parts joined: all its parts, and again without the parts that vLLM may drop."""
+    parts: dict[tuple[int, str | None], list[_Part]] = {}
+    for index, text in texts:
         if text.target is not None and text.target[1] is not None:
-            # As in the body, and without parts that vLLM may remove from between them.
             for group in (None, text.detached_group):
-                parts.setdefault((text.target[0], group), []).append(_without_billing_header(text).strip())
-    return list(dict.fromkeys("".join(strings) for strings in parts.values() if len(strings) > 1))
+                part = _Part(index, _without_billing_header(text).strip())
+                parts.setdefault((text.target[0], group), []).append(part)
+    return _each_once(_join(message, "") for message in parts.values() if len(message) > 1)
 
 
-def _windows(parts: list[str], separator: str) -> Iterator[str]:
+def _join(parts: list[_Part], separator: str) -> ConversationWindow:
+    return ConversationWindow(separator.join(part.text for part in parts), frozenset(part.source for part in parts))
+
+
+def _windows(parts: list[_Part], separator: str) -> Iterator[ConversationWindow]:
     """Windows of neighbouring parts: about WINDOW_CHARS each, about OVERLAP_CHARS of them in the next window too."""
     start = 0
     while start < len(parts):
         end, size = start, 0
         # A long first part doesn't fill the window alone: what follows it is judged together with its end.
-        while end < len(parts) and (size < WINDOW_CHARS or size - len(parts[start]) < OVERLAP_CHARS):
-            size += len(parts[end])
+        while end < len(parts) and (size < WINDOW_CHARS or size - len(parts[start].text) < OVERLAP_CHARS):
+            size += len(parts[end].text)
             end += 1
-        yield separator.join(parts[start:end])
+        yield _join(parts[start:end], separator)
         if end == len(parts):
             return
-        first, size = end - 1, len(parts[end - 1])
+        first, size = end - 1, len(parts[end - 1].text)
         while first - 1 > start and size < OVERLAP_CHARS:
             first -= 1
-            size += len(parts[first])
+            size += len(parts[first].text)
         start = first
 
 
-def _readings(texts: list[RequestText]) -> list[tuple[list[str], str]]:
-    """Sequences of texts that a template may show one after another, each with the separator between them."""
-    pieces = [text for text in texts if text.message and text.text.strip()]
+def _windows_of_conversation(texts: list[tuple[int, RequestText]]) -> Iterator[ConversationWindow]:
+    """Windows over the sequences of texts that a template may show one after another. texts: with their indexes."""
+    pieces = [(index, text) for index, text in texts if text.message and text.text.strip()]
     if len(pieces) < 2:
-        return []
-    contents = [text for text in pieces if text.target is not None and not text.detached_group]
-    all_roles = [_without_billing_header(text) for text in contents]
-    user = [_without_billing_header(text) for text in contents if text.role == "user"]
+        return
+    contents = [entry for entry in pieces if entry[1].target is not None and not entry[1].detached_group]
+    all_roles = [_Part(index, _without_billing_header(text)) for index, text in contents]
+    roles = [text.role for _, text in contents]
+    user = [part for part, role in zip(all_roles, roles, strict=True) if role == "user"]
     # Templates and vLLM move these to the front.
-    system = [_without_billing_header(text) for text in contents if text.role in ("system", "developer")]
-    readings = [([_both_ends(text.text, MAX_END_CHARS) for text in pieces], "\n")]
-    readings += [([message], "") for message in messages_without_separators(texts)]
+    system = [part for part, role in zip(all_roles, roles, strict=True) if role in ("system", "developer")]
+    yield from _windows([_Part(index, _both_ends(text.text, MAX_END_CHARS)) for index, text in pieces], "\n")
+    yield from _joined_messages(texts)
     if contents and len(contents) < pieces.index(contents[-1]) - pieces.index(contents[0]) + 1:
         # Something else is between the contents that the template may not show.
-        readings.append(([_both_ends(text, MAX_END_CHARS) for text in all_roles], "\n"))
-    for role_texts in (user, system):
-        if 1 < len(role_texts) < len(pieces):
-            readings.append(([_both_ends(text, MAX_END_CHARS) for text in role_texts], "\n"))
-    for role_texts in (all_roles, user, system):
-        stripped = [text.strip() for text in role_texts if text.strip()]
-        readings += ((parts, "") for parts in _around_split_words(stripped))
-    return readings
+        yield from _windows(_ends_of(all_roles), "\n")
+    for parts in (user, system):
+        if 1 < len(parts) < len(pieces):
+            yield from _windows(_ends_of(parts), "\n")
+    for parts in (all_roles, user, system):
+        stripped = [_Part(part.source, part.text.strip()) for part in parts if part.text.strip()]
+        for run in _around_split_words(stripped):
+            yield from _windows(run, "")
 
 
-def _around_split_words(texts: list[str]) -> Iterator[list[str]]:
+def _ends_of(parts: list[_Part]) -> list[_Part]:
+    return [_Part(part.source, _both_ends(part.text, MAX_END_CHARS)) for part in parts]
+
+
+def _around_split_words(texts: list[_Part]) -> Iterator[list[_Part]]:
     """Runs of texts between which a word may be split, to be joined without a separator, with their context."""
-    split = [bool(_SPLIT_WORD.search(f"{a[-1:]}{b[:1]}")) for a, b in pairwise(texts)]
-    parts = [_both_ends(text, SPLIT_CONTEXT_CHARS) for text in texts]
+    split = [bool(_SPLIT_WORD.search(f"{a.text[-1:]}{b.text[:1]}")) for a, b in pairwise(texts)]
+    parts = [_both_ends(part.text, SPLIT_CONTEXT_CHARS) for part in texts]
     after = _after_split(parts, split)
     before = _after_split(parts[::-1], split[::-1])[::-1]
     is_near = [a or b for a, b in zip(after, before, strict=True)]
     separated = [part if is_joined else f"\n{part}" for part, is_joined in zip(parts, [True, *split], strict=False)]
     for near, group in groupby(range(len(parts)), key=is_near.__getitem__):
         if near:
-            yield [separated[i] for i in group]
+            yield [_Part(texts[i].source, separated[i]) for i in group]
 
 
 def _after_split(parts: list[str], split: list[bool]) -> list[bool]:

@@ -25,10 +25,10 @@ from lethe.server.errors import BadRequest, GatewayError, Refused
 from lethe.server.output import sse
 from lethe.server.output.filter import DONE, ResponseFilter
 from lethe.server.requests import request_body as bodies
-from lethe.server.requests.conversation_windows import conversation_windows
 from lethe.server.requests.extract import extract_texts
 from lethe.server.requests.fields import Endpoint
 from tests.corruption.phrases.test_trie import first_fault
+from tests.server.requests.test_conversation_windows import window_texts
 
 
 def cut(data: bytes, value: Any) -> Iterator[Any]:
@@ -111,7 +111,7 @@ def body(data: bytes) -> None:
         except BadRequest as error:
             assert orjson.dumps([error.message, error.param, error.code])
             continue
-        for one in [*(piece.text for piece in found), *conversation_windows(found)]:
+        for one in [*(piece.text for piece in found), *window_texts(found)]:
             one.encode()
         assert all(piece.place and len(piece.place) < 2000 for piece in found)
 
@@ -315,3 +315,4 @@ SEEDS: dict[str, list[bytes]] = {
         b"mlohdrav ", b"aaaab",
     ],
 }  # fmt: skip
+

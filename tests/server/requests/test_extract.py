@@ -17,13 +17,11 @@ from lethe.corruption.decoding.spec import XARGS_KEY
 from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER
 from lethe.server.errors import BadRequest
 from lethe.server.requests import fields as fields_table
-from lethe.server.requests.conversation_windows import (
-    conversation_windows,
-)
 from lethe.server.requests.extract import MAX_TEXTS, extract_texts
 from lethe.server.requests.fields import TABLES, Endpoint
 from lethe.server.requests.request_body import parse
 from lethe.server.requests.request_text import all_strings
+from tests.server.requests.test_conversation_windows import window_texts
 
 
 def texts(body: dict[str, Any], endpoint: Endpoint = "chat") -> list[str]:
@@ -322,7 +320,7 @@ ANTHROPIC = st.fixed_dictionaries(
 def all_read(endpoint: Endpoint, body: dict[str, Any]) -> str:
     """Everything that is judged of a request, the conversation windows included."""
     found = extract_texts(endpoint, body)
-    return "\n".join([*(text.text for text in found), *conversation_windows(found)])
+    return "\n".join([*(text.text for text in found), *window_texts(found)])
 
 
 CLIENTS = re.compile("alpha|beta|gamma|delta|epsilon|Zan|zibar|Who")
@@ -407,7 +405,7 @@ def test_vllm_accepts_the_compared_bodies(vllm: SimpleNamespace) -> None:
 
 def test_response_texts_are_in_template_order() -> None:
     body = {"input": [{"role": "user", "content": "zibar?"}], "instructions": "Tell of Zan"}
-    assert "Zanzibar" in "\n".join(conversation_windows(extract_texts("responses", body)))
+    assert "Zanzibar" in "\n".join(window_texts(extract_texts("responses", body)))
 
 
 def test_tool_results_have_the_role_tool() -> None:
@@ -545,3 +543,4 @@ def test_extraction_changes_nothing_in_the_body() -> None:
     before = json.dumps(RICH_CHAT)
     extract_texts("chat", RICH_CHAT)
     assert json.dumps(RICH_CHAT) == before
+
