@@ -23,15 +23,19 @@ XARGS_KEY = "lethe"
 # Version of the encoding. Gateway and plugin must have the same one.
 ENCODING_VERSION = 2
 
-# One engine serves all clients, so these limits keep the preparation of one penalty in the low milliseconds
-# (`benchmarks/penalty_step.py` prints the time). Sizes are in characters, weights in logits.
+# One engine serves all clients, so the limits below keep the preparation of one penalty in the low milliseconds
+# (`benchmarks/penalty_step.py` prints the time). They are choices.
+# Characters of the encoded penalty.
 MAX_ENCODED_CHARACTERS = 131_072
-# Number of forbidden phrases, length of one, and length of all together.
+# Number of forbidden phrases.
 MAX_PHRASES = 1024
+# Characters of one phrase or soft word.
 MAX_PHRASE_CHARACTERS = 256
+# Characters of all phrases together.
 MAX_PHRASE_TOTAL = 32_768
-# Number of words with a soft penalty, and length of all together.
+# Number of words with a soft penalty.
 MAX_SOFT_WORDS = 256
+# Characters of all soft words together.
 MAX_SOFT_TOTAL = 8_192
 # Logits to subtract. 100 is the range of OpenAI's `logit_bias`, and already makes a token impossible in practice.
 MAX_WEIGHT = 100.0

@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold
 
-# Ids of the first two nodes: the root, and the separator that starts every phrase.
+# Id of the root node.
 ROOT_NODE = 0
+# Id of the node after the separator that starts every phrase.
 BOUNDARY_NODE = 1
 # The state of an empty text: a match may start with its first letter.
 START_STATE: tuple[int, ...] = (BOUNDARY_NODE,)
