@@ -33,7 +33,7 @@ from lethe.evaluation.demo import demo
 from lethe.evaluation.unlearning import tofu
 from lethe.evaluation.unlearning.client import ChatClient
 from lethe.evaluation.unlearning.confidence import estimate_share
-from lethe.server.policy.schema import read_policies
+from lethe.server.policy.files import read_policies
 
 WAYS = {**demo.WAYS, "both": "demo-both"}
 GUARDED = ("corrupt", "penalize", "both")

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from lethe.server.atomic_file import write_atomically
 from lethe.server.errors import BadRequest, GatewayError, NotFound, Overloaded, Unauthorized
 from lethe.server.http import openapi
-from lethe.server.policy.schema import Policy, PolicyError, with_mode
+from lethe.server.policy.files import with_mode
+from lethe.server.policy.schema import Policy, PolicyError
 from lethe.server.policy_store.forget_requests import (
     ForgetConflict,
     ForgetRequest,

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from lethe.server.cli.main import build_parser
-from lethe.server.policy.schema import Policy, read_policy
+from lethe.server.policy.files import read_policy
+from lethe.server.policy.schema import Policy
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import answers, detection, judging
 from lethe.classifier.encoder.load import load_encoder
 from lethe.evaluation.unlearning import tofu
-from lethe.server.policy.schema import read_policies
+from lethe.server.policy.files import read_policies
 
 
 def test_flagged_prompts_are_counted_for_each_miss_rate() -> None:

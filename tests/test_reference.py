@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from docs import generate_reference as reference
-from lethe.server.policy.schema import Policy, read_policies, read_policy
+from lethe.server.policy.files import read_policies, read_policy
+from lethe.server.policy.schema import Policy
 from lethe.server.requests.routes import ROUTES
 from lethe.server.settings import PREFIX, Settings
 

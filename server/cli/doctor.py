@@ -16,7 +16,8 @@ from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.judge import Judge
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
 from lethe.server.errors import GatewayError
-from lethe.server.policy.schema import Policy, PolicyError, read_policies
+from lethe.server.policy.files import read_policies
+from lethe.server.policy.schema import Policy, PolicyError
 from lethe.server.policy.tuned_values import resolve_tuned
 from lethe.server.policy_store.load import find_indexes, find_threshold, load_artifact, load_corruptor, load_decode
 from lethe.server.settings import Settings, SettingsError, settings_per_worker

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lethe.server.admission import api_keys
 from lethe.server.admission.api_keys import KeysError
-from lethe.server.policy.schema import read_policies
+from lethe.server.policy.files import read_policies
 from lethe.server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:

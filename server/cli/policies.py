@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lethe.server.observability.metrics import Metrics
-from lethe.server.policy.schema import read_policies
+from lethe.server.policy.files import read_policies
 from lethe.server.policy_store import shadow_report
 from lethe.server.policy_store.load import load_policies
 from lethe.server.policy_store.versions import HistoryError, VersionHistory, policies_lock

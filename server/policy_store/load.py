@@ -20,7 +20,8 @@ from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.judge import Judge, threshold
 from lethe.server.guard.guard import Guard
 from lethe.server.observability.metrics import Metrics
-from lethe.server.policy.schema import Policy, PolicyError, read_policies, read_policy
+from lethe.server.policy.files import read_policies, read_policy
+from lethe.server.policy.schema import Policy, PolicyError
 from lethe.server.policy.tuned_values import resolve_tuned, resolved_values
 from lethe.server.settings import Settings, SettingsError
 from lethe.server.upstream.verbatim_index import index_name

@@ -19,7 +19,8 @@ from typing import Any
 
 from lethe.server.guard.guard import Guard
 from lethe.server.observability.metrics import Metrics
-from lethe.server.policy.schema import PolicyError, policy_files
+from lethe.server.policy.files import policy_files
+from lethe.server.policy.schema import PolicyError
 from lethe.server.policy_store.load import LoadedPolicies, load_policies
 from lethe.server.policy_store.versions import HistoryError, Version, VersionHistory, policies_lock
 from lethe.server.settings import Settings

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lethe.classifier import artifact_io
 from lethe.server.atomic_file import write_atomically
-from lethe.server.policy.schema import policy_files
+from lethe.server.policy.files import policy_files
 from lethe.server.policy_store.load import LoadedPolicies, manifest_hash
 from lethe.server.settings import Settings
 from lethe.server.upstream.verbatim_index import move_into_place, staging_folder

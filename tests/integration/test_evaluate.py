@@ -20,7 +20,7 @@ from lethe.evaluation.unlearning import systems, tofu
 from lethe.evaluation.unlearning.likelihood import LikelihoodModel, ScoringJob
 from lethe.evaluation.unlearning.offline_guard import OfflineGuard
 from lethe.server.observability.metrics import Metrics
-from lethe.server.policy.schema import read_policy
+from lethe.server.policy.files import read_policy
 from lethe.server.policy_store.load import load_guard
 from lethe.server.settings import Settings
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lethe.evaluation.unlearning.systems import SYSTEMS, write_policy_folder
-from lethe.server.policy.schema import Policy, read_policy
+from lethe.server.policy.files import read_policy
+from lethe.server.policy.schema import Policy
 
 BASE = """
 name: base

@@ -12,7 +12,8 @@ import pytest
 from lethe.classifier import artifact_io
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy import tuned_values
-from lethe.server.policy.schema import Policy, PolicyError, read_policy
+from lethe.server.policy.files import read_policy
+from lethe.server.policy.schema import Policy, PolicyError
 from lethe.server.policy_store.load import load_guard
 from lethe.server.settings import Settings
 
