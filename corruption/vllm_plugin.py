@@ -13,11 +13,12 @@ does not allow the end there.
 
 V1 with asynchronous scheduling gives real token ids only to processors named with
 `--logits-processors lethe.corruption.vllm_plugin:LetheLogitsProcessor` (vLLM 0.32), so name the class there as well.
-Of two instances in one engine, only the newer one applies soft weights. With speculative decoding, V1 loads no
+vLLM then creates two instances, one for the entry point and one for the flag. Bans are idempotent, soft weights are
+not, so only the newer instance applies those. With speculative decoding, V1 loads no
 processors and doesn't report that; use Model Runner V2 there.
 
-Model Runner V2 needs a GPU. Its side is tested against hand-made state tensors and vLLM's own loader and interface
-classes. There the tokens of the previous step are copied to the host before the forward pass starts
+Model Runner V2 needs a GPU. The V2 code is tested with hand-made state tensors and vLLM's own loader and interface
+classes; it has not run on a GPU. There the tokens of the previous step are copied to the host before the forward pass starts
 (`corruption/decoding/newest_tokens.py`). Only speculative decoding, whose draft tokens arrive with the step, waits
 for that pass.
 """
@@ -74,7 +75,8 @@ _NO_TOKEN = -1
 # Sampling parameters by which others may ban tokens too.
 _CONSTRAINTS = ("structured_outputs", "allowed_token_ids", "min_tokens", "bad_words")
 
-# Configuration → its newest processor. A class that is named twice is instantiated twice, but weights must count once.
+# Configuration → its newest instance, which alone applies soft weights. vLLM creates two instances if the class is both
+# an entry point and named by flag; applying bans twice changes nothing, but soft weights would count twice.
 _newest: weakref.WeakValueDictionary[int, LetheLogitsProcessor] = weakref.WeakValueDictionary()
 
 

@@ -19,7 +19,7 @@ from lethe.corruption.embeddings import decoy, keyed_rng
 from lethe.corruption.embeddings.embedding_table import EmbeddingTable
 from lethe.corruption.embeddings.noise import BATCH_VALUES, FUNCTIONS, approach, is_finite
 from lethe.corruption.embeddings.torch_format import TensorFile
-from lethe.corruption.prompt.message_parts import TextTarget
+from lethe.corruption.prompt.message_parts import PartLocation
 from lethe.corruption.prompt.prompt_tokenizer import PromptTokenizer
 from lethe.corruption.prompt.token_spans import TokenSpan
 from lethe.corruption.spec import NEEDS_SIGMA, CorruptionError, CorruptSpec, is_resolved
@@ -55,7 +55,7 @@ class Corruptor:
     def chat(
         self,
         body: Mapping[str, Any],
-        targets: Mapping[TextTarget, CharacterRanges],
+        targets: Mapping[PartLocation, CharacterRanges],
         spec: CorruptSpec | None,
         policy: str,
     ) -> dict[str, Any]:
@@ -63,8 +63,9 @@ class Corruptor:
 
         targets: (message index, part index, or None where the content is a string) → character ranges of the
         evidence, empty for the whole text. spec: None keeps the rows unchanged. policy: its name, part of the key of
-        all randomness. The given body is not modified, and the result shares what has not changed. A text without
-        tokens stays the same. Raises CorruptionError.
+        all randomness. Neighbouring texts that share a token with a targeted one are sent as unchanged rows. The given
+        body is not modified, and the result shares what has not changed. A text without tokens stays the same. Raises
+        CorruptionError.
         """
         spans = self.prompt_tokenizer.chat_spans(body, targets)
         messages = list(body["messages"])
@@ -97,24 +98,24 @@ class Corruptor:
         evidence: character ranges of the text, or of `prompt_tokenizer.decode(ids)`. spec, policy: as for `chat`.
         Raises CorruptionError.
         """
-        span, front = self.prompt_tokenizer.completion(prompt, add_special_tokens=add_special_tokens)
+        span, num_leading_tokens = self.prompt_tokenizer.completion(prompt, add_special_tokens=add_special_tokens)
         if not span.ids:
             raise CorruptionError("the prompt has no tokens")
-        return self._embeddings_as_base64(span, front, evidence, spec, policy)
+        return self._embeddings_as_base64(span, num_leading_tokens, evidence, spec, policy)
 
     def rows(
-        self, span: TokenSpan, front: int, evidence: CharacterRanges, spec: CorruptSpec | None, policy: str
+        self, span: TokenSpan, num_leading_tokens: int, evidence: CharacterRanges, spec: CorruptSpec | None, policy: str
     ) -> NDArray[Any]:
-        """Return the (T, D) rows of the span, changed as the spec says. front: tokens before the text (BOS)."""
+        """Return the (T, D) rows of the span, changed as the spec says. num_leading_tokens: tokens before the text (BOS)."""
         rows = np.empty((len(span.ids), self.table.width), dtype=self.table.dtype)
-        self._fill(rows, span, front, evidence, spec, policy)
+        self._fill(rows, span, num_leading_tokens, evidence, spec, policy)
         return rows
 
     def _fill(
         self,
         rows: NDArray[Any],
         span: TokenSpan,
-        front: int,
+        num_leading_tokens: int,
         evidence: CharacterRanges,
         spec: CorruptSpec | None,
         policy: str,
@@ -122,7 +123,7 @@ class Corruptor:
         if spec is None:
             self.table.rows(span.ids, out=rows)
             return
-        chosen = self._choose_tokens(span, front, evidence, spec)
+        chosen = self._choose_tokens(span, num_leading_tokens, evidence, spec)
         if spec.function == "decoy":
             self._fill_decoys(rows, span, chosen, spec, policy)
             return
@@ -139,10 +140,12 @@ class Corruptor:
         except ValueError as error:
             raise CorruptionError(f"policy {policy!r}: {error}") from error
 
-    def _choose_tokens(self, span: TokenSpan, front: int, evidence: CharacterRanges, spec: CorruptSpec) -> list[bool]:
+    def _choose_tokens(
+        self, span: TokenSpan, num_leading_tokens: int, evidence: CharacterRanges, spec: CorruptSpec
+    ) -> list[bool]:
         """Whether to change each token."""
-        content = [position >= front for position in range(len(span.ids))]
-        if spec.tokens == "all-but-last" and span.final and content:
+        content = [position >= num_leading_tokens for position in range(len(span.ids))]
+        if spec.tokens == "all-but-last" and span.ends_prompt and content:
             content[-1] = False
         if not spec.uses_evidence:
             return content
@@ -177,13 +180,13 @@ class Corruptor:
         ]
         pairs = list(first.items())
         batch_rows = max(1, BATCH_VALUES // self.table.width)
-        clean, goal = (np.empty((batch_rows, self.table.width), dtype=rows.dtype) for _ in range(2))
-        buffers = np.empty((2, *clean.shape), dtype=np.promote_types(rows.dtype, np.float32))
+        clean_rows, decoy_rows = (np.empty((batch_rows, self.table.width), dtype=rows.dtype) for _ in range(2))
+        buffers = np.empty((2, *clean_rows.shape), dtype=np.promote_types(rows.dtype, np.float32))
         for begin in range(0, len(pairs), batch_rows):
             batch = pairs[begin : begin + batch_rows]
             size = len(batch)
-            token_rows = self.table.rows([token for (token, _), _ in batch], out=clean[:size])
-            other_rows = self.table.rows([other for (_, other), _ in batch], out=goal[:size])
+            token_rows = self.table.rows([token for (token, _), _ in batch], out=clean_rows[:size])
+            other_rows = self.table.rows([other for (_, other), _ in batch], out=decoy_rows[:size])
             approach(token_rows, other_rows, strength, (buffers[0, :size], buffers[1, :size]))
             rows[[position for _, position in batch]] = token_rows
         for position, first_position in enumerate(first_positions):
@@ -199,11 +202,11 @@ class Corruptor:
         )
 
     def _embeddings_as_base64(
-        self, span: TokenSpan, front: int, evidence: CharacterRanges, spec: CorruptSpec | None, policy: str
+        self, span: TokenSpan, num_leading_tokens: int, evidence: CharacterRanges, spec: CorruptSpec | None, policy: str
     ) -> str:
         try:
             file = TensorFile(len(span.ids), self.table.width, self.table.dtype)
-            self._fill(file.rows, span, front, evidence, spec, policy)
+            self._fill(file.rows, span, num_leading_tokens, evidence, spec, policy)
         except CorruptionError:
             raise
         except ValueError as error:

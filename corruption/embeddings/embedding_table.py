@@ -47,7 +47,7 @@ SAMPLED_ROWS = 2048
 class EmbeddingTable:
     """Rows of one embedding matrix, read-only, so threads may share it.
 
-    size: number of rows. width: values in a row. dtype: of the file.
+    size: number of rows. width: values in a row. dtype: the data type of the file.
     """
 
     def __init__(self, model_dir: Path | str) -> None:

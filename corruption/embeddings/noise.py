@@ -139,15 +139,15 @@ def standard_quantiles() -> NDArray[np.float32]:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def approach(rows: FloatArray, goal: FloatArray, strength: float, buffers: tuple[FloatArray, FloatArray]) -> None:
-    """Set `rows` to (1 - strength) · rows + strength · goal, in place.
+def approach(rows: FloatArray, decoy_rows: FloatArray, strength: float, buffers: tuple[FloatArray, FloatArray]) -> None:
+    """Set `rows` to (1 - strength) · rows + strength · decoy_rows, in place.
 
     Calculated from the nearer end, so that strength 0 and 1 are exact. buffers: two arrays of the same shape and of a
     type at least as wide as float32, to calculate in.
     """
     a, b = buffers
     widen(rows, a)
-    widen(goal, b)
+    widen(decoy_rows, b)
     near, far, factor = (a, b, strength) if strength < 0.5 else (b, a, strength - 1.0)
     np.subtract(b, a, out=far)
     far *= far.dtype.type(factor)
@@ -177,7 +177,7 @@ def _buffer(x: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
 
 
 def is_finite(x: FloatArray) -> bool:
-    """Whether all values are finite. x: of a floating type."""
+    """Whether all values are finite. x: an array of a floating type."""
     flat = x.reshape(-1)
     return all(_is_finite(flat[begin : begin + BATCH_VALUES]) for begin in range(0, flat.size, BATCH_VALUES))
 

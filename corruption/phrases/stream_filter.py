@@ -45,7 +45,7 @@ _IN_REPLACED = -1
 class FilterRule:
     """One policy's phrases for one answer, and what happens on a hit.
 
-    name: of the policy. replacement: the text in a phrase's place; None ends the answer before it. user_text: what
+    name: the policy's name. replacement: the text in a phrase's place; None ends the answer before it. user_text: what
     the prompt says, so that the answer may repeat it, where the phrases were chosen without regard to the prompt.
     """
 
@@ -211,7 +211,7 @@ class StreamMatcher:
         self._after_unit(out)
 
     def _advance(self, folded: str, index: int, *, text_ends: bool = False) -> None:
-        """Advance all matches by one unit's folded text. index: of the unit. text_ends: nothing follows it."""
+        """Advance all matches by one unit's folded text. index: the unit's number in the text. text_ends: nothing follows it."""
         rules = self.answer_filter.rules
         has_letter = False
         for character in folded:

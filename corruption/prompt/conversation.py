@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lethe.corruption.prompt.content_format import ContentFormat
-from lethe.corruption.prompt.message_parts import BILLING_HEADER, TextTarget, part_text
+from lethe.corruption.prompt.message_parts import BILLING_HEADER, PartLocation, part_text
 from lethe.corruption.spec import CorruptionError
 
 
 def template_messages(
-    messages: Sequence[Any], content_format: ContentFormat, replacements: Mapping[TextTarget, str]
+    messages: Sequence[Any], content_format: ContentFormat, replacements: Mapping[PartLocation, str]
 ) -> list[dict[str, Any]]:
     """Return the messages that the chat template gets. The input is not modified.
 
@@ -45,7 +45,7 @@ def developer_as_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _template_message(
-    m: int, message: Mapping[str, Any], content_format: ContentFormat, replacements: Mapping[TextTarget, str]
+    m: int, message: Mapping[str, Any], content_format: ContentFormat, replacements: Mapping[PartLocation, str]
 ) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from lethe.corruption.spec import CorruptionError
 
-# Where a text is: (message index, part index), or (message index, None) where the content is a string.
-TextTarget = tuple[int, int | None]
+# Where a text is: (message index, part index), or (message index, None) where the content is one string. In a batch,
+# messages are counted through all conversations.
+PartLocation = tuple[int, int | None]
 
 # vLLM renders a `prompt_embeds` part as this text, and answers 400 to text that contains it.
 PROMPT_EMBEDS_MARKER: Final = "<prompt_embeds>"
@@ -36,9 +37,9 @@ def part_text(part: object) -> str | None:
     return None
 
 
-def replaceable_texts(messages: Sequence[Any]) -> dict[TextTarget, str]:
+def replaceable_texts(messages: Sequence[Any]) -> dict[PartLocation, str]:
     """Return every text that embeddings can replace. Raises CorruptionError for a message that is not an object."""
-    texts: dict[TextTarget, str] = {}
+    texts: dict[PartLocation, str] = {}
     for m, message in enumerate(messages):
         if not isinstance(message, dict):
             raise CorruptionError(f"messages[{m}] is not an object")

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 from lethe.corruption.prompt.chat_template import render
 from lethe.corruption.prompt.content_format import ContentFormat, detect_content_format
 from lethe.corruption.prompt.conversation import developer_as_system, template_messages
-from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER, TextTarget, replaceable_texts
+from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER, PartLocation, replaceable_texts
 from lethe.corruption.prompt.model_tokenizer import ModelTokenizer
 from lethe.corruption.prompt.token_spans import (
     EncodedText,
@@ -70,7 +70,7 @@ class PromptTokenizer:
         self._template = chat_template
         self._content_format = chat_template_content_format
 
-    def chat_spans(self, body: Mapping[str, Any], targets: Iterable[TextTarget]) -> dict[TextTarget, TokenSpan]:
+    def chat_spans(self, body: Mapping[str, Any], targets: Iterable[PartLocation]) -> dict[PartLocation, TokenSpan]:
         """Return the span of each target, and of texts that must be replaced along with them.
 
         Texts that the template drops (empty, white space) are left out. Where a token extends over the border between
@@ -96,7 +96,7 @@ class PromptTokenizer:
         return {target: span for target, span in spans.items() if span.ids}
 
     def completion(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[TokenSpan, int]:
-        """Return a completion prompt's tokens, and how many at the front the tokenizer has added (BOS).
+        """Return a completion prompt's tokens, and the number of leading tokens that the tokenizer has added (BOS).
 
         Offsets are characters of the text, or of `decode(ids)`. Raises CorruptionError for ids outside the vocabulary.
         """
@@ -106,13 +106,13 @@ class PromptTokenizer:
             tokens = self._encode(prompt, add_special_tokens=add_special_tokens)
             bare = self._encode(prompt).ids if add_special_tokens else tokens.ids
             starts = range(_MAX_TOKENS_IN_FRONT + 1)
-            front = next((n for n in starts if tokens.ids[n : n + len(bare)] == bare), 0)
-            return TokenSpan(tuple(tokens.ids), tuple(tokens.offsets), final=True), front
+            num_leading_tokens = next((n for n in starts if tokens.ids[n : n + len(bare)] == bare), 0)
+            return TokenSpan(tuple(tokens.ids), tuple(tokens.offsets), ends_prompt=True), num_leading_tokens
         self._check_ids(prompt)
         pieces = self.pieces(prompt)
         ends = accumulate(map(len, pieces))
         offsets = tuple((end - len(piece), end) for piece, end in zip(pieces, ends, strict=True))
-        return TokenSpan(tuple(prompt), offsets, final=True), 0
+        return TokenSpan(tuple(prompt), offsets, ends_prompt=True), 0
 
     def chat_ids(self, body: Mapping[str, Any]) -> list[int]:
         """Return the ids of the whole chat prompt, as vLLM makes them, with `marker_id` where a text is the marker.
@@ -146,9 +146,9 @@ class PromptTokenizer:
         self,
         body: Mapping[str, Any],
         whole: EncodedText,
-        targets: list[TextTarget],
-        texts: Mapping[TextTarget, str],
-    ) -> dict[TextTarget, TokenSpan] | None:
+        targets: list[PartLocation],
+        texts: Mapping[PartLocation, str],
+    ) -> dict[PartLocation, TokenSpan] | None:
         """Locate all targets with one rendering; None where they don't start and end at token borders."""
         marked = self._render(body, dict.fromkeys(targets, PROMPT_EMBEDS_MARKER))
         gaps = marked.split(PROMPT_EMBEDS_MARKER)
@@ -162,16 +162,16 @@ class PromptTokenizer:
         spans = {}
         for target, place, (start, end) in zip(targets, places, ranges, strict=True):
             offsets = offsets_in_text(whole.offsets[start:end], place, texts[target], whole.text)
-            spans[target] = TokenSpan(tuple(whole.ids[start:end]), offsets, final=end == len(whole.ids))
+            spans[target] = TokenSpan(tuple(whole.ids[start:end]), offsets, ends_prompt=end == len(whole.ids))
         return spans
 
     def _locate_one_by_one(
         self,
         body: Mapping[str, Any],
         whole: EncodedText,
-        targets: list[TextTarget],
-        texts: Mapping[TextTarget, str],
-    ) -> dict[TextTarget, TokenSpan]:
+        targets: list[PartLocation],
+        texts: Mapping[PartLocation, str],
+    ) -> dict[PartLocation, TokenSpan]:
         """Locate each target alone; then all together must make as many tokens as the text prompt."""
         if len(targets) > MAX_ONE_BY_ONE:
             raise CorruptionError(f"{len(targets)} texts don't start and end at token borders")
@@ -188,7 +188,7 @@ class PromptTokenizer:
         return spans
 
     def _locate_alone(
-        self, body: Mapping[str, Any], whole: EncodedText, target: TextTarget, text: str
+        self, body: Mapping[str, Any], whole: EncodedText, target: PartLocation, text: str
     ) -> tuple[int, TokenSpan]:
         """Return (start, span) of a text that shares tokens with the template, or that the template changes."""
         marked = self._render(body, {target: PROMPT_EMBEDS_MARKER})
@@ -201,7 +201,7 @@ class PromptTokenizer:
         if start > end or not (exact or equal_except_white_space(whole, gaps, start, end)):
             raise CorruptionError("a text shares tokens with the chat template around it")
         offsets = offsets_in_text(whole.offsets[start:end], None, text, whole.text)
-        return start, TokenSpan(tuple(whole.ids[start:end]), offsets, final=end == len(whole.ids))
+        return start, TokenSpan(tuple(whole.ids[start:end]), offsets, ends_prompt=end == len(whole.ids))
 
     def _gap_ids(self, marked: str) -> list[list[int]]:
         """The ids before, between and after the markers of a rendering."""
@@ -216,7 +216,7 @@ class PromptTokenizer:
     def _encode_chat(self, body: Mapping[str, Any]) -> EncodedText:
         return self._encode(self._render(body, {}), add_special_tokens=bool(body.get("add_special_tokens")))
 
-    def _render(self, body: Mapping[str, Any], replacements: Mapping[TextTarget, str]) -> str:
+    def _render(self, body: Mapping[str, Any], replacements: Mapping[PartLocation, str]) -> str:
         """The chat prompt as text. Raises CorruptionError, which never quotes the prompt."""
         tools = body.get("tools") or None
         client_kwargs = body.get("chat_template_kwargs") or {}
@@ -279,5 +279,5 @@ def _template_kwargs(body: Mapping[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-def _order(target: TextTarget) -> tuple[int, int]:
+def _order(target: PartLocation) -> tuple[int, int]:
     return target[0], -1 if target[1] is None else target[1]

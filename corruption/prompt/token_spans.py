@@ -16,12 +16,13 @@ from dataclasses import dataclass
 class TokenSpan:
     """The tokens of one text.
 
-    ids: of the tokens. offsets: each token's characters in that text, (begin, end). final: the prompt ends with it.
+    ids: the token ids. offsets: each token's characters in that text, (begin, end). ends_prompt: whether the text is
+    the end of the prompt.
     """
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
-    final: bool
+    ends_prompt: bool
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def offsets_in_text(
 ) -> tuple[tuple[int, int], ...]:
     """Turn offsets in the rendering into offsets in the text; the whole text where the rendering changed it.
 
-    place: of the text in the rendering; None: what the tokens cover.
+    place: the text's characters in the rendering; None: what the tokens cover.
     """
     if not offsets:
         return ()

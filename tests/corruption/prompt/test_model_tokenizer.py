@@ -45,18 +45,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=CONFIGS)
 def folder(request: pytest.FixtureRequest, model_folder: ModelFolder, tmp_path: Path) -> Path:
-    made = shutil.copytree(model_folder(), tmp_path / "model")
-    config = made / "tokenizer_config.json"
+    model_dir = shutil.copytree(model_folder(), tmp_path / "model")
+    config = model_dir / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | CONFIGS[request.param]))
-    return made
+    return model_dir
 
 
 def test_ids_equal_those_of_transformers(folder: Path) -> None:
     ours, theirs = ModelTokenizer(folder), AutoTokenizer.from_pretrained(str(folder))
     for text in AWKWARD:
         for special in (False, True):
-            found = ours.backend.encode(text, add_special_tokens=special).ids
-            assert found == theirs(text, add_special_tokens=special)["input_ids"], text
+            ids = ours.backend.encode(text, add_special_tokens=special).ids
+            assert ids == theirs(text, add_special_tokens=special)["input_ids"], text
     assert ours.backend.get_vocab_size() == len(theirs)
     assert ours.named == {k: v for k, v in theirs.special_tokens_map.items() if isinstance(v, str)}
     assert ours.special_ids() == {*theirs.all_special_ids, *theirs.get_added_vocab().values()}
@@ -67,10 +67,10 @@ def test_ids_equal_those_of_transformers(folder: Path) -> None:
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
 def test_any_text_has_the_same_ids(model_folder: ModelFolder, kind: str, text: str) -> None:
-    made = model_folder("marks", kind)
-    if made not in _pairs:
-        _pairs[made] = ModelTokenizer(made), AutoTokenizer.from_pretrained(str(made))
-    ours, theirs = _pairs[made]
+    model_dir = model_folder("marks", kind)
+    if model_dir not in _pairs:
+        _pairs[model_dir] = ModelTokenizer(model_dir), AutoTokenizer.from_pretrained(str(model_dir))
+    ours, theirs = _pairs[model_dir]
     assert ours.backend.encode(text).ids == theirs(text)["input_ids"]
 
 
@@ -78,39 +78,41 @@ _pairs: dict[Path, tuple[ModelTokenizer, Any]] = {}
 
 
 def test_special_tokens_map_of_older_folders_is_read(model_folder: ModelFolder, tmp_path: Path) -> None:
-    made = shutil.copytree(model_folder(), tmp_path / "model")
-    (made / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "<|end|>"}, "eos_token": "<s>"}))
-    theirs, ours = AutoTokenizer.from_pretrained(str(made)), ModelTokenizer(made)
+    model_dir = shutil.copytree(model_folder(), tmp_path / "model")
+    (model_dir / "special_tokens_map.json").write_text(
+        json.dumps({"pad_token": {"content": "<|end|>"}, "eos_token": "<s>"})
+    )
+    theirs, ours = AutoTokenizer.from_pretrained(str(model_dir)), ModelTokenizer(model_dir)
     assert ours.named == theirs.special_tokens_map
     assert ours.named["pad_token"] == "<|end|>" and ours.named["eos_token"] == "<s>"
 
 
 def test_template_files_are_found(model_folder: ModelFolder, tmp_path: Path) -> None:
-    made = shutil.copytree(model_folder(), tmp_path / "model")
-    own = (made / "chat_template.jinja").read_text()
-    assert ModelTokenizer(made).template(None, tools=True) == own
-    (made / "additional_chat_templates").mkdir()
-    (made / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
-    found = ModelTokenizer(made)
-    theirs = AutoTokenizer.from_pretrained(str(made))
+    model_dir = shutil.copytree(model_folder(), tmp_path / "model")
+    default_template = (model_dir / "chat_template.jinja").read_text()
+    assert ModelTokenizer(model_dir).template(None, tools=True) == default_template
+    (model_dir / "additional_chat_templates").mkdir()
+    (model_dir / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    ours = ModelTokenizer(model_dir)
+    theirs = AutoTokenizer.from_pretrained(str(model_dir))
     for tools in (None, [{}]):
-        assert found.template(None, tools=tools is not None) == theirs.get_chat_template(tools=tools)
-    assert found.template("tool_use", tools=False) == "with tools"
-    assert found.template("{{ 1 }}", tools=False) == "{{ 1 }}"
+        assert ours.template(None, tools=tools is not None) == theirs.get_chat_template(tools=tools)
+    assert ours.template("tool_use", tools=False) == "with tools"
+    assert ours.template("{{ 1 }}", tools=False) == "{{ 1 }}"
 
 
 @pytest.mark.parametrize(
     "entry", ["plain", [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]]
 )
 def test_templates_in_the_configuration_are_found(model_folder: ModelFolder, tmp_path: Path, entry: Any) -> None:
-    made = shutil.copytree(model_folder(), tmp_path / "model")
-    (made / "chat_template.jinja").unlink()
-    config = made / "tokenizer_config.json"
+    model_dir = shutil.copytree(model_folder(), tmp_path / "model")
+    (model_dir / "chat_template.jinja").unlink()
+    config = model_dir / "tokenizer_config.json"
     assert "chat_template" not in json.loads(config.read_text())
     with pytest.raises(ValueError, match="no chat template"):
-        ModelTokenizer(made).template(None, tools=False)
+        ModelTokenizer(model_dir).template(None, tools=False)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": entry}))
-    theirs, ours = AutoTokenizer.from_pretrained(str(made)), ModelTokenizer(made)
+    theirs, ours = AutoTokenizer.from_pretrained(str(model_dir)), ModelTokenizer(model_dir)
     for tools in (None, [{}]):
         assert ours.template(None, tools=tools is not None) == theirs.get_chat_template(tools=tools)
 
@@ -127,8 +129,8 @@ def test_templates_in_the_configuration_are_found(model_folder: ModelFolder, tmp
 def test_errors_name_an_unusable_folder(
     model_folder: ModelFolder, tmp_path: Path, file: str, content: str | None, message: str
 ) -> None:
-    made = shutil.copytree(model_folder(), tmp_path / "model")
-    (made / file).unlink() if content is None else (made / file).write_text(content)
+    model_dir = shutil.copytree(model_folder(), tmp_path / "model")
+    (model_dir / file).unlink() if content is None else (model_dir / file).write_text(content)
     with pytest.raises(ValueError, match=message) as caught:
-        ModelTokenizer(made)
-    assert str(made) in str(caught.value)
+        ModelTokenizer(model_dir)
+    assert str(model_dir) in str(caught.value)

@@ -159,9 +159,9 @@ def test_a_text_that_the_template_changes_is_located(model_folder: ModelFolder) 
 def test_a_span_at_the_end_of_the_prompt_is_final(model_folder: ModelFolder) -> None:
     prompts = PromptTokenizer(model_folder("parts"))
     body = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann"}]}
-    assert not prompts.chat_spans(body, [(1, None)])[1, None].final
+    assert not prompts.chat_spans(body, [(1, None)])[1, None].ends_prompt
     continued = body | {"add_generation_prompt": False, "continue_final_message": True}
-    assert prompts.chat_spans(continued, [(1, None)])[1, None].final
+    assert prompts.chat_spans(continued, [(1, None)])[1, None].ends_prompt
 
 
 def test_images_do_not_disturb_the_texts(model_folder: ModelFolder) -> None:
@@ -247,9 +247,9 @@ def test_ids_outside_the_vocabulary_are_refused(model_folder: ModelFolder, ids: 
 def test_token_id_prompts_have_offsets_in_their_text(model_folder: ModelFolder, tokenizer: str) -> None:
     prompts = PromptTokenizer(model_folder("marks", tokenizer))
     ids = list(prompts.completion(f"<|user|>{QUESTION}", add_special_tokens=False)[0].ids)
-    span, front = prompts.completion(ids)
+    span, num_leading_tokens = prompts.completion(ids)
     decoded = prompts.decode(ids)
-    assert (list(span.ids), front, span.final) == (ids, 0, True)
+    assert (list(span.ids), num_leading_tokens, span.ends_prompt) == (ids, 0, True)
     for piece, (start, end) in zip(prompts.pieces(ids), span.offsets, strict=True):
         assert decoded[start:end].strip() == piece.strip()
 
@@ -293,8 +293,8 @@ def test_add_special_tokens_is_refused_if_it_adds_tokens(
     assert prompts.chat_spans(chat(QUESTION), [(0, None)])
     with pytest.raises(CorruptionError):
         prompts.chat_spans(chat(QUESTION, add_special_tokens=True), [(0, None)])
-    span, front = prompts.completion(QUESTION)
-    assert front == 1 and prompts.decode(span.ids[:1]) == "<s>"
+    span, num_leading_tokens = prompts.completion(QUESTION)
+    assert num_leading_tokens == 1 and prompts.decode(span.ids[:1]) == "<s>"
 
 
 def test_the_error_names_a_folder_without_tokenizer(tmp_path: Any) -> None:
