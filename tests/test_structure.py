@@ -31,7 +31,6 @@ TESTED_ELSEWHERE = {
     "classifier/changed_items": "scores of added and removed items, through training/incremental",
     "classifier/scorer": "scores windows, through judge",
     "classifier/fusion": "the fused score, through fit and classifier",
-    "classifier/index/similarity": "how closely items are matched, through additions and classifier",
     "classifier/training/prompt_wrappers": "sentences around rows, through fit",
     "classifier/training/logistic_regression": "the linear models, through fit and classifier",
     "classifier/index/nearest_items": "the nearest items, through classifier",
