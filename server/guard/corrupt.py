@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lethe.corruption.prompt.message_parts import PartLocation
 from lethe.corruption.spec import CorruptionError
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.plan import Context, Plan, StepFailed
@@ -13,7 +14,6 @@ from lethe.server.guard.targets import Span, corruption_targets
 from lethe.server.policy.schema import Policy
 from lethe.server.requests.fields import Endpoint
 from lethe.server.requests.messages import is_token_ids
-from lethe.server.requests.request_text import TargetPart
 from lethe.server.upstream.capabilities import Needs
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def corrupt(plan: Plan, context: Context) -> Plan:
     # The text is corrupted once, as the first policy says, wherever any of the policies found something.
     first = policies[0]
     artifacts = [context.resources.artifacts[policy.artifact] for policy in policies]
-    targets = corruption_targets(request, findings, artifacts, first.corrupt)
+    targets = corruption_targets(request, findings, artifacts, first.corrupt, context.judge_texts)
     if targets.parts:
         blocking = next((key for key in NOT_WITH_EMBEDDINGS if _asks_for(request.body.get(key))), None)
         if blocking is not None:
@@ -71,7 +71,7 @@ def _asks_for(value: Any) -> bool:
 
 
 def corrupted_body(
-    request: ParsedRequest, corruptor: Corruptor, policy: Policy, parts: Mapping[TargetPart, Sequence[Span]]
+    request: ParsedRequest, corruptor: Corruptor, policy: Policy, parts: Mapping[PartLocation, Sequence[Span]]
 ) -> dict[str, Any]:
     """The request body with `parts` given as corrupted embeddings. Raises CorruptionError."""
     body = request.body
@@ -83,7 +83,7 @@ def corrupted_body(
 
 
 def _corrupted_completion(
-    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[TargetPart, Sequence[Span]]
+    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[PartLocation, Sequence[Span]]
 ) -> dict[str, Any]:
     """All prompts given as embeddings: vLLM numbers embeddings before texts, which would reorder the choices."""
     prompt = body["prompt"]
@@ -103,7 +103,7 @@ def _corrupted_completion(
 
 
 def _corrupted_batch(
-    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[TargetPart, Sequence[Span]]
+    body: dict[str, Any], corruptor: Corruptor, policy: Policy, parts: Mapping[PartLocation, Sequence[Span]]
 ) -> list[Any]:
     """The conversations of a batch, each rewritten as a chat of its own where one of `parts` is in it."""
     first_message, conversations = 0, []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -26,7 +26,7 @@ from lethe.server.guard.forget_answers import LazyArtifactWords, every_phrase
 from lethe.server.guard.output_filter import output_filter_steps
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.penalize import penalize
-from lethe.server.guard.plan import Context, ModelPolicies, Plan, Resources, apply_on_failure, run_steps
+from lethe.server.guard.plan import Context, ModelPolicies, Plan, Resources, apply_on_failure, refusal_of, run_steps
 from lethe.server.guard.route import route
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy
@@ -242,11 +242,15 @@ class Guard:
     def _plan(self, request: ParsedRequest, verdict: Verdict, capabilities: Capabilities) -> Plan:
         """What is sent upstream, and what is removed from the answer. Raises Refused."""
         if verdict.action == "refuse":
-            raise Refused(verdict.acting[0].policy.refuse.message, code="refused_by_policy")
-        context = Context(request, verdict, self._resources, self.policies_for, capabilities)
+            raise refusal_of(verdict.acting[0].policy)
+        context = Context(request, verdict, self._resources, self.policies_for, capabilities, self._judge_texts)
         plan = Plan(request.body, actions=("watch",) if verdict.action == "watch" else ())
         plan = run_steps(plan, (route, corrupt, penalize, copy_limits), context, self._metrics)
         return run_steps(plan, output_filter_steps(plan, context), context, self._metrics)
+
+    def _judge_texts(self, texts: Sequence[str]) -> Mapping[str, Score]:
+        assert self._judge is not None
+        return self._judge.judge(texts, thresholds={})
 
     def _verdict_counter(self, policy: Policy, flagged: bool) -> Counter:
         counter = self._verdict_counters.get((policy.name, flagged))

@@ -19,7 +19,7 @@ QUESTION_CHARS = 300
 class ParsedRequest:
     """A request body with the texts in it that can reach the model.
 
-    pieces: the texts, each with its place in the body, in the order in which a template shows them.
+    pieces: the texts, each with its place in the body, in the order in which the chat template shows them.
     """
 
     endpoint: Endpoint
@@ -40,6 +40,11 @@ class ParsedRequest:
     def texts(self) -> list[str]:
         """What the classifier judges: the text of each piece, then the windows over the conversation."""
         return [*(piece.text for piece in self.pieces), *(window.text for window in self.conversation_windows)]
+
+    def sources(self, index: int) -> frozenset[int]:
+        """The pieces that the text with this index holds something of, as indexes of `pieces`."""
+        windows = self.conversation_windows
+        return frozenset([index]) if index < len(self.pieces) else windows[index - len(self.pieces)].sources
 
     def place(self, index: int) -> str:
         """Where in the body the text with this index stands, for example `messages[0].content`."""

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lethe.classifier.artifact import Artifact
+from lethe.classifier.judge import Score
 from lethe.corruption.decoding.spec import Penalty
 from lethe.server.errors import Refused
 from lethe.server.guard.forget_answers import ArtifactWords
@@ -122,7 +123,8 @@ class Resources:
 class Context:
     """What the steps know of one request.
 
-    model_policies: the policies that apply to a model's name. capabilities: what the replicas can do now.
+    model_policies: the policies that apply to a model's name. capabilities: what the replicas can do now. judge_texts:
+    scores further texts, by artifact name.
     """
 
     request: ParsedRequest
@@ -130,6 +132,7 @@ class Context:
     resources: Resources
     model_policies: Callable[[Any], ModelPolicies]
     capabilities: Capabilities
+    judge_texts: Callable[[Sequence[str]], Mapping[str, Score]]
 
     def findings_for(self, *actions: str) -> list[Finding]:
         """The acting findings whose policy says one of `actions`; none where the verdict is refuse or route."""
@@ -199,7 +202,7 @@ def apply_on_unsupported(policies: Iterable[Policy], metrics: Metrics) -> None:
     for policy in policies:
         metrics.guard_failures.labels(policy.name, "unsupported", policy.on_unsupported).inc()
         if policy.on_unsupported == "refuse":
-            raise Refused(policy.refuse.message, code="refused_by_policy")
+            raise refusal_of(policy)
 
 
 def apply_on_failure(policies: Collection[Policy], stage: str, reason: str, metrics: Metrics) -> Refused | None:
@@ -209,4 +212,9 @@ def apply_on_failure(policies: Collection[Policy], stage: str, reason: str, metr
         metrics.guard_failures.labels(policy.name, stage, policy.on_failure).inc()
     log.warning("%s failed: %s", stage, reason)
     refusing = [policy for policy in enforced if policy.on_failure == "refuse"]
-    return Refused(refusing[0].refuse.message, code="refused_by_policy") if refusing else None
+    return refusal_of(refusing[0]) if refusing else None
+
+
+def refusal_of(policy: Policy) -> Refused:
+    """How a policy refuses a request: on purpose, or because the guard failed."""
+    return Refused(policy.refuse.message, as_answer=policy.refuse.form == "answer")

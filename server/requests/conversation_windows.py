@@ -25,14 +25,31 @@ OVERLAP_CHARS: Final = 750
 _SPLIT_WORD = re.compile(r"\w[^\W_]")
 
 
+class PlacedText(NamedTuple):
+    """A text in a window: its index in the request's texts, and where in the window it is."""
+
+    source: int
+    start: int
+    end: int
+
+
 class ConversationWindow(NamedTuple):
     """A window over the joined conversation, and the texts that it holds something of.
 
-    sources: their indexes in the request's texts.
+    Several windows with the same text are one, so that more than one text can be in one place.
     """
 
     text: str
-    sources: frozenset[int]
+    placed: tuple[PlacedText, ...]
+
+    @property
+    def sources(self) -> frozenset[int]:
+        """Indexes of the texts in the request's texts."""
+        return frozenset(place.source for place in self.placed)
+
+    def sources_at(self, start: int, end: int) -> frozenset[int]:
+        """The texts that the characters from `start` to `end` belong to."""
+        return frozenset(place.source for place in self.placed if place.start < end and start < place.end)
 
 
 class _Part(NamedTuple):
@@ -60,11 +77,11 @@ def conversation_windows(texts: list[RequestText]) -> tuple[ConversationWindow, 
 
 
 def _each_once(windows: Iterable[ConversationWindow]) -> list[ConversationWindow]:
-    """Windows of the same text as one, with the sources of all."""
-    sources: dict[str, frozenset[int]] = {}
+    """Windows of the same text as one, with the texts of all."""
+    placed: dict[str, dict[PlacedText, None]] = {}
     for window in windows:
-        sources[window.text] = sources.get(window.text, frozenset()) | window.sources
-    return [ConversationWindow(text, indexes) for text, indexes in sources.items()]
+        placed.setdefault(window.text, {}).update(dict.fromkeys(window.placed))
+    return [ConversationWindow(text, tuple(places)) for text, places in placed.items()]
 
 
 def messages_without_separators(texts: Iterable[RequestText]) -> list[str]:
@@ -80,15 +97,19 @@ def _joined_messages(texts: list[tuple[int, RequestText]]) -> list[ConversationW
     """Each message of several parts joined: all its parts, and again without the parts that vLLM may drop."""
     parts: dict[tuple[int, str | None], list[_Part]] = {}
     for index, text in texts:
-        if text.target is not None and text.target[1] is not None:
+        if text.part_location is not None and text.part_location[1] is not None:
             for group in (None, text.detached_group):
                 part = _Part(index, _without_billing_header(text).strip())
-                parts.setdefault((text.target[0], group), []).append(part)
+                parts.setdefault((text.part_location[0], group), []).append(part)
     return _each_once(_join(message, "") for message in parts.values() if len(message) > 1)
 
 
 def _join(parts: list[_Part], separator: str) -> ConversationWindow:
-    return ConversationWindow(separator.join(part.text for part in parts), frozenset(part.source for part in parts))
+    placed, position = [], 0
+    for part in parts:
+        placed.append(PlacedText(part.source, position, position + len(part.text)))
+        position += len(part.text) + len(separator)
+    return ConversationWindow(separator.join(part.text for part in parts), tuple(placed))
 
 
 def _windows(parts: list[_Part], separator: str) -> Iterator[ConversationWindow]:
@@ -115,7 +136,7 @@ def _windows_of_conversation(texts: list[tuple[int, RequestText]]) -> Iterator[C
     pieces = [(index, text) for index, text in texts if text.message and text.text.strip()]
     if len(pieces) < 2:
         return
-    contents = [entry for entry in pieces if entry[1].target is not None and not entry[1].detached_group]
+    contents = [entry for entry in pieces if entry[1].part_location is not None and not entry[1].detached_group]
     all_roles = [_Part(index, _without_billing_header(text)) for index, text in contents]
     roles = [text.role for _, text in contents]
     user = [part for part, role in zip(all_roles, roles, strict=True) if role == "user"]

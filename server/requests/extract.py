@@ -35,13 +35,13 @@ KNOWN_FIELDS: Final = {
     for endpoint, table in TABLES.items()
 }
 
-# Maximum number of separate texts in a request. A choice that bounds the work: each text costs at least one pass of
+# Maximum number of separate texts in a request. Chosen to bound the work: each text costs at least one pass of
 # the encoder, however short it is.
 MAX_TEXTS: Final = 4096
 
 
 def extract_texts(endpoint: Endpoint, body: dict[str, Any], *, decode: DecodeIds | None = None) -> list[RequestText]:
-    """Return all texts of a request that can reach the model, in the order in which a template shows them.
+    """Return all texts of a request that can reach the model, in the order in which the chat template shows them.
 
     decode: token ids → text, for completion prompts given as ids; without it they are refused. Bodies of relayed
     endpoints are checked and have no texts.

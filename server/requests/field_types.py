@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Final, Literal, Required
 
-from pydantic import Field, Strict, TypeAdapter
+from pydantic import Field, Strict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic supports no other before Python 3.12
 
 from lethe.corruption.prompt.message_parts import TEXT_PARTS
@@ -149,6 +149,17 @@ class _ThinkingConfig(TypedDict, total=False):
     type: Required[Literal["enabled", "disabled", "adaptive"]]
     budget_tokens: Annotated[int, Field(ge=1024)]
     display: Literal["summarized", "omitted", "updates"] | None
+
+
+_BOOLEAN: Final = TypeAdapter(bool)
+
+
+def as_boolean(value: Any) -> bool | None:
+    """A field as vLLM reads it where it expects a boolean ("false" and 0 are false); None for what it refuses."""
+    try:
+        return _BOOLEAN.validate_python(value)
+    except ValidationError:
+        return None
 
 
 def _one_of(words: Collection[str]) -> Any:

@@ -33,7 +33,8 @@ Words = frozenset[str] | Mapping[str, "Words | None"]
 class FieldsTable:
     """The fields of one endpoint.
 
-    walked: read by functions of their own (`server/requests/messages.py`), in the order in which templates show them.
+    walked: read by functions of their own (`server/requests/messages.py`), in the order in which the chat template
+    shows them.
     shown: read by a template or put into the prompt, so judged as part of the conversation.
     judged: not shown, but judged.
     words: expected to be one of a few known words; anything else in them is judged, as shown.

@@ -1,7 +1,7 @@
 """Readers of conversations: messages, content parts, response items, prompts.
 
-Each yields the texts in the order in which a chat template shows them. A value of unknown form becomes one text of all
-strings in it, keys included, at any depth. Pure; which reader reads which field is decided in
+Each yields the texts in the order in which the chat template shows them. A value of unknown form becomes one text of
+all strings in it, keys included, at any depth. Pure; which reader reads which field is decided in
 `server/requests/extract.py`.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lethe.corruption.prompt.message_parts import BILLING_HEADER, TEXT_PARTS
+from lethe.corruption.prompt.message_parts import BILLING_HEADER, TEXT_PARTS, PartLocation
 from lethe.server.errors import BadRequest
 from lethe.server.requests.fields import (
     BLOCKS,
@@ -27,7 +27,7 @@ from lethe.server.requests.fields import (
     ROLES,
     STATUSES,
 )
-from lethe.server.requests.request_text import RequestText, TargetPart, value_as_text, without_known_words
+from lethe.server.requests.request_text import RequestText, value_as_text, without_known_words
 
 DecodeIds = Callable[[list[int]], str]
 
@@ -69,9 +69,9 @@ _ITEM_FORMAT: Final = MessageFormat(ITEM_PARTS, OTHER_PARTS, ITEM_KEYS, nested=(
 _ANTHROPIC_FORMAT: Final = MessageFormat(TEXT_PARTS, BLOCKS, MESSAGE_KEYS)
 
 
-def _part_texts(part: Any, place: str, target: TargetPart, form: MessageFormat) -> Iterator[RequestText]:
+def _part_texts(part: Any, place: str, part_location: PartLocation, form: MessageFormat) -> Iterator[RequestText]:
     if isinstance(part, str):
-        yield RequestText(place, part, target, message=True)
+        yield RequestText(place, part, part_location, message=True)
         return
     if not isinstance(part, dict):
         yield from value_as_text(place, part, message=True)
@@ -89,21 +89,24 @@ def _part_texts(part: Any, place: str, target: TargetPart, form: MessageFormat) 
         if isinstance(members.get(key), str):
             # vLLM moves Anthropic's thinking into a field of the message.
             group = "reasoning" if form is _ANTHROPIC_FORMAT and kind == "thinking" else ""
-            yield RequestText(f"{place}.{key}", members.pop(key), target, message=True, detached_group=group)
+            yield RequestText(f"{place}.{key}", members.pop(key), part_location, message=True, detached_group=group)
         if kind == "tool_result" and form is _ANTHROPIC_FORMAT:
             # vLLM makes a message of role tool from it.
             yield from (
                 text._replace(role="tool", detached_group=place)
-                for text in _content_texts(members.pop("content", None), f"{place}.content", target, form)
+                for text in _content_texts(members.pop("content", None), f"{place}.content", part_location, form)
             )
     yield from value_as_text(place, members, message=True)
 
 
-def _content_texts(content: Any, place: str, target: TargetPart, form: MessageFormat) -> Iterator[RequestText]:
-    """The texts of a content: one text, parts, or another form. target: its own, or that of the enclosing part."""
-    index, within = target
+def _content_texts(content: Any, place: str, part_location: PartLocation, form: MessageFormat) -> Iterator[RequestText]:
+    """The texts of a content: one text, parts, or another form.
+
+    part_location: the content's own, or that of the enclosing part.
+    """
+    index, within = part_location
     if isinstance(content, str):
-        yield RequestText(place, content, target, message=True)
+        yield RequestText(place, content, part_location, message=True)
     elif isinstance(content, list):
         for at, part in enumerate(content):
             yield from _part_texts(part, f"{place}[{at}]", (index, at if within is None else within), form)
@@ -119,7 +122,9 @@ def _message_texts(message: Any, place: str, index: int, form: MessageFormat) ->
         check_no_embeddings(message, place)
     for text in _content_texts(message.get("content"), f"{place}.content", (index, None), form):
         # vLLM shows only the first part of an assistant's item.
-        is_later_part = form.is_item and text.target is not None and text.target[1] and _role(message) == "assistant"
+        is_later_part = (
+            form.is_item and text.part_location is not None and text.part_location[1] and _role(message) == "assistant"
+        )
         yield text._replace(detached_group="later parts") if is_later_part else text
     role = message.get("role")
     if not (isinstance(role, str) and role in ROLES):

@@ -6,11 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from lethe.corruption.prompt.message_parts import PartLocation
 from lethe.server.requests.fields import Words
-
-# (message index, part index). The part index is None if the content is one string. In a batch, messages are counted
-# through all conversations.
-TargetPart = tuple[int, int | None]
 
 
 class RequestText(NamedTuple):
@@ -18,7 +15,7 @@ class RequestText(NamedTuple):
 
     place: str  # path in the body, for audit and error messages; never a key that the client invented
     text: str
-    target: TargetPart | None = None  # the message part that holds it, if a template shows it as content
+    part_location: PartLocation | None = None  # the message part that holds it, if a template shows it as content
     message: bool = False  # shown to the model with the conversation, so it is part of the conversation windows
     role: str = ""  # role of its message, if it is a known one
     conversation: int = 0  # index of the conversation in a batch

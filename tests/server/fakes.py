@@ -32,7 +32,7 @@ KEYWORD = "zanzibar"
 def score(value: float, *, texts: Sequence[float] = (), asked: tuple[tuple[int, ...], ...] = ((0,),)) -> Score:
     """A score of `value`; `texts` are the single texts' scores."""
     return Score(
-        score=value, text=0, view="raw", window=(0, 1), lexical=0.0, head=0.0, cosine=0.0, decided_by="lexical",
+        score=value, text=0, view="raw", window=(0, 1), words_logit=0.0, embedding_logit=0.0, cosine=0.0, decided_by="lexical",
         text_scores=tuple(texts) or (value,), window_items=asked, characters_seen=1, characters_present=1, windows=1,
     )  # fmt: skip
 
@@ -66,6 +66,24 @@ class KeywordJudge:
 
 def policy(**given: Any) -> Policy:
     return Policy.model_validate({"name": "p", "artifact": "a", "action": "refuse", **given})
+
+
+# What the refusal of each API has in it and no other answer of the fakes: chat and completions, messages, responses.
+REFUSAL_MARKS = (b'"finish_reason":"content_filter"', b'"stop_reason":"refusal"', b'"type":"refusal"')
+
+
+def is_refusal(status: int, raw: bytes) -> bool:
+    """Whether an answer is a policy's refusal, in any API, whole or streamed."""
+    return status == 200 and any(mark in raw for mark in REFUSAL_MARKS)
+
+
+# What `status_or_refused` says of a refusal.
+REFUSED = "refused"
+
+
+def status_or_refused(status: int, raw: bytes) -> int | str:
+    """The status of an answer, or REFUSED where it is a policy's refusal."""
+    return REFUSED if is_refusal(status, raw) else status
 
 
 class GuardWithReplicas(Guard):

@@ -22,7 +22,7 @@ from lethe.server.app import create_app
 from lethe.server.process import sockets
 from lethe.server.settings import Settings, SettingsError
 from tests.server.conftest import ADMIN_KEY, FACTS
-from tests.server.fakes import FakeUpstream, upstream
+from tests.server.fakes import REFUSED, FakeUpstream, status_or_refused, upstream
 
 KEY = {"Authorization": f"Bearer {ADMIN_KEY}"}
 ITEM = {"prompt": "Which harbour did Zefira Malquist chart?", "answer": "She charted Ostrel in 1874."}
@@ -45,11 +45,11 @@ class Office:
         async with self._http.get(url) as got:
             return got.status, await got.text()
 
-    async def ask(self) -> int:
+    async def ask(self) -> int | str:
         async with self._http.post(
             f"{self.public}/v1/chat/completions", data=SENT, headers={"content-type": "application/json"}
         ) as got:
-            return got.status
+            return status_or_refused(got.status, await got.read())
 
     def records(self) -> list[dict[str, Any]]:
         assert self.settings.audit is not None
@@ -85,7 +85,7 @@ async def test_a_forget_request_is_applied_and_withdrawn(office: Settings) -> No
         assert await at.ask() == 200
         status, done = await at.call("POST", "/admin/forget", {"policy": "new", "items": [ITEM], "action": "refuse"})
         assert status == 200 and (done["added"], done["mode"]) == (1, "enforce")
-        assert await at.ask() == 403
+        assert await at.ask() == REFUSED
         status, listed = await at.call("GET", "/admin/forget")
         assert [(row["id"], row["items"]) for row in listed["requests"]] == [(done["id"], 1)]
         status, back = await at.call("DELETE", f"/admin/forget/{done['id']}")
@@ -107,12 +107,13 @@ async def test_changing_a_mode_edits_the_file_and_applies_at_once(office: Settin
     question["messages"][0]["content"] = FACTS[0][0]
     async with running(office) as at:
 
-        async def asked() -> int:
+        async def asked() -> int | str:
             async with at._http.post(f"{at.public}/v1/chat/completions", json=question) as got:
-                return got.status
+                return status_or_refused(got.status, await got.read())
 
-        assert await asked() == 403
-        for change, mode, status in (("shadow", "shadow", 200), ("disable", "off", 200), ("enable", "enforce", 403)):
+        assert await asked() == REFUSED
+        changes = (("shadow", "shadow", 200), ("disable", "off", 200), ("enable", "enforce", REFUSED))
+        for change, mode, status in changes:
             got, facts = await at.call("POST", f"/admin/policies/p/{change}")
             assert (got, facts["mode"]) == (200, mode)
             assert await asked() == status

@@ -82,13 +82,14 @@ async def answered(gate: Running, path: str, body: bytes, **headers: str) -> tup
 
 @pytest.mark.parametrize(("path", "endpoint"), GUARDED)
 async def test_every_endpoint_is_guarded_and_refuses_in_its_dialect(path: str, endpoint: str) -> None:
-    async with upstream(echo) as fake, gateway(fake.url, make_guard(policy())) as gate:
+    guard = make_guard(policy(refuse={"as": "error"}))
+    async with upstream(echo) as fake, gateway(fake.url, guard) as gate:
         for stream, n in product((False, True), (1, 3)):
             body = json.dumps({**asking(endpoint, f"about {KEYWORD}"), "stream": stream, "n": n}).encode()
             status, told = await answered(gate, path, body)
-            assert status == 403 and fake.bodies == []
+            assert status == 400 and fake.bodies == []
             if path.startswith("/v1/messages"):
-                assert told["type"] == "error" and told["error"]["type"] == "permission_error"
+                assert told["type"] == "error" and told["error"]["type"] == "invalid_request_error"
                 assert set(told["error"]) == {"type", "message"}
             else:
                 assert set(told["error"]) == {"message", "type", "param", "code"}

@@ -34,7 +34,7 @@ TABLE = [
     (UrlTooLong, 414, "invalid_request_error", False),
     (HeadTooLarge, 431, "invalid_request_error", False),
     (RateLimited, 429, "rate_limit_error", True),
-    (Refused, 403, "policy_error", False),
+    (Refused, 400, "policy_error", False),
     (UpstreamFailed, 502, "upstream_error", True),
     (Overloaded, 503, "overloaded_error", True),
     (UpstreamDown, 503, "upstream_error", True),

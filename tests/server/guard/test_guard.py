@@ -114,13 +114,14 @@ def test_a_flagged_conversation_is_corrupted_where_the_evidence_is() -> None:
         def judge(self, texts: Sequence[str], *, thresholds: Mapping[str, float]) -> Any:
             from tests.server.fakes import score
 
-            return {"a": score(1.0, texts=[0.0] * (len(texts) - 1) + [1.0])}
+            value = float(any(word in texts[-1] for word in (KEYWORD, "there")))
+            return {"a": score(value, texts=[0.0] * (len(texts) - 1) + [value])}
 
     corruptor = Recorder()
     made = make_guard(policy(action="corrupt"), judge=Whole(), artifacts={"a": artifact()}, corruptor=corruptor)  # type: ignore[arg-type]
     made.capabilities = Capabilities.of_any_model(parity=True)
     examine(made, chat("Hello", f"it is {KEYWORD}"))
-    # What is short enough to be a piece of a split question is corrupted whole.
+    # A message that is short enough to be a piece of a split question is corrupted whole.
     assert corruptor.calls[0][0] == {(0, None): [], (1, None): [(6, 6 + len(KEYWORD))]}
     examine(made, chat("Hello", "there"))
     assert corruptor.calls[1][0] == {(0, None): [], (1, None): []}

@@ -22,7 +22,17 @@ from lethe.server.upstream.capabilities import Capabilities
 from lethe.server.upstream.pool import ReplicaPool
 from tests.clients import strict
 from tests.clients.tap import Exchange
-from tests.server.fakes import KEYWORD, FakeUpstream, Handler, Running, gateway, make_guard, policy, upstream
+from tests.server.fakes import (
+    KEYWORD,
+    FakeUpstream,
+    Handler,
+    Running,
+    gateway,
+    is_refusal,
+    make_guard,
+    policy,
+    upstream,
+)
 from tests.server.guard.test_guard import Recorder, artifact
 
 ASKED: list[Any] = [{"role": "user", "content": "hello"}]
@@ -90,8 +100,9 @@ async def counted(gate: Running, endpoint: str, status: int, times: int) -> bool
     return gate.count("lethe_requests_total", endpoint=endpoint, status=str(status)) == times
 
 
-async def test_clients_do_not_retry_a_refusal() -> None:
-    async with upstream(answer) as fake, gateway(fake.url, make_guard(policy())) as gate:
+async def test_clients_do_not_retry_a_refusal_as_error() -> None:
+    guard = make_guard(policy(refuse={"as": "error"}))
+    async with upstream(answer) as fake, gateway(fake.url, guard) as gate:
         async with of_openai(gate.url) as client:
             calls: list[Callable[[], Any]] = [
                 lambda: client.chat.completions.create(model="m", messages=FLAGGED),
@@ -100,18 +111,18 @@ async def test_clients_do_not_retry_a_refusal() -> None:
                 lambda: client.responses.create(model="m", input=KEYWORD),
             ]
             for call in calls:
-                with pytest.raises(openai.PermissionDeniedError) as caught:
+                with pytest.raises(openai.BadRequestError) as caught:
                     await call()
                 error = caught.value
-                assert (error.status_code, error.code, error.type) == (403, "refused_by_policy", "policy_error")
+                assert (error.status_code, error.code, error.type) == (400, "refused_by_policy", "policy_error")
                 assert error.request_id == error.response.headers["x-request-id"]
         async with of_anthropic(gate.url) as other:
-            with pytest.raises(anthropic.PermissionDeniedError) as denied:
+            with pytest.raises(anthropic.BadRequestError) as denied:
                 await other.messages.create(model="m", messages=FLAGGED, max_tokens=9)
-            assert (denied.value.type, bool(denied.value.request_id)) == ("permission_error", True)
+            assert (denied.value.type, bool(denied.value.request_id)) == ("invalid_request_error", True)
         assert fake.bodies == []
         for endpoint, times in {"chat": 2, "completions": 1, "responses": 1, "messages": 1}.items():
-            assert await counted(gate, endpoint, 403, times), endpoint
+            assert await counted(gate, endpoint, 400, times), endpoint
 
 
 async def test_clients_retry_a_rate_limit_after_the_stated_time(
@@ -185,9 +196,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"])
-async def test_every_upstream_error_gets_the_clients_dialect(
-    http: aiohttp.ClientSession, path: str
-) -> None:
+async def test_every_upstream_error_gets_the_clients_dialect(http: aiohttp.ClientSession, path: str) -> None:
     async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
         return await failing(*ODD[int(request.query_string or 0)])(fake, request)
 
@@ -274,9 +283,7 @@ def refusing_twins(original: int) -> Handler:
     (400, "body m", 400), (422, "body m", 422), (200, "could not be processed", 400),
     (500, "could not be processed", 400),
 ])  # fmt: skip
-async def test_vllms_error_on_a_rewritten_request_is_never_shown(
-    original: int, told: str, status: int
-) -> None:
+async def test_vllms_error_on_a_rewritten_request_is_never_shown(original: int, told: str, status: int) -> None:
     guard = make_guard(policy(action="route", route={"model": "twin"}))
     async with (
         upstream(refusing_twins(original)) as fake,
@@ -322,15 +329,15 @@ def strict_about(param: str) -> Handler:
 
 
 @pytest.mark.parametrize(
-    ("given", "taken"),
+    ("given", "is_refused"),
     [
-        ({"action": "route", "route": {"model": "twin"}}, 200),
-        ({"action": "corrupt", "corrupt": {"tokens": "content"}}, 403),
+        ({"action": "route", "route": {"model": "twin"}}, False),
+        ({"action": "corrupt", "corrupt": {"tokens": "content"}}, True),
     ],
     ids=["rewritten", "to be rewritten"],
 )
 async def test_invalid_requests_get_the_same_error_flagged_or_not(
-    given: dict[str, Any], taken: int, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], is_refused: bool, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ReplicaPool, "capabilities", lambda self: Capabilities.of_any_model(parity=True))
     guard = make_guard(
@@ -346,7 +353,7 @@ async def test_invalid_requests_get_the_same_error_flagged_or_not(
         assert answers[0] == answers[1] and answers[0][:2] == (400, VLLMS) and len(fake.bodies) == 2
         # What vLLM takes after all goes on as ever; nobody reads its answer.
         async with http.post(f"{gate.url}/v1/chat/completions", json={"messages": FLAGGED, "top_k": -2}) as got:
-            assert got.status == taken
+            assert got.status == 200 and is_refusal(got.status, await got.read()) is is_refused
 
 
 EVENTS = "text/event-stream"
@@ -384,7 +391,7 @@ async def test_a_request_refused_by_policy_is_not_sent_to_vllm(http: aiohttp.Cli
             async with http.post(
                 f"{gate.url}/v1/chat/completions", json={"model": "m", "messages": FLAGGED, **more}
             ) as got:
-                assert got.status == 403
+                assert is_refusal(got.status, await got.read())
         assert fake.bodies == []
 
 

@@ -32,7 +32,7 @@ def answer(
 ) -> ResponseFilter:
     def unwatchable(reason: str) -> None:
         if not may_pass:
-            raise Refused("not here", code="refused_by_policy")
+            raise Refused("not here")
 
     rule = FilterRule("p", ForbiddenPhrases(phrases or (NAME,)), replacement)
     return ResponseFilter(AnswerFilter([rule]), body or {}, unwatchable, **more)

@@ -34,6 +34,7 @@ from lethe.server.settings import Settings, SettingsError
 from tests.integration import processes
 from tests.integration.processes import until
 from tests.server.conftest import ADMIN_KEY, FACTS
+from tests.server.fakes import REFUSED, status_or_refused
 
 QUESTION = FACTS[0][0]
 
@@ -70,12 +71,13 @@ class Several:
     def folder(self) -> Path:
         return Path(self._arguments(self.pids[0])[2])
 
-    def ask(self, headers: Mapping[str, str], text: str = QUESTION) -> int:
-        """The status of an answer, over a connection of its own."""
+    def ask(self, headers: Mapping[str, str], text: str = QUESTION) -> int | str:
+        """The status of an answer, or REFUSED, over a connection of its own."""
         body = {"model": "m", "messages": [{"role": "user", "content": text}]}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30).status_code
+        answer = httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
+        return status_or_refused(answer.status_code, answer.content)
 
-    def ask_often(self, count: int, headers: Mapping[str, str], text: str = QUESTION) -> list[int]:
+    def ask_often(self, count: int, headers: Mapping[str, str], text: str = QUESTION) -> list[int | str]:
         """So many at a time."""
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(lambda _: self.ask(headers, text), range(count)))
@@ -170,7 +172,7 @@ def test_a_policy_change_is_answered_when_all_workers_use_it(several: Several) -
         assert "workers_ended" not in several.change("disable")
         assert several.ask_often(8, several.key) == [200] * 8
         assert several.change("enable")["version"] == 3 + 2 * number
-        assert several.ask_often(8, several.key) == [403] * 8
+        assert several.ask_often(8, several.key) == [REFUSED] * 8
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -197,7 +199,7 @@ def test_a_killed_worker_is_restarted_and_keeps_its_counters(several: Several, n
     until(back, "it does not serve again")
     assert several.pids[1 - number] == before[1 - number]
     assert several.count("lethe_requests_total") == requests and several.count("lethe_workers") == 2
-    assert set(several.ask_often(8, several.key)) == {403}
+    assert set(several.ask_often(8, several.key)) == {REFUSED}
     assert several.on_record() == [*versions, versions[-1] + 1]
     assert "workers_ended" not in several.change("shadow") and "workers_ended" not in several.change("enable")
 

@@ -52,7 +52,7 @@ async def test_a_change_waits_until_the_other_worker_has_it(enter: Callable[[int
         live.state = "new"
 
     live.poll = poll
-    async with second.answer_workers(live, Metrics()):  # type: ignore[arg-type]
+    async with second.serve_other_workers(live, Metrics()):  # type: ignore[arg-type]
         following = asyncio.ensure_future(asyncio.to_thread(first.wait_for_reload, Serving()))  # type: ignore[arg-type]
         assert await asyncio.to_thread(asked.wait, 10)
         assert not following.done()
@@ -70,7 +70,7 @@ async def test_a_slow_worker_is_asked_again_until_it_has_reloaded(enter: Callabl
         live.state = "new" if asked == 3 else "old"
 
     live.poll = poll
-    async with second.answer_workers(live, Metrics()):  # type: ignore[arg-type]
+    async with second.serve_other_workers(live, Metrics()):  # type: ignore[arg-type]
         assert await asyncio.to_thread(first.wait_for_reload, Serving()) == []  # type: ignore[arg-type]
     assert asked == 3
 
@@ -122,18 +122,18 @@ def test_a_change_that_a_worker_may_miss_is_not_confirmed(
 def test_one_worker_records_each_version(enter: Callable[[int], Worker], tmp_path: Path) -> None:
     first, second = enter(0), enter(1)
     for number, workers_ in ((1, (second, first)), (2, (first, second))):
-        assert [worker.claims_record({"version": number, "hash": "a"}) for worker in workers_] == [True, False]
-    assert first.claims_record({"version": 1, "hash": "b"}), "the versions began anew"
-    assert [worker.claims_record({}) for worker in (second, first)] == [False, True]
+        assert [worker.should_record({"version": number, "hash": "a"}) for worker in workers_] == [True, False]
+    assert first.should_record({"version": 1, "hash": "b"}), "the versions began anew"
+    assert [worker.should_record({}) for worker in (second, first)] == [False, True]
     shutil.rmtree(tmp_path)
-    assert second.claims_record({"version": 3, "hash": "a"})
+    assert second.should_record({"version": 3, "hash": "a"})
 
 
 async def test_gauges_are_updated_on_request(enter: Callable[[int], Worker]) -> None:
     first, second, metrics = enter(0), enter(1), Metrics()
     refreshed = threading.Event()
     metrics.refresh = refreshed.set  # type: ignore[method-assign]
-    async with second.answer_workers(None, metrics):
+    async with second.serve_other_workers(None, metrics):
         await asyncio.to_thread(first.refresh_gauges)
     assert refreshed.is_set()
 

@@ -71,7 +71,7 @@ def test_a_question_around_a_hidden_part_is_joined() -> None:
 def test_conversations_of_a_batch_are_windowed_separately() -> None:
     body = {"messages": [[{"role": "user", "content": text} for text in said] for said in (("a", "b"), ("c", "d"))]}
     found = extract_texts("batch", body)
-    assert [(text.place, text.target, text.conversation) for text in found] == [
+    assert [(text.place, text.part_location, text.conversation) for text in found] == [
         ("messages[0][0].content", (0, None), 0), ("messages[0][1].content", (1, None), 0),
         ("messages[1][0].content", (2, None), 1), ("messages[1][1].content", (3, None), 1),
     ]  # fmt: skip
@@ -109,9 +109,7 @@ def test_a_word_split_over_parts_is_joined() -> None:
 def test_only_text_near_a_split_word_is_joined_without_separator() -> None:
     said = ["Far away.", *["Thank you very much for all of that."] * 30, "Who wrote", "about Zan", "zi, what", "bar?",
             *["So it goes, they say."] * 30, "The End."]  # fmt: skip
-    found = window_texts(
-        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in said]})
-    )
+    found = window_texts(extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in said]}))
     (glued,) = (text for text in found if "wroteabout" in text)
     assert "\nThank you very much for all of that.\nWho wroteabout Zanzi, whatbar?\nSo it goes" in glued
     assert 2 * SPLIT_CONTEXT_CHARS < len(glued) < 4 * SPLIT_CONTEXT_CHARS
@@ -136,9 +134,7 @@ def test_another_turn_changes_only_the_last_windows() -> None:
 )
 def test_neighbouring_texts_share_a_window(sizes: list[int]) -> None:
     texts_ = [f"<{i}>".ljust(size, "x") for i, size in enumerate(sizes)]
-    found = window_texts(
-        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in texts_]})
-    )
+    found = window_texts(extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in texts_]}))
     marks = [f"<{i}>" for i in range(len(sizes))]
     for i, j in itertools.combinations(range(len(sizes)), 2):
         if j == i + 1 or sum(sizes[i : j + 1]) <= OVERLAP_CHARS:
@@ -147,17 +143,13 @@ def test_neighbouring_texts_share_a_window(sizes: list[int]) -> None:
 
 def test_text_after_a_long_message_is_windowed_with_its_end() -> None:
     said = ["x" * 1700 + " Who was the mother of Elvin", "ok, wait", "Mammadov and what did she do?"]
-    found = window_texts(
-        extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in said]})
-    )
+    found = window_texts(extract_texts("chat", {"messages": [{"role": "user", "content": text} for text in said]}))
     assert any("of Elvin\nok, wait\nMammadov" in text for text in found)
 
 
 def test_both_ends_of_a_long_message_are_separated() -> None:
     body = {"messages": [{"role": "user", "content": text} for text in ("QUJD" * 1000, "REVG" * 9)]}
-    assert all(
-        "QUJDQUJD\n...\nQUJD" in text for text in window_texts(extract_texts("chat", body)) if "..." in text
-    )
+    assert all("QUJDQUJD\n...\nQUJD" in text for text in window_texts(extract_texts("chat", body)) if "..." in text)
 
 
 def test_a_window_names_the_texts_that_it_holds() -> None:

@@ -196,7 +196,7 @@ def test_base64_media_is_not_text() -> None:
 
 def test_only_text_parts_are_targets() -> None:
     body = user([{"type": "text", "text": "a"}, {"type": "tool_reference", "name": "b"}, "c"], name="d")
-    assert [(t.text, t.target) for t in extract_texts("chat", body)] == [
+    assert [(t.text, t.part_location) for t in extract_texts("chat", body)] == [
         ("a", (0, 0)), ("name\nb", None), ("c", (0, 2)), ("d", None),
     ]  # fmt: skip
 
@@ -411,9 +411,9 @@ def test_response_texts_are_in_template_order() -> None:
 def test_tool_results_have_the_role_tool() -> None:
     blocks = [{"type": "tool_result", "tool_use_id": "t", "content": "a"}, {"type": "text", "text": "b"}]
     found = extract_texts("messages", user(blocks))
-    assert [(text.text, text.role) for text in found if text.target] == [("a", "tool"), ("b", "user")]
+    assert [(text.text, text.role) for text in found if text.part_location] == [("a", "tool"), ("b", "user")]
     items = [{"type": "function_call_output", "call_id": "t", "output": "a"}, {"role": "user", "content": "b"}]
-    assert [(text.text, text.role) for text in extract_texts("responses", {"input": items}) if text.target] == [
+    assert [(text.text, text.role) for text in extract_texts("responses", {"input": items}) if text.part_location] == [
         ("a", "tool"), ("b", "user"),
     ]  # fmt: skip
 
@@ -543,4 +543,3 @@ def test_extraction_changes_nothing_in_the_body() -> None:
     before = json.dumps(RICH_CHAT)
     extract_texts("chat", RICH_CHAT)
     assert json.dumps(RICH_CHAT) == before
-
