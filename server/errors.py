@@ -2,6 +2,7 @@
 
     GatewayError
     ├── BadRequest        400  invalid fields, JSON or sizes
+    ├── Refused           400  a policy refused the request, and says `refuse.as: error`
     ├── Unauthorized      401  missing or unknown API key
     ├── NotFound          404  unknown route, or a model that the key may not use
     ├── TooSlow           408  the request did not arrive in time
@@ -9,7 +10,6 @@
     │   ├── UrlTooLong    414
     │   └── HeadTooLarge  431  URL and headers exceed their limit
     ├── RateLimited       429  the key's limits are reached
-    ├── Refused           403  a policy refused the request
     ├── UpstreamFailed    502  vLLM can't be reached, or closed the connection too early
     ├── Overloaded        503  the gateway's limits are reached
     ├── UpstreamDown      503  no available replica can answer
@@ -106,8 +106,19 @@ class RateLimited(GatewayError):
 
 
 class Refused(GatewayError):
-    status = 403
+    """A policy refused the request. as_answer: the client gets an ordinary answer that says so, not an error.
+
+    400 and not 403, which agents read as a broken login, and retry.
+    """
+
+    status = 400
     kind = "policy_error"
+
+    def __init__(
+        self, message: str, *, as_answer: bool = False, param: str | None = None, code: str = "refused_by_policy"
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.as_answer = as_answer
 
 
 class UpstreamFailed(GatewayError):

@@ -8,8 +8,9 @@ from starlette.types import Scope, Send
 
 from lethe.server import errors
 from lethe.server.admission.api_keys import Key
-from lethe.server.errors import GatewayError
+from lethe.server.errors import GatewayError, Refused
 from lethe.server.http.deadlines import Deadlines
+from lethe.server.http.refusal_answer import RefusalAnswer
 from lethe.server.requests.fields import Endpoint
 
 Headers = list[tuple[bytes, bytes]]
@@ -66,7 +67,8 @@ class ResponseWriter:
 
     status: the HTTP status; 0 until the response has begun. streamed: the body is a stream of events. last_numbered:
     the last piece that was sent with a sequence number in it. debug_headers: what a trusted key may see of the
-    verdict. error: what the request failed with.
+    verdict. error: what the request failed with. refusal_answer: the answer to a request that a policy refuses; None
+    before the request was read.
     """
 
     def __init__(self, request: RequestContext, send: Send) -> None:
@@ -77,6 +79,7 @@ class ResponseWriter:
         self.last_numbered = b""
         self.debug_headers: Headers = []
         self.error: GatewayError | None = None
+        self.refusal_answer: RefusalAnswer | None = None
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers, with the request's id if `headers` has none."""
@@ -101,8 +104,14 @@ class ResponseWriter:
         await self.end(payload)
 
     async def fail(self, error: GatewayError) -> None:
-        """Answer with an error body in the client's dialect, or end a stream that has begun with an error event."""
+        """Answer with an error body in the client's dialect, or end a stream that has begun with an error event.
+
+        A refusal that the policy wants as an answer is one, where nothing of another answer was sent.
+        """
         self.error = self.error or error
+        if isinstance(error, Refused) and error.as_answer and self.refusal_answer is not None and self.status == 0:
+            await self._refuse(self.refusal_answer, error.message)
+            return
         path, request_id = self._request.path, self._request.request_id
         if self.status == 0:
             headers, payload = errors.error_response(error, path, request_id)
@@ -113,6 +122,14 @@ class ResponseWriter:
         else:
             # A part of a whole body is sent: only a broken connection tells the client that it is not complete.
             raise error
+
+    async def _refuse(self, answer: RefusalAnswer, message: str) -> None:
+        if not answer.streamed:
+            await self.send_json(answer.whole(message))
+            return
+        self.streamed = True
+        await self.start(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
+        await self.end(answer.stream(message))
 
 
 @dataclass(frozen=True, eq=False)

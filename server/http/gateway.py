@@ -41,6 +41,7 @@ from lethe.server.http.original_request import (
     rejection_of_original,
     send_error,
 )
+from lethe.server.http.refusal_answer import RefusalAnswer, has_refusal_answer
 from lethe.server.http.relay import relay, relay_filtered, without_compression
 from lethe.server.http.upstream_request import UpstreamRequest, planned_request
 from lethe.server.http.worker_thread import INLINE_BYTES, WorkerThread
@@ -85,6 +86,7 @@ class Gateway:
             max_waiting=settings.judge_queue,
             wait_s=settings.judge_wait_s,
             timeout_s=settings.judge_timeout_s,
+            cpu_s=settings.judge_cpu_s,
             metrics=metrics,
         )
         self._worker_thread = WorkerThread()
@@ -182,16 +184,32 @@ class Gateway:
         if request.endpoint in RELAYED or not guard.policies_for(request.model):
             await self._forward(exchange, UpstreamRequest(raw, request.model, affinity))
             return
+        if has_refusal_answer(request.endpoint):
+            exchange.response.refusal_answer = RefusalAnswer(request.endpoint, request.body)
+        # Before the guard: where no replica can answer, a flagged request must look like any other, and a guard that
+        # needs a replica must not seem to fail.
+        self._check_available(request)
         decision = await self._decide(exchange, guard, request, len(raw))
         original = OriginalRequest(request.model, raw, affinity)
         if refusal := await self._vllm_rejection(exchange, request, decision, original):
             await send_error(exchange, refusal)
             return
         match decision.result:
+            case Reply(error) if error.as_answer and request.endpoint == "count_tokens":
+                # Its only answer is a number, which tells about the client's own text.
+                await self._forward(exchange, UpstreamRequest(raw, request.model, affinity))
             case Reply(error):
                 raise error
             case Forward() as result:
                 await self._forward(exchange, planned_request(guard, request, result, original))
+
+    def _check_available(self, request: ParsedRequest) -> None:
+        """Raises UpstreamDown where no replica in service serves the model."""
+        try:
+            self._pool.check_available(request.model)
+        except GatewayError as error:
+            self._metrics.upstream_errors.labels(error.code).inc()
+            raise
 
     async def _parse_request(self, exchange: Exchange, raw: bytes, endpoint: Endpoint) -> tuple[Guard, ParsedRequest]:
         """The guard that judges this request, and the request with its texts. Raises GatewayError."""
@@ -231,11 +249,9 @@ class Gateway:
             characters = sum(len(text) for text in request.texts)
             return await self._judge_executor.run(partial(guard.decide, request, capabilities), size=characters)
         except Overloaded:
-            # Always 503. If overload counted as a failure of the guard, a flood of requests could switch off a guard
-            # whose policies say `on_failure: pass`.
+            # Always 503, also where judging itself was too slow. If overload counted as a failure of the guard, a flood
+            # of requests could switch off a guard whose policies say `on_failure: pass`.
             raise
-        except TimeoutError:
-            reason = "judging took too long"
         except Exception as error:
             reason = f"judging failed: {type(error).__name__}"
             log.exception("judging request %s failed", exchange.context.request_id)

@@ -26,7 +26,7 @@ Action = Literal["corrupt", "penalize", "both", "refuse", "route", "watch", "pas
 # YAML 1.1 reads the bare word off as false.
 Mode = Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
 
-# In characters: a choice; longer text in place of a phrase would be an answer of the operator's own.
+# In characters. Chosen: longer text in place of a phrase would be an answer of the operator's own.
 MAX_REPLACEMENT_CHARS = 200
 # The number of nearest items that a score keeps (`classifier/judge.py`).
 MAX_PENALIZED_ITEMS = 8
@@ -117,6 +117,13 @@ class Penalize(_PolicyPart):
 class Refuse(_PolicyPart):
     """How a refusal reads."""
 
+    form: Literal["answer", "error"] = Field(
+        default="answer",
+        alias="as",
+        description="`answer`: status 200 and an ordinary answer that says `message` and ends as the API says of a "
+        "refusal: `finish_reason: content_filter`, a `refusal` part (responses) or `stop_reason: refusal` (messages); "
+        "streamed if the client wants a stream. `error`: status 400, code `refused_by_policy`, never retried.",
+    )
     message: str = Field(
         default="This request can't be answered here.",
         min_length=1,
@@ -186,8 +193,8 @@ class Policy(_PolicyPart):
     )
     action: Literal["corrupt", "penalize", "both", "refuse", "route", "watch"] = Field(
         description="What happens to a flagged request. `corrupt`: replace embeddings of the prompt (ECO). "
-        "`penalize`: forbid phrases while decoding (GUARD). `both`: corrupt and penalize. `refuse`: answer with 403. "
-        "`route`: another model answers. `watch`: filter the response."
+        "`penalize`: forbid phrases while decoding (GUARD). `both`: corrupt and penalize. `refuse`: answer in "
+        "the model's place. `route`: another model answers. `watch`: filter the response."
     )
     threshold: Threshold = Field(
         default=Threshold(miss_rate=0.01), description="The forget score from which a request is flagged."

@@ -1,7 +1,7 @@
 """The replica pool: which replica answers a request, and the checks of all replicas every few seconds.
 
-A request goes to a replica that serves its model and covers its needs; among those to the one that has served its
-conversation before (its prefix cache is warm), unless that one is clearly busier than another.
+A request goes to a replica that serves its model and covers its needs; among those to the one that its conversation
+hashes to (whose prefix cache is warm), unless that one is clearly busier than another.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from lethe.server.upstream.replica import NOT_SENT_CODES, Replica, Requirements
 log = logging.getLogger("lethe.upstream")
 
 # A conversation leaves its replica when that one has more than MAX_LOAD_RATIO times the requests of the idlest replica
-# plus MAX_LOAD_EXCESS. A choice: a cached prefix saves less than a doubled queue costs.
+# plus MAX_LOAD_EXCESS. Chosen: a cached prefix saves less than a doubled queue costs.
 MAX_LOAD_RATIO, MAX_LOAD_EXCESS = 2, 4
-# Shortest pause between two checks of one replica, in seconds, also when failures trigger them. A choice.
+# Shortest pause between two checks of one replica, in seconds, also when failures trigger them. Chosen, not measured.
 MIN_CHECK_INTERVAL_S = 0.25
-# Characters of a plain-text prompt that identify its conversation. A choice.
+# Characters of a plain-text prompt that identify its conversation. Chosen, not measured.
 PREFIX_CHARS = 1_024
 # Bytes of the digest that identifies a conversation: collisions are harmless.
 DIGEST_BYTES = 16
-# Smallest value of retry-after, in seconds, when no replica can answer. A choice.
+# Smallest value of retry-after, in seconds, when no replica can answer. Chosen, not measured.
 MIN_RETRY_AFTER_S = 1.0
 
 
@@ -153,6 +153,19 @@ class ReplicaPool:
         capable = zip(self.replicas, self.capabilities().usable(model, needs), strict=True)
         return [replica for replica, usable in capable if usable and replica not in tried]
 
+    def check_available(self, model: Any) -> None:
+        """Raises UpstreamDown when no replica in service serves the model, whatever else a request needs."""
+        if not self.capabilities().covers(model, NO_NEEDS):
+            raise self._no_replica()
+
+    def _no_replica(self) -> UpstreamDown:
+        waits = [replica.ejection_left_s for replica in self.replicas]
+        return UpstreamDown(
+            "no model server can answer this request now",
+            code="no_replica",
+            retry_after_s=max(MIN_RETRY_AFTER_S, min(waits)),
+        )
+
     def _choose(self, model: Any, affinity: bytes | None, needs: Needs, tried: Sequence[Replica]) -> Replica:
         """The replica that answers. Raises UpstreamDown when no available one covers the needs."""
         if len(self.replicas) == 1 and not tried:
@@ -164,12 +177,7 @@ class ReplicaPool:
         # An ejected replica is better than none: it is up, and clients may have caused its failures.
         usable = [replica for replica in usable if not replica.ejected] or usable
         if not usable:
-            waits = [replica.ejection_left_s for replica in self.replicas]
-            raise UpstreamDown(
-                "no model server can answer this request now",
-                code="no_replica",
-                retry_after_s=max(MIN_RETRY_AFTER_S, min(waits)),
-            )
+            raise self._no_replica()
         min_in_flight = min(replica.in_flight for replica in usable)
         if affinity is None:
             return random.choice([replica for replica in usable if replica.in_flight == min_in_flight])

@@ -29,7 +29,9 @@ async def echo(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
 
 
 def guard() -> Guard:
-    policies = [policy(name=action, action=action, models=[action]) for action in ACTIONS]
+    # Refusals as errors: their code tells them from an answer of upstream.
+    refuse = {"as": "error"}
+    policies = [policy(name=action, action=action, models=[action], refuse=refuse) for action in ACTIONS]
     made = make_guard(*policies, artifacts={"a": artifact()}, corruptor=Recorder())
     made.can = lambda model, needs: True
     return made

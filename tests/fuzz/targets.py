@@ -315,4 +315,3 @@ SEEDS: dict[str, list[bytes]] = {
         b"mlohdrav ", b"aaaab",
     ],
 }  # fmt: skip
-

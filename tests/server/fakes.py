@@ -32,8 +32,9 @@ KEYWORD = "zanzibar"
 def score(value: float, *, texts: Sequence[float] = (), asked: tuple[tuple[int, ...], ...] = ((0,),)) -> Score:
     """A score of `value`; `texts` are the single texts' scores."""
     return Score(
-        score=value, text=0, view="raw", window=(0, 1), words_logit=0.0, embedding_logit=0.0, cosine=0.0, decided_by="lexical",
-        text_scores=tuple(texts) or (value,), window_items=asked, characters_seen=1, characters_present=1, windows=1,
+        score=value, text=0, view="raw", window=(0, 1), words_logit=0.0, embedding_logit=0.0, cosine=0.0,
+        decided_by="lexical", text_scores=tuple(texts) or (value,), window_items=asked, characters_seen=1,
+        characters_present=1, windows=1,
     )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def of_anthropic(url: str, **more: Any) -> anthropic.AsyncAnthropic:
 
 
 async def counted(gate: Running, endpoint: str, status: int, times: int) -> bool:
-    """Whether so many requests are answered so. They are counted once their answer is out, so not at once."""
+    """Whether this number of requests was counted. A request is counted after its response is sent, so wait for it."""
     for _ in range(100):
         if gate.count("lethe_requests_total", endpoint=endpoint, status=str(status)) >= times:
             break

@@ -51,12 +51,15 @@ async def test_openai_clients_read_a_refusal(reason: str) -> None:
                 (0, "content_filter", MESSAGE), (1, "content_filter", MESSAGE)]  # fmt: skip
             assert chat.choices[0].message.refusal == MESSAGE and chat.model == "m"
             assert chat.usage is not None and chat.usage.total_tokens == 0
-            async with client.chat.completions.stream(
-                model="m", messages=FLAGGED, stream_options={"include_usage": True}
-            ) as stream:
-                final = await stream.get_final_completion()
-            assert (final.choices[0].message.content, final.choices[0].message.refusal) == (MESSAGE, MESSAGE)
-            assert final.choices[0].finish_reason == "content_filter" and final.usage is not None
+            options: Any = {"include_usage": True}
+            stream = await client.chat.completions.create(
+                model="m", messages=FLAGGED, stream=True, stream_options=options
+            )
+            chunks = [chunk async for chunk in stream]
+            deltas = [chunk.choices[0].delta for chunk in chunks[:-1]]
+            assert "".join(delta.content or "" for delta in deltas) == MESSAGE
+            assert "".join(delta.refusal or "" for delta in deltas) == MESSAGE
+            assert chunks[-2].choices[0].finish_reason == "content_filter" and chunks[-1].usage is not None
             text = await client.completions.create(model="m", prompt=[KEYWORD, "hello"])
             assert [(c.text, c.finish_reason) for c in text.choices] == [(MESSAGE, "content_filter")] * 2
             answer = await client.responses.create(model="m", input=KEYWORD)
