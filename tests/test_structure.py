@@ -15,6 +15,26 @@ PACKAGES = ("server", "classifier", "corruption")
 
 # Modules without a test file of their own name, and where they are tested instead.
 TESTED_ELSEWHERE = {
+    "server/guard/copy_limits": "through guard/guard",
+    "server/guard/corrupt": "through guard/guard",
+    "server/guard/decision": "through guard/guard",
+    "server/guard/parsed_request": "through guard/guard",
+    "server/guard/penalize": "through guard/guard",
+    "server/guard/route": "through guard/guard",
+    "server/guard/forget_answers": "through guard/guard",
+    "server/http/worker_thread": "through http/gateway",
+    "server/http/exchange": "through http/gateway",
+    "server/http/body_reader": "through http/gateway",
+    "server/http/relay": "through http/gateway",
+    "server/http/audit_records": "through http/gateway",
+    "server/http/original_request": "through http/gateway",
+    "server/http/model_list": "through http/gateway",
+    "server/http/upstream_request": "through http/gateway",
+    "server/output/dialect": "through output/filter",
+    "server/output/completions": "through output/filter",
+    "server/output/responses": "through output/filter",
+    "server/output/messages": "through output/filter",
+    "server/output/text_filter": "through output/filter",
     "server/cli/doctor": "needs a running vLLM: tests/integration",
     "server/cli/__main__": "calls cli/main",
     "server/http/application": "routes of the public port, through app",
@@ -110,6 +130,13 @@ def imported(path: Path) -> set[str]:
 def test_vllm_is_imported_in_the_plugin_only() -> None:
     found = [str(path.relative_to(ROOT)) for path in sources() if "vllm" in imported(path)]
     assert found == ["corruption/vllm_plugin.py"]
+
+
+def test_only_the_encoder_package_imports_onnx_runtime() -> None:
+    # Its __init__ switches off that library's telemetry, which is too late after the import.
+    paths = [path for folder in (*PACKAGES, "evaluation", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    found = {path.parent.relative_to(ROOT).as_posix() for path in paths if "onnxruntime" in imported(path)}
+    assert found == {"classifier/encoder"}
 
 
 def test_pyproject_lists_every_package() -> None:
