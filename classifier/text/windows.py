@@ -141,7 +141,7 @@ def _unit_spans(text: str) -> list[tuple[int, int]]:
 def _quotes(text: str, count: int) -> list[UnitRange]:
     """Return the ranges of units between neighbouring quotation marks, of any kind, without one that is all the text.
 
-    count: of the text's units.
+    count: the number of the text's units.
     """
     quotes = [match.span(1) for match in _QUOTE.finditer(text)] if _QUOTE_MARK.search(text) else []
     if not quotes:
@@ -193,3 +193,9 @@ def _sentences(text: str, units: Sequence[str]) -> list[UnitRange]:
     if len(edges) > 1 and len(units) - edges[-1] < MIN_NARROW_UNITS:
         edges.pop()
     return list(pairwise([*edges, len(units)]))
+
+
+def text_chunks(text: str, encoder: Encoder) -> list[str]:
+    """The windows of a text, as requests are cut into them; the whole text first when the encoder can read it."""
+    cover = cover_with_windows(text, encoder)
+    return [cover.text(window) for window in cover.windows]

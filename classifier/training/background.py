@@ -75,7 +75,7 @@ def write_shipped_embeddings(path: Path = EMBEDDINGS) -> int:
     The embeddings are float32, so that a fit gives the same bits with and without the file.
     """
     from lethe.classifier.encoder.load import load_encoder
-    from lethe.classifier.training.rows import text_chunks
+    from lethe.classifier.text.windows import text_chunks
 
     encoder = load_encoder(threads=2)
     texts = list(dict.fromkeys(chunk for prompt in background_prompts() for chunk in text_chunks(prompt, encoder)))

@@ -19,22 +19,23 @@ from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.index.allowlist import canonical_wording
 from lethe.classifier.records import Record
 from lethe.classifier.text.vocabulary import FUNCTION_WORDS
-from lethe.classifier.text.windows import cover_with_windows
+from lethe.classifier.text.windows import cover_with_windows, text_chunks
 from lethe.classifier.training.background import background_prompts as background_prompts
 from lethe.classifier.training.paraphrase import reword
 from lethe.classifier.training.prompt_wrappers import wrap_prompt
 
-# Folds of the cross-validation. A choice: each model sees three quarters of the rows, for five trainings in all.
+# Folds of the cross-validation. Chosen: each model sees three quarters of the rows, for five trainings in all.
 FOLDS = 4
 # The fold of rows that all models are trained on.
 ALWAYS = -1
 # Rewordings of all forget texts together: 1,600 calibration scores are enough for a miss rate of 1/1,601.
 REWORDINGS_TOTAL = 1600
-# Rewordings of each forget text at least, if there are many texts: in different folds. A choice.
+# Rewordings of each forget text at least, if there are many texts: in different folds. Chosen, not measured.
 MIN_REWORDINGS = 3
-# Rewordings of each forget text at most, if there are few: the rules give hardly more distinct ones. A choice.
+# Rewordings of each forget text at most, if there are few: the rules give hardly more distinct ones. Chosen, not
+# measured.
 MAX_REWORDINGS = 120
-# Retain rows at most, drawn at random from more: bounds the time and memory of a fit. A choice.
+# Retain rows at most, drawn at random from more: bounds the time and memory of a fit. Chosen, not measured.
 MAX_RETAIN_ROWS = 8000
 # Forget items that are reworded: of more, this many are drawn at random. All items are in the index. Measured with
 # benchmarks/many_prompts.py (docs/benchmarks/2026-11-21-judging.md).
@@ -42,17 +43,17 @@ MAX_REWORDED_ITEMS = 8000
 # With more forget items than this, the models learn the prompts of the reworded items only. Bounds memory; the same
 # measurement.
 MAX_LEARNED_ITEMS = 100_000
-# Other texts that are reworded too: enough that the marks of rewording alone carry no weight. A choice.
+# Other texts that are reworded too: enough that the marks of rewording alone carry no weight. Chosen, not measured.
 OTHER_REWORDINGS = 300
-# Forget texts, and as many other texts, that are put into prompt wrappers, for the same reason. A choice.
+# Forget texts, and as many other texts, that are put into prompt wrappers, for the same reason. Chosen, not measured.
 WRAPPED_ROWS = 240
-# Decoys: forget texts with other content words. A choice: two for each of 400 items.
+# Decoys: forget texts with other content words. Chosen: two for each of 400 items.
 DECOYS = 800
-# Probability that a content word of a decoy is exchanged. A choice: some words of the item stay.
+# Probability that a content word of a decoy is exchanged. Chosen: some words of the item stay.
 DECOY_EXCHANGE_PROBABILITY = 0.8
-# Weight of a decoy, where a prompt has 1: nobody sends such requests. A choice.
+# Weight of a decoy, where a prompt has 1: nobody sends such requests. Chosen, not measured.
 DECOY_WEIGHT = 0.5
-# Weight of an answer, where a prompt has 1: requests use the words of prompts more often. A choice.
+# Weight of an answer, where a prompt has 1: requests use the words of prompts more often. Chosen, not measured.
 ANSWER_WEIGHT = 0.5
 # Characters that may surround a word without belonging to it.
 PUNCTUATION = "\"'“”‘’(),.?!:;"
@@ -140,12 +141,6 @@ def build_corpus(
 def request_text(record: Record) -> str:
     """The part of a record that a request may resemble: its prompt, or its text."""
     return record.get("prompt") or record["text"]
-
-
-def text_chunks(text: str, encoder: Encoder) -> list[str]:
-    """The windows of a text, as requests are cut into them; the whole text first when the encoder can read it."""
-    cover = cover_with_windows(text, encoder)
-    return [cover.text(window) for window in cover.windows]
 
 
 def forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:

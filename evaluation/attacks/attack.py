@@ -26,7 +26,7 @@ from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.encoder.folders import DEFAULT_ENCODER
 from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.training.background import background_prompts
-from lethe.classifier.training.rows import text_chunks
+from lethe.classifier.text.windows import text_chunks
 from lethe.evaluation.attacks.families import AttackFamily, attack_families
 from lethe.evaluation.attacks.jailbreak_templates import SHIPPED_TEMPLATES, read_template_folder
 from lethe.evaluation.attacks.requests import Filler

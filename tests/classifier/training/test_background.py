@@ -8,7 +8,7 @@ import pytest
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.training import background
 from lethe.classifier.training.background import background_embeddings, background_prompts
-from lethe.classifier.training.rows import text_chunks
+from lethe.classifier.text.windows import text_chunks
 
 
 def chunks(encoder: Encoder) -> list[str]:

@@ -13,15 +13,18 @@ from typing import Any
 
 import pytest
 
+from lethe.classifier.work_limit import check_work
 from lethe.server.errors import Overloaded
 from lethe.server.guard.executor import CHARS_PER_S, LARGE_CHARS, JudgeExecutor
 from lethe.server.observability.metrics import Metrics
 
 
 def judge_executor(
-    threads: int = 1, *, max_waiting: int = 100, wait_s: float = 10, timeout_s: float = 10
+    threads: int = 1, *, max_waiting: int = 100, wait_s: float = 10, timeout_s: float = 10, cpu_s: float = 60
 ) -> JudgeExecutor:
-    return JudgeExecutor(threads, max_waiting=max_waiting, wait_s=wait_s, timeout_s=timeout_s, metrics=Metrics())
+    return JudgeExecutor(
+        threads, max_waiting=max_waiting, wait_s=wait_s, timeout_s=timeout_s, metrics=Metrics(), cpu_s=cpu_s
+    )
 
 
 def blocked(gate: threading.Event, started: threading.Event | None = None) -> Callable[[], str]:
@@ -91,14 +94,105 @@ async def test_cancelled_work_never_runs() -> None:
 async def test_work_over_the_time_limit_keeps_its_thread_until_done() -> None:
     gate = threading.Event()
     executor = judge_executor(timeout_s=0.05)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(Overloaded) as caught:
         await executor.run(blocked(gate), size=1)
+    assert caught.value.code == "judge_timeout" and "LETHE_JUDGE_TIMEOUT_S" in caught.value.message
+    assert caught.value.retry_after_s
     waiting = await submit(executor, lambda: 9)
     await asyncio.sleep(0.02)
     assert not waiting.done()
     gate.set()
     assert await asyncio.wait_for(waiting, 5) == 9
     executor.close()
+
+
+async def test_a_timeout_of_the_work_itself_is_not_overload() -> None:
+    def work() -> None:
+        raise TimeoutError("of something else")
+
+    executor = judge_executor()
+    with pytest.raises(TimeoutError, match="of something else"):
+        await executor.run(work, size=1)
+    executor.close()
+
+
+def spin(seconds: float) -> Callable[[], str]:
+    """Work that uses processor time in short steps."""
+
+    def work() -> str:
+        started = time.thread_time()
+        while time.thread_time() - started < seconds:
+            check_work()
+        return "done"
+
+    return work
+
+
+async def test_work_over_its_processor_time_is_overload_and_frees_its_thread() -> None:
+    executor = judge_executor(cpu_s=0.05)
+    with pytest.raises(Overloaded) as caught:
+        await executor.run(spin(30), size=1)
+    assert caught.value.code == "judge_work_exceeded" and "LETHE_JUDGE_CPU_S" in caught.value.message
+    assert caught.value.retry_after_s
+    assert await asyncio.wait_for(executor.run(lambda: 9, size=1), 5) == 9
+    executor.close()
+
+
+@pytest.mark.parametrize("end", ["timeout", "disconnect"])
+async def test_work_that_nobody_waits_for_stops_at_its_next_step(end: str) -> None:
+    executor = judge_executor(timeout_s=0.1 if end == "timeout" else 60)
+    running = await submit(executor, spin(60))
+    if end == "disconnect":
+        await asyncio.sleep(0.05)
+        running.cancel()
+    with pytest.raises(Overloaded if end == "timeout" else asyncio.CancelledError):
+        await running
+    assert await asyncio.wait_for(executor.run(lambda: 9, size=1), 5) == 9
+    executor.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [100, 10 * LARGE_CHARS])
+async def test_long_work_lets_others_go_first(threads: int, size: int) -> None:
+    executor = judge_executor(threads, timeout_s=60)
+    long = [await submit(executor, spin(2), size=size) for _ in range(threads + 1)]
+    await asyncio.sleep(0.05)
+    for other in (100, LARGE_CHARS):
+        assert await executor.run(lambda: "other", size=other) == "other"
+        assert not any(submitted.done() for submitted in long)
+    assert await asyncio.gather(*long) == ["done"] * (threads + 1)
+    assert (executor._slots.free, executor._slots.waiting, executor._paused) == (threads, 0, set())
+    assert executor._slots._free_for_large == 1
+    executor.close()
+
+
+async def test_pauses_that_end_in_any_way_lose_no_slot() -> None:
+    executor = judge_executor(2, timeout_s=0.7)
+    submitted = [asyncio.ensure_future(executor.run(spin(0.3), size=i % 2 * LARGE_CHARS)) for i in range(12)]
+    await asyncio.sleep(0.3)
+    for i in (1, 4, 7):
+        submitted[i].cancel()
+    await asyncio.gather(*submitted, return_exceptions=True)
+    for _ in range(500):
+        if executor._slots.free == 2:
+            break
+        await asyncio.sleep(0.01)
+    assert (executor._slots.free, executor._slots._free_for_large, executor._slots.waiting) == (2, 1, 0)
+    executor.close()
+
+
+async def test_closing_ends_paused_work() -> None:
+    executor = judge_executor(timeout_s=60)
+    submitted = [await submit(executor, spin(60)) for _ in range(3)]
+    for _ in range(500):
+        if executor._paused:
+            break
+        await asyncio.sleep(0.01)
+    assert executor._paused
+    executor.close()
+    for running in submitted:
+        running.cancel()
+    await asyncio.wait_for(asyncio.gather(*submitted, return_exceptions=True), 10)
 
 
 async def test_closing_does_not_wait_for_running_work() -> None:

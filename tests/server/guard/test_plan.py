@@ -22,7 +22,9 @@ BODY = {"model": "m"}
 def context() -> Context:
     request = ParsedRequest("chat", BODY, [])
     resources = cast(Any, SimpleNamespace())
-    return Context(request, Verdict("pass", (), ()), resources, lambda model: ModelPolicies(), Capabilities(), lambda texts: {})
+    return Context(
+        request, Verdict("pass", (), ()), resources, lambda model: ModelPolicies(), Capabilities(), lambda texts: {}
+    )
 
 
 def does(action: str) -> Step:
