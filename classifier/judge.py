@@ -22,24 +22,25 @@ from lethe.classifier.fusion import deciding_components
 from lethe.classifier.prefilter import Prefilter, SelectedWindows
 from lethe.classifier.scorer import ArtifactScorer, ScoredWindows
 from lethe.classifier.text import language_model, ngrams
+from lethe.classifier.text.chunks import Chunk, chunks_of
 from lethe.classifier.text.segments import TextSegments, WindowPlace, segment_text
+from lethe.classifier.work_limit import check_work
 
 # Flagged windows of one request whose forget items are reported. A request with this many is no question about a few
-# items: the guard then acts on all items of the artifact. A choice.
+# items: the guard then acts on all items of the artifact. Chosen, not measured.
 MAX_FLAGGED_WINDOWS = 128
 # Characters from which a window is encoded only if it contains some language: in shorter ones the language model is
-# unreliable, and encoding is cheap. A choice.
+# unreliable, and encoding is cheap. Chosen, not measured.
 MIN_LANGUAGE_CHARACTERS = 160
 # Texts whose scores are cached; most take a few hundred bytes, so about 4 MB together.
 CACHED_TEXTS = 8192
-# Texts with Scores for more artifacts than this take kilobytes and are not cached.
-MAX_CACHED_SCORES = 4
-# Neither are texts with more reported windows than this.
-MAX_CACHED_WINDOWS = 8
+# A text with Scores for this many artifacts, or this many reported windows, takes about as much memory as two other
+# texts, and counts as two in the cache; and so on. Measured with the demo's artifact.
+SCORES_PER_ENTRY, WINDOWS_PER_ENTRY = 4, 8
 # Different sets of thresholds that are kept as shared objects: there is one for each set of policies in use.
 CACHED_THRESHOLDS = 64
 # With more artifacts than this, each one's scorer is built at its first request: building takes milliseconds, and most
-# of many artifacts are rarely needed. A choice.
+# of many artifacts are rarely needed. Chosen, not measured.
 MAX_PREPARED_ARTIFACTS = 32
 
 
@@ -98,9 +99,10 @@ class _TextScores:
     characters_present: int
 
     @property
-    def is_small(self) -> bool:
+    def cache_entries(self) -> int:
+        """For how many ordinary texts these scores count in the cache."""
         windows = sum(len(score.window_items) for score in self.scores.values())
-        return len(self.scores) <= MAX_CACHED_SCORES and windows <= MAX_CACHED_WINDOWS
+        return 1 + len(self.scores) // SCORES_PER_ENTRY + windows // WINDOWS_PER_ENTRY
 
 
 class Judge:
@@ -126,7 +128,7 @@ class Judge:
         self._known_buckets = np.ones(ngrams.BUCKETS, dtype=bool)
         for artifact in artifacts.values():
             self._known_buckets &= artifact.known_buckets
-        self._cache: TextLRU[_TextScores] = TextLRU(CACHED_TEXTS)
+        self._cache: TextLRU[_TextScores] = TextLRU(CACHED_TEXTS, lambda scores: scores.cache_entries)
         self._shared_thresholds: dict[frozenset[tuple[str, float]], Mapping[str, float]] = {}
         self._last_thresholds: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
 
@@ -137,15 +139,13 @@ class Judge:
         """One Score for each artifact. Texts without a word score 0; work is linear in the texts' length.
 
         thresholds: artifact → the score from which a window's forget items are reported (Score.window_items).
+        The texts are judged in their order, and long ones in chunks; the scores of each are cached at once.
+        Raises WorkExceeded or WorkCancelled where a limit is in force (`classifier/work_limit.py`): no text is passed
+        over.
         """
         thresholds = self._share_thresholds(thresholds or {})
-        scored = {text: self._cache.get(text) for text in texts}
-        new = [text for text, known in scored.items() if known is None or known.thresholds != thresholds]
-        for text, text_scores in zip(new, self._score_texts(new, thresholds), strict=True):
-            scored[text] = text_scores
-            if text_scores.is_small:
-                self._cache.put(text, text_scores)
-        return self._combine([known for text in texts if (known := scored[text])], thresholds)
+        scored = {text: self._scores_of(text, thresholds) for text in dict.fromkeys(texts)}
+        return self._combine([scored[text] for text in texts], thresholds)
 
     def judge_cached(
         self, texts: Sequence[str], *, thresholds: Mapping[str, float] | None = None
@@ -182,34 +182,45 @@ class Judge:
             scores[name] = _combine_texts(name, parts, scores[name], thresholds.get(name))
         return scores
 
-    def _score_texts(self, texts: Sequence[str], thresholds: Mapping[str, float]) -> list[_TextScores]:
-        """The scores of each text by itself."""
-        segmented = [segment_text(text, self._encoder, self._vocabulary, self._is_known_word) for text in texts]
-        selected = [self._prefilter.select_windows(segments) if segments.places else {} for segments in segmented]
-        # A window that several texts have, or several artifacts need, is encoded once.
-        unions = [_WindowUnion(segments, by_name) for segments, by_name in zip(segmented, selected, strict=True)]
-        windows = list(dict.fromkeys(text for union in unions for text in union.texts))
+    def _scores_of(self, text: str, thresholds: Mapping[str, float]) -> _TextScores:
+        """The scores of one text by itself, from the cache if it has them."""
+        known = self._cache.get(text)
+        if known is not None and known.thresholds == thresholds:
+            return known
+        check_work()
+        chunks = chunks_of(text)
+        if len(chunks) == 1:
+            scores = self._score_text(text, thresholds)
+        else:
+            parts = [self._scores_of(chunk.text, thresholds) for chunk in chunks]
+            scores = _combine_chunks(text, chunks, parts, thresholds)
+        self._cache.put(text, scores)
+        return scores
+
+    def _score_text(self, text: str, thresholds: Mapping[str, float]) -> _TextScores:
+        segments = segment_text(text, self._encoder, self._vocabulary, self._is_known_word)
+        check_work()
+        selected = self._prefilter.select_windows(segments) if segments.places else {}
+        # A window that several artifacts need is encoded once.
+        union = _WindowUnion(segments, selected)
+        windows = list(dict.fromkeys(union.texts))
         vectors = encode_windows(windows, self._encoder)
         number = {text: i for i, text in enumerate(windows)}
-        results = []
-        for segments, by_name, union in zip(segmented, selected, unions, strict=True):
-            scores = {}
-            for name, windows_of_name in by_name.items():
-                numbers = windows_of_name.numbers
-                window_texts = [union.texts[i] for i in np.searchsorted(union.numbers, numbers)]
-                window_vectors = vectors[[number[text] for text in window_texts]]
-                scorer = self._scorer(name)
-                words = segments.document.distinct_words(segments.first[numbers], segments.last[numbers])
-                scored = scorer.score_windows(
-                    window_texts, words, windows_of_name.lexical, window_vectors, windows_of_name.allowed
-                )
-                scores[name] = _score_text(scorer, segments, numbers, window_texts, scored, thresholds.get(name))
-            results.append(
-                _TextScores(
-                    thresholds, scores, len(segments.places), segments.covered_characters, segments.total_characters
-                )
+        scores = {}
+        for name, windows_of_name in selected.items():
+            check_work()
+            numbers = windows_of_name.numbers
+            window_texts = [union.texts[i] for i in np.searchsorted(union.numbers, numbers)]
+            window_vectors = vectors[[number[text] for text in window_texts]]
+            scorer = self._scorer(name)
+            words = segments.document.distinct_words(segments.first[numbers], segments.last[numbers])
+            scored = scorer.score_windows(
+                window_texts, words, windows_of_name.lexical, window_vectors, windows_of_name.allowed
             )
-        return results
+            scores[name] = _score_text(scorer, segments, numbers, window_texts, scored, thresholds.get(name))
+        return _TextScores(
+            thresholds, scores, len(segments.places), segments.covered_characters, segments.total_characters
+        )
 
     def _scorer(self, name: str) -> ArtifactScorer:
         if name not in self._scorers:
@@ -360,3 +371,24 @@ def _combine_texts(name: str, parts: Sequence[_TextScores], zero: Score, thresho
         characters_present=zero.characters_present,
         windows=zero.windows,
     )
+
+
+def _combine_chunks(
+    text: str, chunks: Sequence[Chunk], parts: Sequence[_TextScores], thresholds: Mapping[str, float]
+) -> _TextScores:
+    """The scores of a text of several chunks."""
+    scores = {}
+    for name in dict.fromkeys(name for part in parts for name in part.scores):
+        combined = _combine_texts(name, parts, _zero_score(parts), thresholds.get(name))
+        start = chunks[combined.text].start
+        scores[name] = replace(
+            combined,
+            text=0,
+            window=(combined.window[0] + start, combined.window[1] + start),
+            text_scores=(combined.score,),
+            group="long" if combined.group == "short" else combined.group,
+        )
+    # Chunks overlap: their characters are counted once.
+    present = sum(map(len, text.split()))
+    unseen = sum(part.characters_present - part.characters_seen for part in parts)
+    return _TextScores(thresholds, scores, sum(part.windows for part in parts), max(present - unseen, 0), present)

@@ -58,6 +58,8 @@ ERROR_CODES = {
     "invalid_utf8": "The body is not UTF-8.",
     "judge_queue_full": "`LETHE_JUDGE_QUEUE` requests are waiting to be judged.",
     "judge_queue_timeout": "The request waited longer than `LETHE_JUDGE_WAIT_S` to be judged.",
+    "judge_timeout": "Judging the request took too long (`LETHE_JUDGE_TIMEOUT_S`).",
+    "judge_work_exceeded": "Judging the request takes more processor time than a request may use (`LETHE_JUDGE_CPU_S`).",
     "keys_full": "With several workers: too many API keys with limits are in use at the same time.",
     "memory_full": "All request bodies together would exceed `LETHE_MAX_HELD_BYTES`.",
     "method_not_allowed": "The route exists, but not with this HTTP method (status 405).",

@@ -52,6 +52,15 @@ def _check_urls(value: str) -> str:
     return ",".join(urls)
 
 
+def _check_origins(value: str) -> str:
+    origins = [part.strip().lower().rstrip("/") for part in value.split(",") if part.strip()]
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (not parts.scheme or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
+            raise ValueError("must be origins such as https://app.example.com, separated by commas, or *")
+    return ",".join(origins)
+
+
 class Settings(BaseSettings):
     """Each field is the environment variable LETHE_<NAME>. docs/reference/settings.md is generated from this class.
 
@@ -105,6 +114,18 @@ class Settings(BaseSettings):
         False,
         description="Allow listening on a non-loopback address without a key file. Everybody who can reach the port is "
         "served: set it only where a firewall or another proxy restricts access.",
+    )
+    cors_origins: Annotated[str, AfterValidator(_check_origins)] = Field(
+        "",
+        description="Web pages that may call the gateway from a browser (CORS): their origins, separated by commas, or "
+        "`*` for all. Default: none. vLLM's own CORS headers are not passed on.",
+    )
+    sse_comment_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds of silence after which a client that wants a stream gets a comment (`: keep-alive`), "
+        "while the request is judged and while vLLM is silent, so that proxies don't close the connection. The "
+        "response then begins with status 200, and a later error is an event in the stream. `0` turns it off.",
     )
     policies: Path = Field(
         Path("policies"),
@@ -168,7 +189,7 @@ class Settings(BaseSettings):
     )
     history_keep: int = Field(50, ge=2, description="Number of past policy versions to keep.")
     max_body_bytes: int = Field(
-        8 * 2**20, ge=1024, description="Maximum size of a request body, in bytes. Larger ones are rejected with 413."
+        32 * 2**20, ge=1024, description="Maximum size of a request body, in bytes. Larger ones are rejected with 413."
     )
     max_prompt_chars: int = Field(
         400_000,
@@ -259,8 +280,14 @@ class Settings(BaseSettings):
     judge_timeout_s: float = Field(
         10.0,
         gt=0,
-        description="Maximum time for judging one request, in seconds, not counting its wait. After that the policies' "
-        "`on_failure` applies.",
+        description="Maximum time for judging one request, in seconds, not counting its wait; then 503, independently "
+        "of the policies' `on_failure`.",
+    )
+    judge_cpu_s: float = Field(
+        2.0,
+        gt=0,
+        description="Maximum processor time for judging one request, in seconds; then 503, independently of the "
+        "policies' `on_failure`. What has been judged by then is cached, so a retry gets further.",
     )
     probe_interval_s: float = Field(5.0, gt=0, description="Seconds between health checks of each replica.")
     drain_timeout_s: int = Field(30, ge=0, description="Maximum wait for open requests at shutdown, in whole seconds.")

@@ -1,7 +1,7 @@
 """A fixed number of slots with a bounded queue in front of them.
 
-The concurrency limit (`server/admission/concurrency.py`) and the judge executor (`server/guard/executor.py`) are built on
-it. anyio's CapacityLimiter can't replace it: its queue has no bound and no priorities, its slots belong to a task
+The concurrency limit (`server/admission/concurrency.py`) and the judge executor (`server/guard/executor.py`) are built
+on it. anyio's CapacityLimiter can't replace it: its queue has no bound and no priorities, its slots belong to a task
 (the executor frees them from a thread), and it yields to the event loop even when a slot is free.
 """
 
@@ -81,6 +81,26 @@ class SlotQueue:
                 self.release(large=large)
             if isinstance(error, TimeoutError):
                 raise WaitTimeout from None
+            raise
+
+    async def pass_on(self, *, was_large: bool = False, large: bool = False) -> None:
+        """Give the slot to those that wait now, and wait behind them for another, without a limit of time or number.
+
+        was_large: as in the call of `acquire`; large: how the next slot is taken. If the wait is cancelled, the caller
+        has no slot any more.
+        """
+        last = self._waiters[-1].priority if self._waiters else 0.0
+        waiter = _Waiter(last, next(self._numbers), large, asyncio.get_running_loop().create_future())
+        insort(self._waiters, waiter)
+        self.release(large=was_large)
+        try:
+            await waiter.granted
+        except BaseException:
+            if waiter.granted.cancelled():
+                self._waiters.remove(waiter)
+                self._length.set(len(self._waiters))
+            else:
+                self.release(large=large)
             raise
 
     def release(self, *, large: bool = False) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lethe.classifier.encoder.lru import TextLRU
+from lethe.classifier.work_limit import check_work
 
 # Letters of several scripts: a tokenizer that gives this and its lower-case form the same ids ignores capitals.
 PANGRAM = "The Quick BROWN Fox Jumps Over THE LAZY DOG, Çédille ÜBER ΑΒΓ ЖЗИ"
@@ -23,6 +24,9 @@ PANGRAM = "The Quick BROWN Fox Jumps Over THE LAZY DOG, Çédille ÜBER ΑΒΓ �
 CACHED_EMBEDDING_BYTES = 16 << 20
 # Bytes that a cache entry takes besides its embedding: digest, dict entry, array header. An estimate.
 CACHE_ENTRY_BYTES = 256
+# Texts that are encoded before their embeddings are cached and the limit on the request's work is looked at. Chosen:
+# about 50 ms.
+TEXTS_AT_ONCE = 4
 # White-space separated units (words) whose numbers of word pieces are cached: most text repeats a few thousand words.
 CACHED_UNIT_COUNTS = 1 << 15
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -115,16 +119,21 @@ class Encoder:
         return out
 
     def encode_cached(self, texts: Sequence[str]) -> FloatArray:
-        """As `encode`, through a least-recently-used cache of embeddings."""
+        """As `encode`, through a least-recently-used cache of embeddings.
+
+        Raises WorkExceeded or WorkCancelled (`classifier/work_limit.py`); what was encoded by then stays cached.
+        """
         out = np.zeros((len(texts), self.width), dtype=np.float32)
         cached = [self._cache.get(text) for text in texts]
         new = [i for i, vector in enumerate(cached) if vector is None]
         for i, vector in enumerate(cached):
             if vector is not None:
                 out[i] = vector
-        if new:
-            out[new] = self.encode([texts[i] for i in new])
-            for i in new:
+        for start in range(0, len(new), TEXTS_AT_ONCE):
+            check_work()
+            part = new[start : start + TEXTS_AT_ONCE]
+            out[part] = self.encode([texts[i] for i in part])
+            for i in part:
                 self._cache.put(texts[i], out[i].copy())
         return out
 

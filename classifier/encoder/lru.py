@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
 T = TypeVar("T")
 
+# No value may fill more than one part in this many of the cache. Chosen.
+MAX_VALUE_SHARE = 8
+
 
 class TextLRU(Generic[T]):
-    """Up to `max_entries` values by text."""
+    """Up to `max_entries` values by text; entries_of: for how many entries a value counts."""
 
-    def __init__(self, max_entries: int) -> None:
-        self._values: LRUCache[bytes, T] = LRUCache(max_entries)
+    def __init__(self, max_entries: int, entries_of: Callable[[T], int] = lambda value: 1) -> None:
+        self._values: LRUCache[bytes, T] = LRUCache(max_entries, entries_of)
+        self._max_entries_of_value = max(max_entries // MAX_VALUE_SHARE, 1)
+        self._entries_of = entries_of
         self._lock = threading.Lock()
 
     def get(self, text: str) -> T | None:
@@ -29,7 +35,9 @@ class TextLRU(Generic[T]):
             return self._values.get(key)
 
     def put(self, text: str, value: T) -> None:
-        """Set the value of a text."""
+        """Set the value of a text; not one that counts for so many entries that it would push out the others."""
+        if self._entries_of(value) > self._max_entries_of_value:
+            return
         key = _text_digest(text)
         with self._lock:
             self._values[key] = value

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lethe.classifier.text import ciphers, confusables, encodings, language_model, spelling, word_segmentation
 from lethe.classifier.text.confusables import TextEdit, normalise_text
 from lethe.classifier.text.leetspeak import decode_leet
+from lethe.classifier.work_limit import check_work
 
 # Rounds in which all decoders are tried on the result of the last one. Chosen: text encoded more than four times over
 # is no use to a language model either.
@@ -144,6 +145,7 @@ def text_views(
         nonlocal characters_left
         takes_vocabulary = {"vocabulary": vocabulary} if name in TAKES_VOCABULARY else {}
         takes_other_names = {"is_other_name": is_other_name} if name in TAKES_OTHER_NAMES else {}
+        check_work()
         edits = decoder(view.text, **takes_vocabulary, **takes_other_names)
         if not edits:
             return None

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import ast
 import base64
+import random
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 
 import lethe.classifier
+from lethe.classifier import judge as judge_module
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.judge import Judge, encode_windows, threshold
+from lethe.classifier.text.chunks import chunks_of
+from lethe.classifier.work_limit import WorkExceeded, WorkLimit
 
 KNOWN = "Where did Orvan Teldric grow up?"
 OTHER = "How do I bake a loaf of bread?"
@@ -206,12 +211,21 @@ def test_every_flagged_window_reports_its_forget_items(judge: Judge, artifact: A
     assert len(judge.judge(texts)["keepers"].window_items) == 1
 
 
-def test_large_results_are_not_cached(artifact: Artifact, encoder: Encoder) -> None:
+def test_large_results_count_for_several_in_the_cache(
+    artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judge = Judge({"a": artifact}, encoder)
     many = " ".join(f"{item.prompt}" for item in artifact.items[:40])
     judge.judge([many, KNOWN], thresholds={"a": 0.1})
-    assert judge.judge_cached([KNOWN], thresholds={"a": 0.1}) is not None
-    assert judge.judge_cached([many], thresholds={"a": 0.1}) is None
+    for text in (KNOWN, many):
+        assert judge.judge_cached([text], thresholds={"a": 0.1}) is not None
+    entries = {text: scores.cache_entries for text in (KNOWN, many) if (scores := judge._cache.get(text))}
+    assert entries[KNOWN] == 1 < entries[many]
+    monkeypatch.setattr("lethe.classifier.judge.CACHED_TEXTS", 8)
+    small = Judge({"a": artifact}, encoder)
+    small.judge([many, KNOWN], thresholds={"a": 0.1})
+    assert small.judge_cached([KNOWN], thresholds={"a": 0.1}) is not None
+    assert small.judge_cached([many], thresholds={"a": 0.1}) is None
     # Equal thresholds are one object.
     first, second = (judge._share_thresholds({"a": 0.1, "b": level}) for level in (0.2, 0.2))
     assert first is second and judge._share_thresholds({"a": 0.1}) == {"a": 0.1}
@@ -220,3 +234,62 @@ def test_large_results_are_not_cached(artifact: Artifact, encoder: Encoder) -> N
 def test_equal_vocabularies_are_one_object(artifact: Artifact, encoder: Encoder) -> None:
     first, second = Judge({"a": artifact}, encoder), Judge({"b": artifact}, encoder)
     assert first._vocabulary is second._vocabulary
+
+
+# Long texts, in chunks
+
+
+def lines(count: int, seed: int) -> str:
+    """Ordinary lines without a question, all different."""
+    words = "the river bank store letter morning window paper garden station bread winter engine market".split()
+    rng = random.Random(seed)
+    return "".join(f"{' '.join(rng.choices(words, k=rng.randrange(4, 12)))} {i}.\n" for i in range(count))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.13, 0.5, 0.77, 1.0])
+def test_a_question_is_found_in_a_text_of_many_chunks(share: float, artifact: Artifact, encoder: Encoder) -> None:
+    around = lines(2000, 1)
+    at = around.find("\n", int(share * (len(around) - 2))) + 1
+    text = f"{around[:at]}{KNOWN}\n{around[at:]}"
+    assert len(chunks_of(text)) > 5
+    judge, level = Judge({"a": artifact}, encoder), float(threshold(artifact, miss_rate=0.05))
+    score = judge.judge([text], thresholds={"a": level})["a"]
+    first, last = score.window
+    assert score.score >= level and KNOWN[:20] in text[first:last]
+    assert score.group == "long" and score.text_scores == (score.score,)
+    assert score.characters_seen == score.characters_present == sum(map(len, text.split()))
+    assert judge.judge([around], thresholds={"a": level})["a"].score < level
+
+
+def test_a_long_text_that_changes_is_not_judged_again(
+    artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, text = Judge({"a": artifact}, encoder), lines(4000, 2)
+    judge.judge([text])
+    read: list[str] = []
+    segment = judge_module.segment_text
+    monkeypatch.setattr(judge_module, "segment_text", lambda text, *more: (read.append(text), segment(text, *more))[1])
+    for place in (1000, 60_000, len(text) - 500):
+        read.clear()
+        at = text.find(" ", place)
+        judge.judge([f"{text[:at]} changed{text[at:]}"])
+        assert 0 < sum(map(len, read)) < 40_000 < len(text) / 3
+    read.clear()
+    judge.judge([f"{text}{lines(3, 3)}"])
+    assert 0 < sum(map(len, read)) < 20_000
+
+
+def test_work_stops_at_its_limit_and_a_retry_gets_further(artifact: Artifact, encoder: Encoder) -> None:
+    encoder.clear_cache()
+    judge = Judge({"a": artifact}, encoder)
+    texts = [f"{KNOWN} And {i} more of {lines(6, i)}" for i in range(60)]
+    exceeded = 0
+    while True:
+        before = time.thread_time()
+        try:
+            scores = WorkLimit(0.1).run(lambda: judge.judge(texts))
+            break
+        except WorkExceeded:
+            exceeded += 1
+        assert time.thread_time() - before < 1.0 and exceeded < 500
+    assert exceeded and scores["a"].text_scores == Judge({"a": artifact}, encoder).judge(texts)["a"].text_scores

@@ -175,18 +175,20 @@ def test_garbage_in_a_whole_answer_comes_back_as_it_is(gate: Gateway) -> None:
 def test_a_classifier_that_fails_is_the_policys_to_decide(gate: Gateway, model: str, status: int, outcome: str) -> None:
     failures = gate.count("guard_failures_total", stage="judge", outcome=outcome)
     assert gate.ask(model, f"please {RAISE}").status_code == status
+    assert gate.count("guard_failures_total", stage="judge", outcome=outcome) == failures + 1
     begun = time.monotonic()
     # Another text for each: what was judged in the end, too late, is remembered.
-    assert gate.ask(model, f"please {SLOW}, {model}").status_code == status
+    assert gate.ask(model, f"please {SLOW}, {model}").status_code == 503
     assert time.monotonic() - begun < SLOW_S
-    assert gate.count("guard_failures_total", stage="judge", outcome=outcome) == failures + 2
+    # Being too slow is overload, not a failure of the guard.
+    assert gate.count("guard_failures_total", stage="judge", outcome=outcome) == failures + 1
     # Judging goes on, also when all threads were taken by what took too long.
     with ThreadPoolExecutor(4) as pool:
         slow = [pool.submit(gate.ask, model, f"again {SLOW}, {model} {i}") for i in range(2)]
-        assert [one.result().status_code for one in slow] == [status] * 2
+        assert [one.result().status_code for one in slow] == [503] * 2
     assert gate.ask(model).status_code == 200
     assert gate.ask(model, tofu.forget_facts()[0].question).status_code == 403
-    until(lambda: notes(gate) >= {"judging failed: RuntimeError", "judging took too long"}, "not in the audit trail")
+    until(lambda: notes(gate) >= {"judging failed: RuntimeError"}, "not in the audit trail")
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

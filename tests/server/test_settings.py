@@ -39,6 +39,7 @@ def test_every_variable_reaches_its_field() -> None:
         "audit": "x.jsonl", "admin_host": "::1", "admin_port": "9", "admin_key": "0123456789abcdef", "history": "h",
         "history_keep": "9", "audit_prompts": "true", "max_body_bytes": "2048", "max_prompt_chars": "7",
         "connect_timeout_s": "1.5", "read_timeout_s": "2", "judge_timeout_s": "3", "probe_interval_s": "4",
+        "judge_cpu_s": "3",
         "keys": "k.json", "allow_anonymous": "true", "max_json_depth": "9", "max_json_values": "99",
         "max_held_bytes": "4096", "max_url_bytes": "99", "max_headers": "9", "max_header_bytes": "2048",
         "max_connections": "9", "max_requests": "9", "max_queue": "9", "queue_timeout_s": "9", "judge_threads": "9",

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from lethe.classifier.work_limit import check_work
 from lethe.server.guard.parsed_request import ParsedRequest
 from tests.server import fakes
 from tests.server.fakes import (
@@ -173,14 +174,34 @@ async def test_on_failure_decides_when_judging_fails(http: aiohttp.ClientSession
         assert gate.count("lethe_guard_failures_total", policy="p", stage="judge", outcome=on_failure) == 1
 
 
-async def test_on_failure_decides_when_judging_takes_too_long(http: aiohttp.ClientSession) -> None:
+@pytest.mark.parametrize("on_failure", ["refuse", "pass"])
+async def test_judging_that_takes_too_long_is_overload(http: aiohttp.ClientSession, on_failure: str) -> None:
     hold = threading.Event()
-    guard = make_guard(policy(), judge=KeywordJudge(hold=hold))
+    guard = make_guard(policy(on_failure=on_failure), judge=KeywordJudge(hold=hold))
     async with upstream(answer) as fake, gateway(fake.url, guard, judge_timeout_s=0.05) as gate:
         async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
-            assert is_refusal(got.status, await got.read())
+            assert got.status == 503 and int(got.headers["retry-after"]) >= 1
+            assert (await got.json())["error"]["code"] == "judge_timeout"
         assert fake.bodies == []
+        assert gate.count("lethe_guard_failures_total", policy="p", stage="judge", outcome=on_failure) == 0
         hold.set()
+
+
+@pytest.mark.parametrize("on_failure", ["refuse", "pass"])
+async def test_a_request_of_too_much_work_is_overload(http: aiohttp.ClientSession, on_failure: str) -> None:
+    def endless(texts: object, **more: object) -> None:
+        while True:
+            check_work()
+
+    judge = KeywordJudge()
+    judge.judge = endless  # type: ignore[method-assign,assignment]
+    guard = make_guard(policy(on_failure=on_failure), judge=judge)
+    async with upstream(answer) as fake, gateway(fake.url, guard, judge_cpu_s=0.1) as gate:
+        async with http.post(f"{gate.url}/v1/chat/completions", data=ODD, headers=JSON) as got:
+            assert got.status == 503 and int(got.headers["retry-after"]) >= 1
+            assert (await got.json())["error"]["code"] == "judge_work_exceeded"
+        assert fake.bodies == []
+        assert gate.count("lethe_guard_failures_total", policy="p", stage="judge", outcome=on_failure) == 0
 
 
 async def test_a_failure_while_reading_never_forwards(
