@@ -36,7 +36,7 @@ from lethe.corruption.phrases.normalize import fold
 from lethe.server.guard.forget_answers import ArtifactWords
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.penalize import requested_penalty
-from lethe.server.guard.vllm_arguments import penalized_body
+from lethe.server.guard.penalized_body import penalized_body
 from lethe.server.policy.schema import Policy
 from lethe.server.policy.verdict import Finding
 from lethe.server.requests.extract import extract_texts

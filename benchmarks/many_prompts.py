@@ -32,7 +32,7 @@ from lethe.classifier import artifact_io
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.index import similarity
-from lethe.classifier.index.similarity import ForgetTexts, ForgetTextMatcher
+from lethe.classifier.index.similarity import ForgetTextMatcher, ForgetTexts
 from lethe.classifier.judge import Judge, threshold
 from lethe.classifier.prefilter import Prefilter
 from lethe.classifier.scorer import ArtifactScorer

@@ -27,7 +27,7 @@ COMPONENTS = ("word", "character", "head", "match")
 
 # Array name → (dtype, shape). D embedding width, R index rows, A index rows that were added after the fit, W words;
 # "X+1" is one more than X; any other letter is a free size. `targets_*` and `added_*` are the fields of
-# `ForgetTargets` in classifier/index/similarity.py.
+# `ForgetTexts` in classifier/index/similarity.py.
 ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "word_weights": ("float16", (BUCKETS,)),
     "character_weights": ("float16", (BUCKETS,)),
@@ -189,7 +189,7 @@ def _check_shapes(artifact: Artifact, names: set[str]) -> dict[str, int]:
         )
         if array.dtype != dtype or array.shape != expected or len(shape) != array.ndim:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
-        # A prefilter level of minus infinity lets every window through.
+        # A prefilter threshold of minus infinity lets every window through.
         if not (_is_finite(array) or (name == "gate" and (array == -np.inf).all())):
             raise ValueError(f"{name} holds values that aren't finite")
     return sizes

@@ -16,16 +16,18 @@ from lethe.classifier.text.confusables import normalise_text
 from lethe.classifier.text.views import text_views
 from lethe.classifier.text.vocabulary import FUNCTION_WORDS
 
-# Evidence spans of a text at most. A choice: more would corrupt most of a prompt.
+# Evidence spans of a text at most. Chosen: more would corrupt most of a prompt.
 MAX_SPANS = 32
-# A word is strong when its weight is at least this share of the highest weight of a word in the text ... A choice.
+# A word is strong when its weight is at least this share of the highest weight of a word in the text ... Chosen, not
+# measured.
 MIN_STRONG_SHARE = 0.35
-# ... and at least this logit: single n-grams of words that no forget item has carry less. A choice.
+# ... and at least this logit: single n-grams of words that no forget item has carry less. Chosen, not measured.
 MIN_STRONG_WEIGHT = 0.5
 # Weight of an added item's rarest word; less rare ones carry less, in proportion to their idf. About what the strongest
-# words of a fit carry. A choice.
+# words of a fit carry. Chosen, not measured.
 ADDED_WORD_WEIGHT = 3.0
-# Characters between a name and a strong word up to which the name belongs to the evidence: about a sentence. A choice.
+# Characters between a name and a strong word up to which the name belongs to the evidence: about a sentence. Chosen,
+# not measured.
 MAX_NAME_DISTANCE = 120
 # Characters before a word in which the end of a sentence is looked for: quotes and blanks may stand between.
 SENTENCE_END_REACH = 8

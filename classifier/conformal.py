@@ -47,7 +47,7 @@ def threshold_for_false_alarm_rate(other_scores: NDArray[np.float64], rate: floa
 # The group of a text, known without further work: it fits one window, it needs several, or a view other than the raw
 # text had the highest score.
 GROUPS = ("short", "long", "disguised")
-# Significance level of the test whether a group's scores differ from the others'. A choice: the usual 0.05 would give
+# Significance level of the test whether a group's scores differ from the others'. Chosen: the usual 0.05 would give
 # groups thresholds of their own by chance in one fit of twenty.
 SIGNIFICANCE = 0.01
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Prior weights of word, character, head and match (`artifact.COMPONENTS`), on standardised scores. Choices: alone, the
+# Prior weights of word, character, head and match (`artifact.COMPONENTS`), on standardised scores. Chosen: alone, the
 # match separates best and the head worst, so the fit has to give the head more weight than this.
 PRIOR = (1.0, 1.0, 0.25, 2.0)
 
@@ -41,7 +41,8 @@ class Fusion:
         return np.asarray(self.contributions(components).sum(axis=1) + self.intercept)
 
 
-# A pair of components counts beside the other when it contributes more than this share of the other's. A choice.
+# A pair of components counts beside the other when it contributes more than this share of the other's. Chosen, not
+# measured.
 BOTH_SHARE = 0.5
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.index import similarity
 from lethe.classifier.index.allowlist import Allowlist
-from lethe.classifier.index.similarity import ForgetTexts, ForgetTextMatcher
+from lethe.classifier.index.similarity import ForgetTextMatcher, ForgetTexts
 from lethe.classifier.text.ngrams import BUCKETS, NgramDocument, word_bucket
 from lethe.classifier.text.segments import TextSegments
 from lethe.classifier.text.vocabulary import FUNCTION_WORDS
@@ -26,21 +26,21 @@ from lethe.classifier.text.windows import INNER_UNITS, NARROW_UNITS
 # Log-odds (natural log units) that all rare words of a forget item together add to a window's evidence. Measured: 4
 # instead of 2 leaves 8 of 35 windows of an 8,000-token prompt to encode (docs/benchmarks/2026-11-21-judging.md).
 SHARED_WORDS_WEIGHT = 4.0
-# Words that carry a smaller share of an item's idf are not discriminative. A choice: of an item with 33 equally rare
+# Words that carry a smaller share of an item's idf are not discriminative. Chosen: of an item with 33 equally rare
 # words each still counts.
 MIN_IDF_SHARE = 0.03
 # Longer windows share rare words with some item by chance, and any request in them is in a shorter window, too: the
 # threshold rises with the length. These are lengths in units (words) ...
 MARGIN_LENGTHS = (INNER_UNITS, NARROW_UNITS, NARROW_UNITS + 1)
-# ... and the log-odds by which the threshold is higher at them, linear in between. Measured on 1,220 questions: no flagged
-# one was lost, and a third of the windows was left to encode (docs/benchmarks/2026-11-21-judging.md).
+# ... and the log-odds by which the threshold is higher at them, linear in between. Measured on 1,220 questions: no
+# flagged one was lost, and a third of the windows was left to encode (docs/benchmarks/2026-11-21-judging.md).
 MARGINS = (0.0, 0.75, 1.25)
 _MARGIN_BY_LENGTH = np.interp(np.arange(MARGIN_LENGTHS[-1] + 1), MARGIN_LENGTHS, MARGINS)
-# A word of an added item is discriminative from this idf on, as a share of the highest idf. A choice: half as rare (on
+# A word of an added item is discriminative from this idf on, as a share of the highest idf. Chosen: half as rare (on
 # a log scale) as a word that occurs nowhere else.
 MIN_DISCRIMINATIVE_IDF = 0.5
 # Maximum number of inner windows (short ones inside other windows) to encode per text, those with the most evidence:
-# bounds the work for a text that repeats a forget item's words. A choice.
+# bounds the work for a text that repeats a forget item's words. Chosen, not measured.
 MAX_INNER_WINDOWS = 8
 # Windows whose lexical scores are computed at a time: bounds memory.
 WINDOWS_AT_ONCE = 256

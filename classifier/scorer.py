@@ -16,23 +16,25 @@ from lethe.classifier.changed_items import AddedItems, RemovedItemVeto
 from lethe.classifier.fusion import Fusion
 from lethe.classifier.index import similarity
 from lethe.classifier.index.ivf import CellIndex
-from lethe.classifier.index.nearest_items import ItemWords, TargetWords, rank_items, rank_items_of_rows
-from lethe.classifier.index.similarity import ForgetTargets, RowWords, TargetMatcher
+from lethe.classifier.index.nearest_items import ForgetTextWords, ItemWords, rank_items, rank_items_of_rows
+from lethe.classifier.index.similarity import ForgetTextMatcher, ForgetTexts, TextWords
 
 # Windows that are searched for together where the index has cells: they are compared with the union of their
-# candidates, so more windows mean fewer calls but more comparisons. Bounds memory; a choice.
+# candidates, so more windows mean fewer calls but more comparisons. Bounds memory. Chosen, not measured.
 WINDOWS_SEARCHED_AT_ONCE = 16
 
 Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class ScoredRows:
-    """Scores of N rows (windows).
+class ScoredWindows:
+    """Scores of N windows.
 
-    probability: (N,); components: (N, 4) raw, of the fit (`artifact.COMPONENTS`); by_added: (N,) whether an item added
-    after the fit has the highest probability. cosines: for each row, those to the index rows of the fit that it was
-    compared with, then to all that were added; compared: the numbers of the former (K,), None for all.
+    probability: (N,) the windows' scores.
+    components: (N, 4) the fit's raw component scores, see `artifact.COMPONENTS`.
+    by_added: (N,) whether an item added after the fit has the highest probability.
+    cosines[i]: cosine of window i to each compared index row of the fit, followed by each added index row.
+    compared[i]: (K,) which index rows of the fit window i was compared with; None means all.
     """
 
     probability: NDArray[np.float64]
@@ -48,47 +50,47 @@ class _Candidates:
 
     rows: Integers | None
     index: NDArray[np.float32]
-    matcher: TargetMatcher
+    matcher: ForgetTextMatcher
 
 
 class ArtifactScorer:
-    """One artifact, ready to score rows."""
+    """One artifact, ready to score windows."""
 
-    def __init__(self, artifact: Artifact, matcher: TargetMatcher) -> None:
-        """matcher: of the fit's targets, with their discriminative words."""
+    def __init__(self, artifact: Artifact, matcher: ForgetTextMatcher) -> None:
+        """matcher: matches the fit's forget texts by their discriminative words."""
         arrays = artifact.arrays
-        self.head = arrays["head"]
+        self._embedding_weights = arrays["head"]
         centre, scale, weight = arrays["fusion"]
         self.fusion = Fusion(centre, scale, weight, float(arrays["intercept"][0]))
-        self._targets = ForgetTargets.from_arrays(arrays, "targets")
+        self._forget_texts = ForgetTexts.from_arrays(arrays, "targets")
         self._index = arrays["index"]
         self._index_items: NDArray[np.int32] = arrays["index_items"]
         self._added = AddedItems(arrays)
         self._veto = RemovedItemVeto(artifact)
-        # Forgetting on request makes artifacts whose fitted items are all removed. Many of them may flag the same
-        # discriminative word, and then one prompt is scored for all of them: comparing with the fit is left out.
+        # Artifacts made by POST /admin/forget contain only added items. Skip the comparison with the (removed) fitted
+        # items, because one prompt may be scored for many such artifacts.
         self._only_added = bool(self._veto.removed.all())
         self._search: CellIndex | None = None
         if "cell_starts" in arrays and not self._only_added:
             self._search = CellIndex(arrays, matcher, self._veto.removed)
-            self._target_words = TargetWords(self._targets, ForgetTargets.from_arrays(arrays, "added"))
+            self._forget_text_words = ForgetTextWords(self._forget_texts, ForgetTexts.from_arrays(arrays, "added"))
             return
         self._item_words = ItemWords(artifact.items)
         self._row_items = np.concatenate([self._index_items, self._added.items])
         if not self._only_added:
-            self._all = _Candidates(None, self._index.astype(np.float32), TargetMatcher(self._targets))
+            self._all = _Candidates(None, self._index.astype(np.float32), ForgetTextMatcher(self._forget_texts))
 
-    def score_rows(
+    def score_windows(
         self,
         texts: Sequence[str],
-        words: RowWords,
+        words: TextWords,
         lexical: NDArray[np.float64],
         vectors: NDArray[np.float32],
         allowed: NDArray[np.bool_],
-    ) -> ScoredRows:
-        """Scores of N rows, given as texts with their distinct words, word and character scores, and embeddings.
+    ) -> ScoredWindows:
+        """Score N windows, given as texts with their distinct words, word and character scores, and embeddings.
 
-        lexical: (N, 2); vectors: (N, D). allowed: (N,) which rows are on the allowlist: they stay unflagged by items
+        lexical: (N, 2); vectors: (N, D). allowed: (N,) which windows are on the allowlist: they stay unflagged by items
         of the fit, but not by items added later.
         """
         if self._only_added:
@@ -97,16 +99,18 @@ class ArtifactScorer:
             return self._score_against(self._all, texts, words, lexical, vectors, allowed)
         parts = []
         for start in range(0, len(texts), WINDOWS_SEARCHED_AT_ONCE):
-            rows = slice(start, start + WINDOWS_SEARCHED_AT_ONCE)
-            part_words = similarity.words_of_rows(words, rows)
-            near = self._search.candidates(vectors[rows], part_words)
+            windows = slice(start, start + WINDOWS_SEARCHED_AT_ONCE)
+            part_words = similarity.words_of_texts(words, windows)
+            near = self._search.candidates(vectors[windows], part_words)
             candidates = _Candidates(
-                near, self._index[near].astype(np.float32), TargetMatcher(self._targets.take(near))
+                near, self._index[near].astype(np.float32), ForgetTextMatcher(self._forget_texts.take(near))
             )
             parts.append(
-                self._score_against(candidates, texts[rows], part_words, lexical[rows], vectors[rows], allowed[rows])
+                self._score_against(
+                    candidates, texts[windows], part_words, lexical[windows], vectors[windows], allowed[windows]
+                )
             )
-        return ScoredRows(
+        return ScoredWindows(
             np.concatenate([part.probability for part in parts]),
             np.concatenate([part.components for part in parts]),
             np.concatenate([part.by_added for part in parts]),
@@ -118,42 +122,42 @@ class ArtifactScorer:
         self,
         candidates: _Candidates,
         texts: Sequence[str],
-        words: RowWords,
+        words: TextWords,
         lexical: NDArray[np.float64],
         vectors: NDArray[np.float32],
         allowed: NDArray[np.bool_],
-    ) -> ScoredRows:
+    ) -> ScoredWindows:
         cosines = vectors @ candidates.index.T
         match = candidates.matcher.best_similarity(words, cosines)
-        components = np.column_stack([lexical, vectors @ self.head, match]).astype(np.float64)
-        vetoed = self._veto.vetoed_rows(texts, cosines, candidates.rows)
+        components = np.column_stack([lexical, vectors @ self._embedding_weights, match]).astype(np.float64)
+        vetoed = self._veto.vetoed_texts(texts, cosines, candidates.rows)
         fitted = np.where(allowed | vetoed, 0.0, self.fusion.probability(components))
         added_cosines = self._added.cosines(vectors)
         added = self._added.probability(words, added_cosines)
         removed = self._veto.removed
         cosines[:, removed if candidates.rows is None else removed[candidates.rows]] = -1.0
-        # Not np.fmax, which would drop NaN: a score of NaN counts as flagged.
+        # Not np.fmax, which would drop NaN: a NaN score counts as flagged.
         probability = np.maximum(fitted, added)
         all_cosines = list(np.hstack([cosines, added_cosines]))
-        return ScoredRows(probability, components, added > fitted, all_cosines, [candidates.rows] * len(texts))
+        return ScoredWindows(probability, components, added > fitted, all_cosines, [candidates.rows] * len(texts))
 
     def _score_added_only(
-        self, words: RowWords, lexical: NDArray[np.float64], vectors: NDArray[np.float32]
-    ) -> ScoredRows:
+        self, words: TextWords, lexical: NDArray[np.float64], vectors: NDArray[np.float32]
+    ) -> ScoredWindows:
         count = len(vectors)
         added_cosines = self._added.cosines(vectors)
         added = self._added.probability(words, added_cosines)
-        components = np.column_stack([lexical, vectors @ self.head, np.zeros(count)]).astype(np.float64)
+        components = np.column_stack([lexical, vectors @ self._embedding_weights, np.zeros(count)]).astype(np.float64)
         removed_cosines = np.full((count, len(self._index_items)), -1.0, dtype=np.float32)
         cosines = list(np.hstack([removed_cosines, added_cosines]))
-        return ScoredRows(added, components, np.ones(count, dtype=bool), cosines, [None] * count)
+        return ScoredWindows(added, components, np.ones(count, dtype=bool), cosines, [None] * count)
 
     def nearest_items(self, text: str, cosines: NDArray[np.float32], compared: Integers | None) -> tuple[int, ...]:
-        """Numbers of the items that a row most likely asks for, best first. cosines, compared: see `ScoredRows`."""
+        """Numbers of the items that a window most likely asks for, best first; see `ScoredWindows`."""
         if compared is None:
             return rank_items(cosines, self._row_items, self._item_words.overlap(text))
-        overlap = self._target_words.overlap(text, compared)
+        overlap = self._forget_text_words.overlap(text, compared)
         items = np.concatenate([self._index_items[compared], self._added.items])
-        # Rows of removed items have a cosine of -1.
+        # Index rows of removed items have a cosine of -1.
         live = ~(cosines <= -1.0)
         return rank_items_of_rows(cosines[live], items[live], overlap[live])

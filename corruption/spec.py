@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Functions that add or set noise.
 NEEDS_SIGMA = frozenset({"noise", "set-noise"})
-# Multiples of the distance to the decoy, at most. A choice: beyond twice, a row is further from every real token than
+# Multiples of the distance to the decoy, at most. Chosen: beyond twice, a row is further from every real token than
 # useful noise puts it.
 MAX_STRENGTH = 2.0
 
@@ -51,7 +51,7 @@ class CorruptSpec(BaseModel):
 
     function: Literal["decoy", "noise", "set-noise", "zero", "flip"] = Field(
         default="decoy",
-        description="`decoy` replaces the rows of identifying words by those of other words of the same kind. The rest "
+        description="`decoy` replaces the embeddings of the chosen words by those of other words of the same kind. The rest "
         "are ECO's: `noise` adds noise, `set-noise` replaces by noise, `zero` sets to zero, `flip` inverts the sign.",
     )
     tokens: Literal["evidence", "identifying", "content", "all-but-last"] = Field(

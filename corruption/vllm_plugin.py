@@ -18,9 +18,9 @@ not, so only the newer instance applies those. With speculative decoding, V1 loa
 processors and doesn't report that; use Model Runner V2 there.
 
 Model Runner V2 needs a GPU. The V2 code is tested with hand-made state tensors and vLLM's own loader and interface
-classes; it has not run on a GPU. There the tokens of the previous step are copied to the host before the forward pass starts
-(`corruption/decoding/newest_tokens.py`). Only speculative decoding, whose draft tokens arrive with the step, waits
-for that pass.
+classes; it has not run on a GPU. There the tokens of the previous step are copied to the host before the forward pass
+starts (`corruption/decoding/newest_tokens.py`). Only speculative decoding, whose draft tokens arrive with the step,
+waits for that pass.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Compiled penalties to keep for the answers of one request (n > 1) and for repeated requests. A choice: compiling
+# Compiled penalties to keep for the answers of one request (n > 1) and for repeated requests. Chosen: compiling
 # one again takes milliseconds (`benchmarks/penalty_step.py`).
 MAX_COMPILED_PENALTIES = 64
 # vLLM's placeholder for a token that the scheduler has not received yet.

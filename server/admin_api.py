@@ -37,7 +37,7 @@ from lethe.server.process.workers import Worker
 from lethe.server.settings import SettingsError
 
 MODES: dict[str, Literal["enforce", "shadow", "off"]] = {"enable": "enforce", "shadow": "shadow", "disable": "off"}
-# Items of one forget request, a choice: adding them takes about a minute. `lethe fit` is for more.
+# Items of one forget request. Chosen: adding them takes about a minute. `lethe fit` is for more.
 MAX_ITEMS = 10_000
 # Seconds after which a client should retry while the seed artifact is being built; half of what that takes.
 SEED_RETRY_S = 15

@@ -141,7 +141,7 @@ async def serve_admin_port(settings: Settings, app: FastAPI, worker: Worker | No
         yield
         return
     with sockets.bind_socket(*settings.admin_address, "LETHE_ADMIN_PORT", listen=True) as listening:
-        # Seconds for open requests at shutdown, a choice: requests of the admin port are short.
+        # Seconds for open requests at shutdown. Chosen: requests of the admin port are short.
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
         )

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from lethe.server.admin_port import create_admin_app, serve_admin_port
 from lethe.server.admission.api_keys import Keyring
+from lethe.server.admission.cross_origin import CrossOrigin
 from lethe.server.guard.guard import Guard
 from lethe.server.http import openapi
 from lethe.server.http.application import GatewayApplication
@@ -43,6 +44,7 @@ def create_app(
         audit = AuditLog(settings.audit, metrics, None if worker is None else worker.audit_lock)
     except OSError as error:
         raise SettingsError(f"LETHE_AUDIT = {str(settings.audit)!r}: {error.strerror}") from error
+    document = openapi.openapi_document(ROUTES, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,12 +57,12 @@ def create_app(
         loop = asyncio.get_running_loop()
 
         def use_guard(guard: Guard) -> None:
-            # The pool first: the new guard decides on what replicas can do.
+            # Update the pool first: the new guard's decisions depend on what the replicas can do.
             replicas.require(_requirements(guard))
             gateway.guard = guard
 
         def record_change(record: dict[str, Any]) -> None:
-            if worker is None or worker.claims_record(record):
+            if worker is None or worker.should_record(record):
                 loop.call_soon_threadsafe(audit.put, record)
 
         if store is not None:
@@ -70,13 +72,13 @@ def create_app(
         background = {asyncio.ensure_future(replicas.run()), asyncio.ensure_future(gateway.run())}
         try:
             async with (
-                nullcontext() if worker is None else worker.answer_workers(store, metrics),
+                nullcontext() if worker is None else worker.serve_other_workers(store, metrics),
                 serve_admin_port(
                     settings, create_admin_app(settings, metrics, replicas, store, document, worker), worker
                 ),
             ):
                 if worker is not None:
-                    worker.show_gauges()
+                    worker.publish_gauges()
                 metrics.workers.set(1)
                 metrics.worker_starts.inc()
                 yield
@@ -90,8 +92,7 @@ def create_app(
             await replicas.close()
             audit.close()
 
-    document = openapi.openapi_document(ROUTES, settings)
-    return GatewayApplication(lifespan, metrics)
+    return GatewayApplication(lifespan, metrics, CrossOrigin(settings.cors_origins))
 
 
 def _requirements(guard: Guard) -> Requirements:

@@ -25,7 +25,7 @@ REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS = [*TOP, *GUIDES, *DATED, *REFERENCE]
 
-# A choice: about four screens. Words in code blocks and tables count.
+# Chosen: about four screens. Words in code blocks and tables count.
 MAX_README_WORDS = 1200
 # Folders whose files a document may name. Policies are left out: guides name the reader's own files there.
 FOLDERS = "server|classifier|corruption|evaluation|benchmarks|docker|docs|tests|requirements"
@@ -188,7 +188,7 @@ def test_options_named_in_the_text_exist() -> None:
     known = set(options(build_parser()))
     for name in ("evaluation", "quickstart"):
         for option in re.findall(r"`(?:lethe \w+ )?(--[a-z-]+)", prose_of(ROOT / "docs" / f"{name}.md")):
-            assert option in known | {"--enable-prompt-embeds"}, option
+            assert option in known | {"--enable-prompt-embeds", "--logits-processors"}, option
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -31,11 +31,11 @@ from lethe.classifier.encoder.folders import DEFAULT_ENCODER, cache_folder, defa
 EXPORT_FORMAT = 2
 # ONNX operator set of the graph: the newest that torch's tracing exporter writes without conversion.
 OPSET = 18
-# Word pieces of the longest text that is encoded at once. A choice: common encoders have at most 512 positions.
+# Word pieces of the longest text that is encoded at once. Chosen: common encoders have at most 512 positions.
 MAX_PIECES = 512
 # Lowest cosine between the ONNX graph's embeddings and those of torch: float32 kernels differ by about 1e-6.
 MIN_EXPORT_COSINE = 0.9999
-# Lowest cosine between embeddings before and after rounding the weights. A choice: all-MiniLM-L6-v2 keeps 0.989 or more
+# Lowest cosine between embeddings before and after rounding the weights. Chosen: all-MiniLM-L6-v2 keeps 0.989 or more
 # and detects as well as before (docs/benchmarks/2026-11-21-judging.md).
 MIN_ROUNDED_COSINE = 0.97
 

@@ -48,14 +48,14 @@ class Allowlist:
         """digests: as `wording_digests` returns them."""
         self._digests = {row.tobytes() for row in digests}
 
-    def matching_rows(self, segments: TextSegments) -> Flags:
-        """Return (N,) which rows are an allowlisted request, or lie inside a window that is one."""
+    def matching_windows(self, segments: TextSegments) -> Flags:
+        """Return (N,) which windows are an allowlisted request, or lie inside a window that is one."""
         matching = np.zeros(len(segments.outer), dtype=bool)
         if not self._digests:
             return matching
-        for row in np.flatnonzero(segments.outer):
-            first, last = int(segments.first[row]), int(segments.last[row])
-            if not matching[row] and _digest(canonical_wording(segments.text(int(row)))) in self._digests:
+        for window in np.flatnonzero(segments.outer):
+            first, last = int(segments.first[window]), int(segments.last[window])
+            if not matching[window] and _digest(canonical_wording(segments.text(int(window)))) in self._digests:
                 matching |= (segments.first >= first) & (segments.last <= last)
         return matching
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lethe.classifier.index.similarity import HUBNESS_WEIGHT, RowWords, TargetMatcher, run_edges
+from lethe.classifier.index.similarity import HUBNESS_WEIGHT, ForgetTextMatcher, TextWords, run_edges
 
 # Index rows above which a fit arranges them in cells. Chosen: scoring that many takes about as long as one encoding.
 MAX_ROWS_WITHOUT_CELLS = 1 << 14
@@ -72,8 +72,10 @@ def arrange_in_cells(
 class CellIndex:
     """The index rows of a large artifact, arranged in cells for search. Thread-safe."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], matcher: TargetMatcher, removed: NDArray[np.bool_]) -> None:
-        """matcher: of the same index rows. removed: (R,) which rows belong to forget items that were removed."""
+    def __init__(
+        self, arrays: Mapping[str, NDArray[Any]], matcher: ForgetTextMatcher, removed: NDArray[np.bool_]
+    ) -> None:
+        """matcher: matches the same index rows. removed: (R,) which index rows belong to removed forget items."""
         self._starts: Integers = arrays["cell_starts"]
         self._centres: Floats = arrays["cell_centres"].astype(np.float32)
         self._half_squares = (self._centres * self._centres).sum(axis=1) / 2
@@ -87,12 +89,12 @@ class CellIndex:
             np.rint(block / self._step, out=block)
             out[:] = block
 
-    def candidates(self, vectors: Floats, words: RowWords) -> Integers:
+    def candidates(self, vectors: Floats, words: TextWords) -> Integers:
         """Return (K,) the numbers, rising, of the index rows that may match any of N queries.
 
         vectors: (N, D) the queries' embeddings. words: their distinct hashed words.
         """
-        by_words = self._matcher.targets_sharing_words(words, len(vectors), MAX_CANDIDATES)
+        by_words = self._matcher.forget_texts_sharing_words(words, len(vectors), MAX_CANDIDATES)
         return np.unique(np.concatenate([self._nearest_in_cells(vectors), by_words]))
 
     def _nearest_in_cells(self, vectors: Floats) -> Integers:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lethe.classifier.artifact import ForgetItem
-from lethe.classifier.index.similarity import ForgetTargets
+from lethe.classifier.index.similarity import ForgetTexts
 from lethe.classifier.text import ngrams
 from lethe.classifier.text.ngrams import BUCKETS, split_words
 
@@ -44,28 +44,28 @@ class ItemWords:
         return np.asarray(total / (self._norm * np.sqrt(square)))
 
 
-class TargetWords:
+class ForgetTextWords:
     """The same for some of very many index rows, by the hashed words that the artifact holds as arrays."""
 
-    def __init__(self, fitted: ForgetTargets, added: ForgetTargets) -> None:
+    def __init__(self, fitted: ForgetTexts, added: ForgetTexts) -> None:
         self._fitted, self._added = fitted, added
         frequency = np.bincount(fitted.buckets, minlength=BUCKETS) + np.bincount(added.buckets, minlength=BUCKETS)
         count = len(fitted.hubness) + len(added.hubness)
         self._squared_idf = np.where(frequency, np.log1p(count / np.maximum(frequency, 1)) ** 2, 0.0)
 
     def overlap(self, text: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return (K + A,) cosines with the K given rows of the fit, then with all A added rows; see `ItemWords`."""
+        """Return (K + A,) cosines with K index rows of the fit, then with all A added index rows; see `ItemWords`."""
         buckets = np.array(sorted({ngrams.word_bucket(word) for word in split_words(text)}), dtype=np.int64)
         square = self._squared_idf[buckets].sum()
         parts = (self._fitted.take(rows), self._added)
         return np.concatenate([self._cosines(part, buckets, square) for part in parts])
 
-    def _cosines(self, targets: ForgetTargets, buckets: NDArray[np.int64], square: float) -> NDArray[np.float64]:
-        """Return (R,) cosines of a text's words and each target's. square: the squared length of the text's vector."""
-        count = len(targets.hubness)
-        row = np.repeat(np.arange(count), np.diff(targets.starts))
-        squares = self._squared_idf[targets.buckets]
-        shared = np.bincount(row, weights=squares * np.isin(targets.buckets, buckets), minlength=count)
+    def _cosines(self, forget_texts: ForgetTexts, buckets: NDArray[np.int64], square: float) -> NDArray[np.float64]:
+        """Return (R,) cosines of a text's words with each forget text's. square: the text vector's squared length."""
+        count = len(forget_texts.hubness)
+        row = np.repeat(np.arange(count), np.diff(forget_texts.starts))
+        squares = self._squared_idf[forget_texts.buckets]
+        shared = np.bincount(row, weights=squares * np.isin(forget_texts.buckets, buckets), minlength=count)
         norm = np.bincount(row, weights=squares, minlength=count) * square
         return np.asarray(shared / np.sqrt(np.maximum(norm, 1e-9)))
 
@@ -73,9 +73,9 @@ class TargetWords:
 def rank_items(
     cosines: NDArray[np.float32], index_items: NDArray[np.integer], overlap: NDArray[np.float64]
 ) -> tuple[int, ...]:
-    """Return up to MAX_ITEMS item numbers, best first, by highest cosine of their rows plus weighted overlap.
+    """Return up to MAX_ITEMS item numbers, best first, by highest cosine of their index rows plus weighted overlap.
 
-    cosines, index_items: (R,) of the index rows. overlap: (items,).
+    cosines: (R,) cosine to each index row. index_items: (R,) item of each index row. overlap: (items,).
     """
     best = np.full(len(overlap), -1.0)
     np.maximum.at(best, index_items, cosines)
@@ -86,7 +86,7 @@ def rank_items(
 def rank_items_of_rows(
     cosines: NDArray[np.float32], items: NDArray[np.int32], overlap: NDArray[np.float64]
 ) -> tuple[int, ...]:
-    """Return the same for K index rows only. cosines, items, overlap: (K,) of those rows."""
+    """Return the same for K index rows only. cosines, items, overlap: (K,) values of those index rows."""
     distinct, place = np.unique(items, return_inverse=True)
     item_overlap = np.zeros(len(distinct))
     np.maximum.at(item_overlap, place, overlap)

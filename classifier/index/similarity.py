@@ -27,12 +27,12 @@ WORDS_WEIGHT = 0.15
 HUBNESS_WEIGHT = 0.3
 # Nearest counter-examples whose mean cosine is the hubness. Chosen: fewer than CSLS's 10, since there are fewer rows.
 NEIGHBOURS = 5
-# Pairs of a row and a target that are computed in one batch: 16 MiB of float64.
+# Pairs of a text and a forget text that are computed in one batch: 16 MiB of float64.
 BATCH_PAIRS = 1 << 21
-# Postings (entries of the inverted index) that are read for one row to compute its exact shared idf. Chosen: keeps
-# it far cheaper than an encoding; a row with more counts as sharing everything.
+# Postings (entries of the inverted index) that are read for one text to compute its exact shared idf. Chosen: keeps
+# it far cheaper than an encoding; a text with more counts as sharing everything.
 MAX_POSTINGS = 1 << 17
-# Postings that are read for one row to find candidates, from its rarest word up. Chosen likewise.
+# Postings that are read for one text to find candidates, from its rarest word up. Chosen likewise.
 MAX_CANDIDATE_POSTINGS = 1 << 14
 # Texts whose words are hashed in one batch: bounds memory.
 BATCH_TEXTS = 1024
@@ -45,17 +45,17 @@ HUBNESS_BATCH = 256
 MIN_IDF = 0.1
 
 Vector = NDArray[np.float64]
-# (n,) numbers of rows, rising, and (n,) hashed words: the distinct words of each row.
-RowWords = tuple[NDArray[np.int64], NDArray[np.int64]]
+# (n,) numbers of texts, rising, and (n,) hashed words: the distinct words of each text.
+TextWords = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class ForgetTargets:
-    """R texts to forget, prepared for matching: row r has `hubness[r]`, and the words starts[r] to starts[r + 1].
+class ForgetTexts:
+    """R texts to forget, prepared for matching: index row r has `hubness[r]`, and the words starts[r] to starts[r + 1].
 
     hubness: (R,). starts: (R + 1,). buckets: (n,) hashed distinct words. idf_share: (n,) each word's share of the
-    row's summed idf; they sum to 1 for a row that has words. The artifact's arrays have the fields' names, after
-    "targets_" (of the fit) or "added_" (added since).
+    index row's summed idf; they sum to 1 for an index row that has words. The artifact's arrays have the fields' names,
+    after "targets_" (of the fit) or "added_" (added since).
     """
 
     hubness: NDArray[np.float64]
@@ -64,27 +64,27 @@ class ForgetTargets:
     idf_share: NDArray[np.float32]
 
     @staticmethod
-    def from_arrays(arrays: Mapping[str, NDArray[Any]], kind: str) -> ForgetTargets:
-        """Read the targets from an artifact's arrays. kind: "targets" or "added"."""
-        return ForgetTargets(**{field.name: arrays[f"{kind}_{field.name}"] for field in fields(ForgetTargets)})
+    def from_arrays(arrays: Mapping[str, NDArray[Any]], kind: str) -> ForgetTexts:
+        """Read the forget texts from an artifact's arrays. kind: "targets" or "added"."""
+        return ForgetTexts(**{field.name: arrays[f"{kind}_{field.name}"] for field in fields(ForgetTexts)})
 
     def to_arrays(self, kind: str) -> dict[str, NDArray[Any]]:
         """Return the inverse of `from_arrays`."""
         return {f"{kind}_{field.name}": getattr(self, field.name) for field in fields(self)}
 
-    def take(self, rows: NDArray[np.int64]) -> ForgetTargets:
-        """Return only the rows with the given numbers, in that order."""
+    def take(self, rows: NDArray[np.int64]) -> ForgetTexts:
+        """Return only the index rows with the given numbers, in that order."""
         lengths = self.starts[rows + 1] - self.starts[rows]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         at = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], lengths)
-        return ForgetTargets(self.hubness[rows], starts, self.buckets[at], self.idf_share[at])
+        return ForgetTexts(self.hubness[rows], starts, self.buckets[at], self.idf_share[at])
 
     def words_of(self, row: int) -> NDArray[np.int32]:
-        """Return the hashed words of one row."""
+        """Return the hashed words of one index row."""
         return self.buckets[self.starts[row] : self.starts[row + 1]]
 
     def idf_share_of(self, row: int) -> NDArray[np.float32]:
-        """Return the idf shares of one row's words."""
+        """Return the idf shares of one index row's words."""
         return self.idf_share[self.starts[row] : self.starts[row + 1]]
 
 
@@ -123,18 +123,18 @@ def hubness(vectors: NDArray[np.floating], counter: NDArray[np.float16]) -> Vect
     return out
 
 
-def make_targets(
+def prepare_forget_texts(
     texts: Sequence[str], vectors: NDArray[np.floating], counter: NDArray[np.float16], documents: NDArray[np.uint16]
-) -> ForgetTargets:
+) -> ForgetTexts:
     """Prepare the texts to forget, with their unit `vectors` (R, D), against `counter` (Q, D) unit rows.
 
-    documents: see `document_frequencies`. Each row depends on its own text alone. Raises ValueError for Q = 0.
+    documents: see `document_frequencies`. Each index row depends on its own text alone. Raises ValueError for Q = 0.
     """
     buckets_by_text = list(_word_buckets(texts))
     idfs = idf(documents)
     shares = [idfs[buckets] / max(idfs[buckets].sum(), 1e-9) for buckets in buckets_by_text]
     starts = np.concatenate([[0], np.cumsum([len(buckets) for buckets in buckets_by_text])]).astype(np.int64)
-    return ForgetTargets(
+    return ForgetTexts(
         hubness(vectors, counter),
         starts,
         np.concatenate(buckets_by_text).astype(np.int32),
@@ -142,53 +142,54 @@ def make_targets(
     )
 
 
-class TargetMatcher:
-    """Targets and an inverted index of their words. A target's score doesn't depend on the others, to the bit."""
+class ForgetTextMatcher:
+    """Forget texts and an inverted index of their words. The score of one doesn't depend on the others, to the bit."""
 
-    def __init__(self, targets: ForgetTargets, *, min_idf_share: float = 0.0) -> None:
-        """min_idf_share: words with a smaller idf share in a target are left out."""
-        self._count = len(targets.hubness)
-        self._hubness_term = HUBNESS_WEIGHT * targets.hubness
-        # Word i of `_words` occurs in the targets _postings[k] with _shares[k], for _starts[i] <= k < _starts[i + 1].
-        order = np.argsort(targets.buckets, kind="stable")
-        order = order[targets.idf_share[order] >= min_idf_share]
-        buckets = targets.buckets[order].astype(np.int64)
+    def __init__(self, forget_texts: ForgetTexts, *, min_idf_share: float = 0.0) -> None:
+        """min_idf_share: words with a smaller idf share in a forget text are left out."""
+        self._count = len(forget_texts.hubness)
+        self._hubness_term = HUBNESS_WEIGHT * forget_texts.hubness
+        # Word i of `_words` occurs in the forget texts _postings[k] with _shares[k], for _starts[i] <= k < _starts[i +
+        # 1].
+        order = np.argsort(forget_texts.buckets, kind="stable")
+        order = order[forget_texts.idf_share[order] >= min_idf_share]
+        buckets = forget_texts.buckets[order].astype(np.int64)
         first = np.flatnonzero(np.diff(buckets, prepend=-1))
         self._words, self._starts = buckets[first], np.append(first, len(buckets))
-        row = np.repeat(np.arange(self._count, dtype=np.int32), np.diff(targets.starts))
-        self._postings = row[order]
-        self._shares = targets.idf_share[order]
+        number = np.repeat(np.arange(self._count, dtype=np.int32), np.diff(forget_texts.starts))
+        self._postings = number[order]
+        self._shares = forget_texts.idf_share[order]
 
-    def best_similarity(self, words: RowWords, cosines: NDArray[np.floating]) -> Vector:
-        """Return (N,) the match score of the target that each row matches most closely, about 0 to 1.
+    def best_similarity(self, words: TextWords, cosines: NDArray[np.floating]) -> Vector:
+        """Return (N,) the match score of the forget text that each text matches most closely, about 0 to 1.
 
-        words: the rows' distinct hashed words. cosines: (N, R).
+        words: the texts' distinct hashed words. cosines: (N, R).
         """
         out = np.zeros(len(cosines))
-        for batch, rows in _row_batches(words, len(cosines), self._count):
-            shared = self._shared_idf(batch, rows.stop - rows.start)
-            out[rows] = (cosines[rows] + WORDS_WEIGHT * shared - self._hubness_term).max(axis=1)
+        for batch, texts in _text_batches(words, len(cosines), self._count):
+            shared = self._shared_idf(batch, texts.stop - texts.start)
+            out[texts] = (cosines[texts] + WORDS_WEIGHT * shared - self._hubness_term).max(axis=1)
         return out
 
-    def max_shared_idf(self, words: RowWords, count: int) -> Vector:
-        """Return (N,) for each of `count` rows the largest shared idf over all targets.
+    def max_shared_idf(self, words: TextWords, count: int) -> Vector:
+        """Return (N,) for each of `count` texts the largest shared idf over all forget texts.
 
-        Infinity where computing it would take too long, since some of the words occur in very many targets.
+        Infinity where computing it would take too long, since some of the words occur in very many forget texts.
         """
         if count * max(self._count, len(self._postings)) <= MAX_POSTINGS:
             return np.asarray(self._shared_idf(words, count).max(axis=1, initial=0))
-        row, buckets = words
+        text, buckets = words
         first, lengths = self._posting_lists(buckets)
         out = np.zeros(count)
-        postings = np.bincount(row, weights=lengths, minlength=count)
+        postings = np.bincount(text, weights=lengths, minlength=count)
         if postings.max(initial=0) > MAX_POSTINGS:
             out[postings > MAX_POSTINGS] = np.inf
-            computable = postings[row] <= MAX_POSTINGS
-            row, first, lengths = row[computable], first[computable], lengths[computable]
-        # Some rows at a time: bounds memory.
+            computable = postings[text] <= MAX_POSTINGS
+            text, first, lengths = text[computable], first[computable], lengths[computable]
+        # Some texts at a time: bounds memory.
         batch = np.cumsum(postings) // BATCH_PAIRS
-        for a, b in itertools.pairwise(np.unique(np.searchsorted(row, run_edges(batch))).tolist()):
-            pair, share = self._shared_words(row[a:b], first[a:b], lengths[a:b])
+        for a, b in itertools.pairwise(np.unique(np.searchsorted(text, run_edges(batch))).tolist()):
+            pair, share = self._shared_words(text[a:b], first[a:b], lengths[a:b])
             order = np.argsort(pair, kind="stable")
             pair = pair[order]
             new = np.flatnonzero(np.diff(pair, prepend=-1))
@@ -196,51 +197,51 @@ class TargetMatcher:
                 np.maximum.at(out, pair[new] // self._count, np.add.reduceat(share[order], new))
         return out
 
-    def targets_sharing_words(self, words: RowWords, count: int, max_targets: int) -> NDArray[np.int64]:
-        """Return the targets with the most shared idf, up to `max_targets` for each of `count` rows.
+    def forget_texts_sharing_words(self, words: TextWords, count: int, max_results: int) -> NDArray[np.int64]:
+        """Return the forget texts with the most shared idf, up to `max_results` for each of `count` texts.
 
-        Only the rarest words of each row are looked up, up to MAX_CANDIDATE_POSTINGS postings.
+        Only the rarest words of each text are looked up, up to MAX_CANDIDATE_POSTINGS postings.
         """
-        row, buckets = words
+        text, buckets = words
         first, lengths = self._posting_lists(buckets)
-        # Row by row, the rarest words of a row first.
-        order = np.lexsort([lengths, row])
-        row, first, lengths = row[order], first[order], lengths[order]
+        # Text by text, the rarest words of a text first.
+        order = np.lexsort([lengths, text])
+        text, first, lengths = text[order], first[order], lengths[order]
         before = np.cumsum(lengths) - lengths
-        starts = np.searchsorted(row, np.arange(count))
-        before_row = np.append(before, 0)[starts][row] if len(row) else before
-        rare = before + lengths - before_row <= MAX_CANDIDATE_POSTINGS
-        pair, share = self._shared_words(row[rare], first[rare], lengths[rare])
+        starts = np.searchsorted(text, np.arange(count))
+        before_text = np.append(before, 0)[starts][text] if len(text) else before
+        rare = before + lengths - before_text <= MAX_CANDIDATE_POSTINGS
+        pair, share = self._shared_words(text[rare], first[rare], lengths[rare])
         pairs, place = np.unique(pair, return_inverse=True)
         total = np.bincount(place, weights=share, minlength=len(pairs))
         candidates = [np.zeros(0, dtype=np.int64)]
         edges = np.searchsorted(pairs, np.arange(count + 1) * self._count)
         for start, end in itertools.pairwise(edges.tolist()):
-            of_row = slice(start, end)
-            target = pairs[of_row] % self._count
-            if end - start > max_targets:
-                target = target[np.argpartition(-total[of_row], max_targets - 1)[:max_targets]]
-            candidates.append(target)
+            of_text = slice(start, end)
+            forget_text = pairs[of_text] % self._count
+            if end - start > max_results:
+                forget_text = forget_text[np.argpartition(-total[of_text], max_results - 1)[:max_results]]
+            candidates.append(forget_text)
         return np.concatenate(candidates)
 
-    def _shared_idf(self, words: RowWords, count: int) -> Vector:
-        """Return (N, R) the summed idf share of each target's words that occur in each of the N rows."""
-        row, buckets = words
-        pair, share = self._shared_words(row, *self._posting_lists(buckets))
+    def _shared_idf(self, words: TextWords, count: int) -> Vector:
+        """Return (N, R) the summed idf share of each forget text's words that occur in each of the N texts."""
+        text, buckets = words
+        pair, share = self._shared_words(text, *self._posting_lists(buckets))
         shared = np.bincount(pair, weights=share, minlength=count * self._count)
         return np.asarray(shared.reshape(count, self._count), dtype=np.float64)
 
     def _shared_words(
-        self, row: NDArray[np.int64], first: NDArray[np.int64], lengths: NDArray[np.int64]
+        self, text: NDArray[np.int64], first: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], Vector]:
-        """Return row * R + target, and the idf share, for every word that a row and a target share.
+        """Return text * R + forget text, and the idf share, for every word that the two share.
 
-        row, first, lengths: the row of each word and its postings; see `_posting_lists`.
+        text, first, lengths: the text of each word and its postings; see `_posting_lists`.
         """
         # All positions first to first + length of every word, as one array.
         total = np.cumsum(lengths)
         at = np.arange(total[-1] if len(total) else 0) + np.repeat(first - total + lengths, lengths)
-        return np.repeat(row, lengths) * self._count + self._postings[at], self._shares[at].astype(np.float64)
+        return np.repeat(text, lengths) * self._count + self._postings[at], self._shares[at].astype(np.float64)
 
     def _posting_lists(self, buckets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where each hashed word's postings begin in the inverted index, and how many there are."""
@@ -256,16 +257,16 @@ def run_edges(values: NDArray[Any]) -> NDArray[np.int64]:
     return np.append(np.flatnonzero(np.diff(values, prepend=-1)), len(values))
 
 
-def hashed_words(texts: Sequence[str]) -> RowWords:
+def hashed_words(texts: Sequence[str]) -> TextWords:
     """Return the distinct hashed words of each text."""
     numbers = np.arange(len(texts) + 1)
     return ngrams.NgramDocument(texts).distinct_words(numbers[:-1], numbers[1:])
 
 
-def hashed_known_words(texts: Sequence[str], vocabulary: Collection[str]) -> RowWords:
+def hashed_known_words(texts: Sequence[str], vocabulary: Collection[str]) -> TextWords:
     """Return the same without ASCII words outside the `vocabulary`.
 
-    With very many targets, almost any word shares its hash with a word of one of them.
+    With very many forget texts, almost any word shares its hash with a word of one of them.
     """
     buckets_by_text = [
         sorted(
@@ -273,28 +274,28 @@ def hashed_known_words(texts: Sequence[str], vocabulary: Collection[str]) -> Row
         )
         for text in texts
     ]
-    row = np.repeat(np.arange(len(texts)), [len(buckets) for buckets in buckets_by_text])
-    return row, np.array([bucket for buckets in buckets_by_text for bucket in buckets], dtype=np.int64)
+    text = np.repeat(np.arange(len(texts)), [len(buckets) for buckets in buckets_by_text])
+    return text, np.array([bucket for buckets in buckets_by_text for bucket in buckets], dtype=np.int64)
 
 
-def words_of_rows(words: RowWords, rows: slice) -> RowWords:
-    """Return the words of the rows from `rows.start` to `rows.stop`, numbered from 0."""
-    row, buckets = words
-    at = slice(*np.searchsorted(row, [rows.start, rows.stop]))
-    return row[at] - rows.start, buckets[at]
+def words_of_texts(words: TextWords, texts: slice) -> TextWords:
+    """Return the words of the texts from `texts.start` to `texts.stop`, numbered from 0."""
+    text, buckets = words
+    at = slice(*np.searchsorted(text, [texts.start, texts.stop]))
+    return text[at] - texts.start, buckets[at]
 
 
-def _row_batches(words: RowWords, count: int, targets: int) -> Iterator[tuple[RowWords, slice]]:
-    """Yield the words of some rows at a time, so that a batch has at most BATCH_PAIRS pairs of a row and a target."""
-    step = max(BATCH_PAIRS // max(targets, 1), 1)
+def _text_batches(words: TextWords, count: int, forget_texts: int) -> Iterator[tuple[TextWords, slice]]:
+    """Yield the words of some texts at a time: at most BATCH_PAIRS pairs of a text and a forget text."""
+    step = max(BATCH_PAIRS // max(forget_texts, 1), 1)
     for start in range(0, count, step):
-        rows = slice(start, min(start + step, count))
-        yield words_of_rows(words, rows), rows
+        texts = slice(start, min(start + step, count))
+        yield words_of_texts(words, texts), texts
 
 
 def _word_buckets(texts: Sequence[str]) -> Iterator[NDArray[np.int64]]:
     """Yield the sorted distinct hashed words of each text."""
     for start in range(0, len(texts), BATCH_TEXTS):
         batch = texts[start : start + BATCH_TEXTS]
-        row, buckets = hashed_words(batch)
-        yield from np.split(buckets, np.searchsorted(row, np.arange(1, len(batch))))
+        text, buckets = hashed_words(batch)
+        yield from np.split(buckets, np.searchsorted(text, np.arange(1, len(batch))))

@@ -1,4 +1,4 @@
-"""All windows of all views of a text, as rows that are scored once each. Knows no weights."""
+"""All windows of all views of a text. Equal windows have one number and are scored once. Knows no weights."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from lethe.classifier.text.windows import UnitRange, WindowCover, cover_with_win
 
 
 class WindowPlace(NamedTuple):
-    """A window and where it is: the number of its view, its units there, the row that it shares with equal windows.
+    """A window and where it is: the number of its view, its units there, the number that it shares with equal windows.
 
     inner: whether it is an inner window, inside another one (`WindowCover.inner_windows`).
     """
 
     view_index: int
     units: UnitRange
-    row: int
+    window: int
     inner: bool = False
 
 
 @dataclass
 class TextSegments:
-    """The windows of all views of one text; windows with equal units share a row.
+    """The windows of all views of one text; windows with equal units share a number.
 
-    first, last: (N,) each row's range of units in `document`. outer: (N,) which rows are windows that aren't inner
-    ones. covered_characters: how many of the raw text's `total_characters` (without white space) lie in a window.
+    first, last: (N,) each window's range of units in `document`.
+    outer: (N,) which windows aren't inner ones.
+    covered_characters: non-space characters of the raw text that lie in a window.
+    total_characters: all non-space characters of the raw text.
     """
 
     places: list[WindowPlace]
@@ -48,9 +50,9 @@ class TextSegments:
     _units: list[str] = field(repr=False)
     _views: list[tuple[View, WindowCover]] = field(repr=False)
 
-    def text(self, row: int) -> str:
-        """Return the text of a row that is scored: its units with one blank between."""
-        return " ".join(self._units[self.first[row] : self.last[row]])
+    def text(self, window: int) -> str:
+        """Return the text of the window with this number: its units with one blank between."""
+        return " ".join(self._units[self.first[window] : self.last[window]])
 
     def view_name(self, place: WindowPlace) -> str:
         """Return the name of the view that a window belongs to."""
@@ -74,8 +76,8 @@ def segment_text(
     """
     views: list[tuple[View, WindowCover]] = []
     units = _SharedUnits()
-    outer_rows: dict[UnitRange, int] = {}
-    inner_rows: dict[UnitRange, int] = {}
+    outer_numbers: dict[UnitRange, int] = {}
+    inner_numbers: dict[UnitRange, int] = {}
     # View number, units in the view, units in `units`, whether it is an inner window.
     windows: list[tuple[int, UnitRange, UnitRange, bool]] = []
     covered_characters = total_characters = 0
@@ -93,16 +95,19 @@ def segment_text(
         shifts = units.add(folded_units, cover.windows)
         for window, shift in zip(cover.windows, shifts, strict=True):
             shared = shift + window[0], shift + window[1]
-            outer_rows.setdefault(shared, len(outer_rows))
+            outer_numbers.setdefault(shared, len(outer_numbers))
             windows.append((view_index, window, shared, False))
             for inner in cover.inner_windows(window):
                 shared = shift + inner[0], shift + inner[1]
-                inner_rows.setdefault(shared, len(inner_rows))
+                inner_numbers.setdefault(shared, len(inner_numbers))
                 windows.append((view_index, inner, shared, True))
-    ranges = np.array([*outer_rows, *inner_rows], dtype=np.int64).reshape(-1, 2)
+    ranges = np.array([*outer_numbers, *inner_numbers], dtype=np.int64).reshape(-1, 2)
     places = [
         WindowPlace(
-            view_index, window, len(outer_rows) + inner_rows[shared] if is_inner else outer_rows[shared], is_inner
+            view_index,
+            window,
+            len(outer_numbers) + inner_numbers[shared] if is_inner else outer_numbers[shared],
+            is_inner,
         )
         for view_index, window, shared, is_inner in windows
     ]
@@ -110,7 +115,7 @@ def segment_text(
         places,
         ranges[:, 0],
         ranges[:, 1],
-        np.arange(len(ranges)) < len(outer_rows),
+        np.arange(len(ranges)) < len(outer_numbers),
         NgramDocument(units.all),
         covered_characters,
         total_characters,

@@ -1,4 +1,4 @@
-"""From held-out component scores to a fused probability, calibration arrays, and the prefilter's level."""
+"""From held-out component scores to a fused probability, calibration arrays, and the prefilter's threshold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lethe.classifier.text import ngrams
 from lethe.classifier.training import logistic_regression
 from lethe.classifier.training.rows import Corpus, TrainingRow
 
-# L2 penalty on the distance of the fusion's weights from `fusion.PRIOR`, per unit of mean log-loss. A choice: with the
+# L2 penalty on the distance of the fusion's weights from `fusion.PRIOR`, per unit of mean log-loss. Chosen: with the
 # demo's 10,000 held-out rows, weights move where the rows are clear, and stay near the prior where they aren't.
 FUSION_PENALTY = 0.05
 # Smallest standard deviation of a component: avoids dividing by zero where all scores are equal.
@@ -23,12 +23,12 @@ MIN_SCALE = 1e-6
 # Miss rates at which the manifest reports held-out rates, where the calibration set is large enough. The demo's
 # policies use the first.
 REPORTED_MISS_RATES = (0.005, 0.01, 0.02)
-# Log-odds (natural log units) by which the prefilter's level is below the lowest calibrating text: people's own
+# Log-odds (natural log units) by which the prefilter's threshold is below the lowest calibrating text: people's own
 # rewordings share less with the prompt than rule-made ones. Measured: 93.6 % of other prompts need no encoder then, for
 # 2 of 10,000 paraphrases that are missed (docs/benchmarks/2026-11-21-judging.md).
 PREFILTER_MARGIN = 0.75
 # A retain request with a higher held-out probability is not put on the allowlist: it surely asks for a forget item.
-# A choice: well above any threshold in use.
+# Chosen: well above any threshold in use.
 MAX_ALLOWLIST_PROBABILITY = 0.9
 
 CALIBRATION = (
@@ -102,7 +102,7 @@ def prefilter_scores(
     """The prefilter's score of each calibrating forget text: that of its highest chunk, after the length margin.
 
     rows: calibrating forget rows, with held-out components (n, 4). The score is the log-odds contribution of the words
-    plus the weighted share of rare words in common with a target: see `prefilter.py`.
+    plus the weighted share of rare words in common with a forget text: see `prefilter.py`.
     """
     texts = [row.text for row in rows]
     if has_cells:

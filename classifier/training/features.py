@@ -18,22 +18,24 @@ from lethe.classifier.training.background import background_embeddings
 from lethe.classifier.training.rows import Corpus, TrainingRow
 from lethe.classifier.training.stages import Progress
 
-# L2 penalty of the word model, per unit of mean log-loss. A choice: small enough that the training rows are fitted; the
+# L2 penalty of the word model, per unit of mean log-loss. Chosen: small enough that the training rows are fitted; the
 # fusion corrects with held-out rows what is overconfident.
 WORD_PENALTY = 1e-4
 # L2 penalty of the character model, in the same unit and for the same reason.
 CHARACTER_PENALTY = 1e-4
-# L2 penalty of the embedding model, in the same unit. A choice: unit vectors have far fewer and denser columns.
+# L2 penalty of the embedding model, in the same unit. Chosen: unit vectors have far fewer and denser columns.
 HEAD_PENALTY = 1e-3
-# A background prompt with a higher cosine to a forget text is left out: it may ask for the same thing. A choice.
+# A background prompt with a higher cosine to a forget text is left out: it may ask for the same thing. Chosen, not
+# measured.
 SAME_MEANING_COSINE = 0.75
-# At most this share of the background is left out: with some encoders all texts are that close. A choice.
+# At most this share of the background is left out: with some encoders all texts are that close. Chosen, not measured.
 MAX_SAME_MEANING_SHARE = 0.02
-# Hard negatives: the weight of other rows rises linearly from this cosine to a forget text on ... A choice.
+# Hard negatives: the weight of other rows rises linearly from this cosine to a forget text on ... Chosen, not measured.
 HARD_FROM_COSINE = 0.3
-# ... to 1 plus this at cosine 1. A choice.
+# ... to 1 plus this at cosine 1. Chosen, not measured.
 HARD_WEIGHT = 4.0
-# Counter-examples that hubness is computed against, the nearest first: bounds the artifact to 3 MiB of them. A choice.
+# Counter-examples that hubness is computed against, the nearest first: bounds the artifact to 3 MiB of them. Chosen,
+# not measured.
 MAX_COUNTER_EXAMPLES = 4096
 # Cosines that are kept as one matrix (1 GiB as float32); with more, they are computed when needed.
 MAX_CACHED_COSINES = 1 << 28

@@ -34,8 +34,8 @@ from lethe.classifier.training.stages import Progress
 MAX_PIECES = 512
 # Share of each class that is held out to choose the epoch: as published.
 VALIDATION_SHARE = 0.1
-# Factor on the unit embedding before the linear layer: with it, a head with weights of about 1 reaches logits of 16. A
-# choice.
+# Factor on the unit embedding before the linear layer: with it, a head with weights of about 1 reaches logits of 16.
+# Chosen, not measured.
 EMBEDDING_SCALE = 16.0
 
 

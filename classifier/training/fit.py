@@ -139,7 +139,7 @@ def _calibrate(
     all_rows = np.ones(len(data.rows), dtype=bool)
     targets = features.targets(all_rows)
     forget_rows = [i for i in calibrating if data.rows[i].forget]
-    level = calibration.prefilter_threshold(
+    prefilter_threshold = calibration.prefilter_threshold(
         data, fused, targets, [data.rows[i] for i in forget_rows], held_out[forget_rows], has_cells=has_cells
     )
     return {
@@ -153,7 +153,7 @@ def _calibrate(
         "counter": features.counter_examples(all_rows),
         "levels": np.stack([match.matches, match.logits]),
         "retained": allowlist.wording_digests(allowed, exclude=[item.prompt or item.text for item in data.items]),
-        "gate": np.array([level]),
+        "gate": np.array([prefilter_threshold]),
     }
 
 

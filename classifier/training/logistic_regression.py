@@ -17,7 +17,7 @@ from lethe.classifier.text.ngrams import BUCKETS, NgramRows
 
 # Iterations of L-BFGS at most. The demo's models converge (scipy's default tolerance) after 54 at most.
 MAX_ITERATIONS = 60
-# Corrections that L-BFGS keeps: scipy's default is 10; 8 needs less memory at 262,144 columns. A choice.
+# Corrections that L-BFGS keeps: scipy's default is 10; 8 needs less memory at 262,144 columns. Chosen, not measured.
 CORRECTIONS = 8
 
 FloatVector = NDArray[np.float64]

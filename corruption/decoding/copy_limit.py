@@ -28,11 +28,11 @@ from lethe.corruption.phrases.normalize import SEPARATOR, fold
 # Letters of the newest tokens, the newest last; "" for a token without letters.
 RecentLetters = tuple[str, ...]
 
-# Tokens that may be copied in a row by default. A choice: titles, names and idioms are shorter.
+# Tokens that may be copied in a row by default. Chosen: titles, names and idioms are shorter.
 DEFAULT_COPY_LIMIT = 12
-# Largest limit that a policy may set, in tokens. A choice: a paragraph. It bounds the state of each answer.
+# Largest limit that a policy may set, in tokens. Chosen: a paragraph. It bounds the state of each answer.
 MAX_COPY_LIMIT = 256
-# Tokens without letters in a row that count as part of a run. A choice: more of them are a gap, such as in a table.
+# Tokens without letters in a row that count as part of a run. Chosen: more of them are a gap, such as in a table.
 MAX_BLANK_TOKENS = 3
 # Bytes of cached sets of banned tokens where the caller shares no cache. One set may hold half a vocabulary.
 MAX_BAN_CACHE_BYTES = 16 * 2**20

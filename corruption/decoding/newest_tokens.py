@@ -14,7 +14,7 @@ import torch
 from lethe.corruption.decoding.logits import copy_to_device
 
 # Tokens of each answer to copy. A step without speculative decoding adds one; the others serve answers that were left
-# out of some steps. A choice: 8 ids of 8 bytes cost the copy nothing, and longer gaps are read from the device.
+# out of some steps. Chosen: 8 ids of 8 bytes cost the copy nothing, and longer gaps are read from the device.
 TOKENS_PER_REQUEST = 8
 
 

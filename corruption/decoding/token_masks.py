@@ -21,7 +21,7 @@ from lethe.corruption.decoding.token_text import SortedTexts, TokenIds, TokenVoc
 from lethe.corruption.phrases.normalize import SEPARATOR, fold
 from lethe.corruption.phrases.trie import BOUNDARY_NODE, START_STATE, PhraseContinuation, PhraseTrie
 
-# Bytes of all cached masks in one engine process. A choice: one mask may hold half a vocabulary (512 KiB for 128,000
+# Bytes of all cached masks in one engine process. Chosen: one mask may hold half a vocabulary (512 KiB for 128,000
 # tokens), so half of this is room for over a hundred of the largest, and all of it is small beside an engine's memory.
 MAX_MASK_BYTES = 128 * 2**20
 

@@ -106,7 +106,10 @@ class Corruptor:
     def rows(
         self, span: TokenSpan, num_leading_tokens: int, evidence: CharacterRanges, spec: CorruptSpec | None, policy: str
     ) -> NDArray[Any]:
-        """Return the (T, D) rows of the span, changed as the spec says. num_leading_tokens: tokens before the text (BOS)."""
+        """Return the (T, D) rows of the span, changed as the spec says.
+
+        num_leading_tokens: tokens before the text (BOS).
+        """
         rows = np.empty((len(span.ids), self.table.width), dtype=self.table.dtype)
         self._fill(rows, span, num_leading_tokens, evidence, spec, policy)
         return rows

@@ -18,7 +18,7 @@ from lethe.corruption.embeddings import keyed_rng
 # (starts a word, script or digits, case or length)
 TokenKind = tuple[bool, str, str]
 # Tokens of the same kind to choose a decoy from, those with the nearest ids. Ids follow frequency in BPE vocabularies,
-# so a decoy is about as common as the token. A choice: enough that a decoy says little about the token.
+# so a decoy is about as common as the token. Chosen: enough that a decoy says little about the token.
 CANDIDATES = 512
 # Draws of 4 bytes in one digest of 32 bytes.
 DRAWS_PER_DIGEST = 8

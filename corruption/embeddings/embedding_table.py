@@ -40,7 +40,7 @@ DTYPES: dict[Any, np.dtype[Any]] = {
 }
 # Bytes of a safetensors header, at most: about the safetensors library's own limit (100 MB).
 MAX_HEADER_BYTES = 100 * 2**20
-# Rows to sample for `row_rms`. A choice: they are read in milliseconds, and hold over a million values.
+# Rows to sample for `row_rms`. Chosen: they are read in milliseconds, and hold over a million values.
 SAMPLED_ROWS = 2048
 
 

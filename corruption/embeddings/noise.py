@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[Any]
 RowMask = NDArray[np.bool_]
 
-# Values to change at a time. A choice: 256 KiB in float32, which stay in the processor's L2 cache.
+# Values to change at a time. Chosen: 256 KiB in float32, which stay in the processor's L2 cache.
 BATCH_VALUES = 1 << 16
 # Draws to look up at a time, for the same reason. Divisible by four: 64 random bits make four draws.
 BATCH_DRAWS = 1 << 14

@@ -17,7 +17,7 @@ from lethe.corruption.phrases.dates import date_spellings
 from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold
 from lethe.corruption.phrases.stopwords import LINKS, STOP_WORDS
 
-# Phrases of one call, at most. A choice: a quarter of what one penalty may hold (`corruption/decoding/spec.py`), so
+# Phrases of one call, at most. Chosen: a quarter of what one penalty may hold (`corruption/decoding/spec.py`), so
 # that several policies fit into one request.
 DEFAULT_MAX_PHRASES = 256
 # Characters of one phrase, at most: what vLLM's side accepts (`corruption/decoding/spec.py`).
@@ -26,7 +26,8 @@ MAX_CHARACTERS = 256
 # Kinds of phrases, the most specific first: the order in which they are kept when there are too many.
 TITLE, DATE, NAME, NUMBER, NAME_WORD, NAME_FORM, RARE_WORD, PAIR, SPAN = range(9)
 
-# An answer with at most this many words that the prompt lacks: each of them reveals it, so each is forbidden. A choice.
+# An answer with at most this many words that the prompt lacks: each of them reveals it, so each is forbidden. Chosen,
+# not measured.
 FEW_NEW_WORDS = 3
 # A name with one of these endings still reveals the name.
 _NAME_ENDINGS = ("s", "n", "an", "ian", "ic", "ese", "ish")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from lethe.corruption.phrases.extraction import UserSuppliedText
 from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold
 
-# Nodes to keep after their first visit; beyond that all are dropped at once. A choice: about 17 MB.
+# Nodes to keep after their first visit; beyond that all are dropped at once. Chosen: about 17 MB.
 MAX_CACHED_NODES = 50_000
 
 _LAST_CHARACTER = "\U0010ffff"  # folding never produces it, and it sorts after every other one

@@ -20,9 +20,9 @@ from lethe.corruption.phrases.normalize import FOLD_TABLE, SEPARATOR, fold
 from lethe.corruption.phrases.phrase_list import ForbiddenPhrases, PhraseNode
 
 # Characters of the answer that the spelling of a phrase may be longer than the phrase (white space, invisible
-# characters) before it counts as a hit. A choice: it limits how much text is held back.
+# characters) before it counts as a hit. Chosen: it limits how much text is held back.
 MAX_EXTRA_CHARACTERS = 1024
-# Characters of the answer that each character of a phrase may take, before MAX_EXTRA_CHARACTERS are used up. A choice:
+# Characters of the answer that each character of a phrase may take, before MAX_EXTRA_CHARACTERS are used up. Chosen:
 # room for a combining mark, an invisible character and a Markdown mark at each letter.
 _CHARACTERS_PER_LETTER = 4
 
@@ -211,7 +211,10 @@ class StreamMatcher:
         self._after_unit(out)
 
     def _advance(self, folded: str, index: int, *, text_ends: bool = False) -> None:
-        """Advance all matches by one unit's folded text. index: the unit's number in the text. text_ends: nothing follows it."""
+        """Advance all matches by one unit's folded text.
+
+        index: the unit's number in the text. text_ends: nothing follows it.
+        """
         rules = self.answer_filter.rules
         has_letter = False
         for character in folded:

@@ -15,7 +15,7 @@ from lethe.corruption.prompt.chat_template import Generation
 
 ContentFormat = Literal["string", "openai"]
 
-# Rounds of following values through assignments of assignments. A choice: templates in use need two or three.
+# Rounds of following values through assignments of assignments. Chosen: templates in use need two or three.
 _MAX_ROUNDS = 8
 
 

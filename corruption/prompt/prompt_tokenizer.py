@@ -35,9 +35,9 @@ TOKENIZING_KWARGS = frozenset(
     {"chat_template", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
     | {"return_assistant_tokens_mask", "tokenizer_kwargs"}
 )
-# Token ids to decode at once. A choice: decoding a whole vocabulary at once takes many times its size in memory.
+# Token ids to decode at once. Chosen: decoding a whole vocabulary at once takes many times its size in memory.
 _DECODE_BATCH = 2048
-# Texts that can't be located together are located one by one, each with two renderings. A choice: more of them would
+# Texts that can't be located together are located one by one, each with two renderings. Chosen: more of them would
 # make one request take too long.
 MAX_ONE_BY_ONE = 16
 # Tokens that a tokenizer may add in front of a prompt (BOS and similar), at most: known ones add one or two.

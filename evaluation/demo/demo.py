@@ -56,7 +56,7 @@ class DemoRow:
     """One question and its answers.
 
     secret: the words that a guarded answer must not contain; None where the answer must not change. answers,
-    prompt_tokens: by way. direct: the answer of vLLM without the gateway.
+    prompt_tokens: one for each way (policy). direct: the answer of vLLM without the gateway.
     """
 
     question: str

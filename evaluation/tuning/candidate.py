@@ -85,7 +85,7 @@ class CandidateEvaluator:
         seed: int = 0,
     ) -> None:
         """corruptor: only with parity of the model server. indexes: verbatim indexes that vLLM has loaded, by
-        artifact. surrogate: a key of SURROGATES, used without a twin. seed: of the surrogate's random choices.
+        artifact. surrogate: a key of SURROGATES, used without a twin. seed: the seed of the surrogate's random choices.
         """
         self._threshold = threshold
         self._artifact = artifact

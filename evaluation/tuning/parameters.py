@@ -14,7 +14,10 @@ Values = dict[str, float]
 
 
 def parameter_axes(policy: Policy, *, width: int | None, row_rms: float | None) -> dict[str, Axis]:
-    """Return the range of each parameter. width, row_rms: of the model's embedding table, None without corruption."""
+    """Return the range of each parameter.
+
+    width, row_rms: properties of the model's embedding table; None without corruption.
+    """
     axes = {
         # Without a hard ban, a soft weight of 0 would penalise nothing.
         "soft": Axis("soft", 0.0 if policy.penalize.hard else 0.5, 16.0, log=False),

@@ -40,7 +40,7 @@ class VllmModel:
     """One model of a vLLM server, under the name `name`."""
 
     def __init__(self, upstream: Upstream, name: str, *, max_tokens: int) -> None:
-        """max_tokens: of an answer."""
+        """max_tokens: the longest answer, in tokens."""
         self.name = name
         self._upstream = upstream
         self._max_tokens = max_tokens

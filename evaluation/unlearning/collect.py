@@ -39,7 +39,7 @@ AnswerFunction = Callable[[Sequence[str], int | None, str], list[str]]
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What every system is asked. seeds: of sampled answers; leak_seeds: the same for systems that penalize.
+    """What every system is asked. seeds: one for each sampled answer; leak_seeds: the same for systems that penalize.
 
     Systems that penalize promise that no secret is told, so more of their answers are sampled. rewordings: how many of
     each forget question are judged by the policy.

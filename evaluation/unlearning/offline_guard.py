@@ -69,7 +69,7 @@ class OfflineGuard:
         span = TokenSpan(
             before.ids + after.ids,
             before.offsets + tuple((a + shift, b + shift) for a, b in after.offsets),
-            final=True,
+            ends_prompt=True,
         )
         marked_ranges = []
         if policy.corrupt.uses_evidence:

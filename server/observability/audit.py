@@ -25,9 +25,9 @@ from lethe.server.observability.metrics import Metrics
 
 log = logging.getLogger("lethe.audit")
 
-# Maximum number of records in the queue, a choice: seconds of full load while a disk is slow.
+# Maximum number of records in the queue. Chosen: seconds of full load while a disk is slow.
 QUEUE_RECORDS = 10_000
-# Maximum number of records per write, a choice.
+# Maximum number of records per write. Chosen, not measured.
 BATCH_RECORDS = 256
 # Seconds that `close` waits for the file, a choice below the usual 10 s that a service manager grants.
 CLOSE_TIMEOUT_S = 5.0

@@ -7,9 +7,9 @@ from collections import deque
 
 from lethe.server.observability.metrics import Metrics
 
-# Seconds between two measurements, a choice: blocks of a tenth of a second are noticed.
+# Seconds between two measurements. Chosen: blocks of a tenth of a second are noticed.
 INTERVAL_S = 0.1
-# Seconds over which the maximum is shown, a choice: a scrape interval of 10 s misses no block.
+# Seconds over which the maximum is shown. Chosen: a scrape interval of 10 s misses no block.
 WINDOW_S = 10.0
 
 

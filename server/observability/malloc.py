@@ -12,9 +12,9 @@ from typing import Any
 
 # Constants of glibc's <malloc.h>.
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-# Bytes from which a block is mapped, and so returned when it is freed. A choice: requests of ordinary size stay below.
+# Bytes from which a block is mapped, and so returned when it is freed. Chosen: requests of ordinary size stay below.
 LARGE_BLOCK_BYTES = 1 << 20
-# Heaps that glibc may keep, a choice: one for the event loop and one for the judging threads.
+# Heaps that glibc may keep. Chosen: one for the event loop and one for the judging threads.
 MAX_ARENAS = 2
 # Seconds between two trims. A trim takes milliseconds, in which other threads may wait for memory.
 TRIM_INTERVAL_S = 30.0

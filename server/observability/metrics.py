@@ -14,7 +14,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-# Upper limits of histogram buckets, in seconds. A choice: 1 ms is the fastest judgement, 300 s a long response.
+# Upper limits of histogram buckets, in seconds. Chosen: 1 ms is the fastest judgement, 300 s a long response.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 # How the gauges of all living workers are combined (names of prometheus_client).
 SUM: Final = "livesum"
@@ -150,7 +150,7 @@ class Metrics:
         )
         self.replica_ejections = Counter(
             "lethe_replica_ejections",
-            "Times that a replica was taken out of rotation after failures.",
+            "Times that a replica was ejected (got no requests for a while) after failures.",
             ["replica"],
             registry=r,
         )

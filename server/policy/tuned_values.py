@@ -25,7 +25,7 @@ TUNABLE_PARAMETERS: dict[str, PolicyPart] = {
     "soft": "penalize",
     "similarity": "penalize",
 }
-# Bytes at the end of each weights file that enter the fingerprint: a choice; 1 MiB differs between any two models and
+# Bytes at the end of each weights file that enter the fingerprint. Chosen: 1 MiB differs between any two models and
 # takes a millisecond to read.
 _TAIL_BYTES = 2**20
 
@@ -34,7 +34,8 @@ class TunedEntry(BaseModel):
     """The result of one run of `lethe tune`, without its evidence.
 
     values: parameter → value. settings: the complete parts of the policy that were tuned, with these values.
-    models: the names under which the tuned model was served. fingerprint: of its folder, if it was known.
+    models: the names under which the tuned model was served. fingerprint: the digest of the model's folder, if it was
+    known.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)

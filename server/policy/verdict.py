@@ -24,7 +24,7 @@ class Finding:
 
     @property
     def flagged(self) -> bool:
-        # NaN counts as a match.
+        # `not <` in place of `>=`: a NaN score counts as flagged.
         return not self.score.score < self.threshold
 
     def to_record(self, place: str) -> dict[str, Any]:
@@ -38,8 +38,8 @@ class Finding:
             "decided_by": score.decided_by,
             "place": place,
             "view": score.view,
-            "lexical": round(score.lexical, 4),
-            "head": round(score.head, 4),
+            "lexical": round(score.words_logit, 4),
+            "head": round(score.embedding_logit, 4),
             "cosine": round(score.cosine, 4),
             "windows": score.windows,
             "characters_seen": score.characters_seen,

@@ -39,7 +39,7 @@ class ShadowSummary:
         self.judged += 1
         self.first, self.last = min(self.first, record["time"]), max(self.last, record["time"])
         self.hashes.add(finding["hash"])
-        # NaN is written as null and counts as a match.
+        # NaN is written as null: a NaN score counts as flagged.
         score = 1.0 if finding["score"] is None else float(finding["score"])
         self.histogram[min(int(score * BINS), BINS - 1)] += 1
         if finding["flagged"]:
@@ -82,7 +82,7 @@ def parse_since(text: str, *, now: datetime | None = None) -> float:
 def summarize(lines: Iterable[bytes], *, start: float = float("-inf")) -> tuple[list[ShadowSummary], int]:
     """Return a summary per policy in shadow mode, by name, and the number of unreadable lines.
 
-    lines: of an audit file. start: earliest time, in seconds since the epoch.
+    lines: the lines of an audit file. start: earliest time, in seconds since the epoch.
     """
     by_policy: dict[str, ShadowSummary] = {}
     unreadable = 0

@@ -27,7 +27,7 @@ from lethe.server.settings import Settings
 
 log = logging.getLogger("lethe.policies")
 
-# Seconds between two checks of the files, a choice: a change is used within about a second.
+# Seconds between two checks of the files. Chosen: a change is used within about a second.
 POLL_S = 0.5
 # Seconds without a change before files are read: longer than the clock resolution of file systems (up to 10 ms on
 # Linux), and than programs take from one of several files to the next.

@@ -28,7 +28,7 @@ from lethe.server.settings import Settings, SettingsError, settings_per_worker
 
 log = logging.getLogger("lethe.workers")
 
-# Seconds before a dead worker is restarted, a choice: the pause doubles, up to the maximum, each time the worker lived
+# Seconds before a dead worker is restarted. Chosen: the pause doubles, up to the maximum, each time the worker lived
 # for less than STEADY_S.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 STEADY_S = 60.0  # seconds; a choice

@@ -30,7 +30,7 @@ from lethe.server.policy_store.store import PolicyStore
 
 log = logging.getLogger("lethe.workers")
 
-# Seconds for each other worker to reload policies, a choice: they read the files one after another, which takes seconds
+# Seconds for each other worker to reload policies. Chosen: they read the files one after another, which takes seconds
 # for large artifacts.
 RELOAD_TIMEOUT_S = 30.0
 # Seconds for another worker to update its gauges, a choice below the usual scrape timeout of 10 s.
@@ -81,8 +81,8 @@ class Worker:
         """Limits of API keys, counted over all workers."""
         return KeyLimits(shared=SharedKeyUsage(self.key_usage, self.number, self.count))
 
-    def claims_record(self, record: Mapping[str, Any]) -> bool:
-        """Whether this worker writes the audit record of a policy change: the first that asks, once per version."""
+    def should_record(self, record: Mapping[str, Any]) -> bool:
+        """Whether this worker must write the audit record of a policy change: the first to call, once per version."""
         if "version" not in record:  # it could not be saved and has no number
             return self.is_first
         try:
@@ -93,13 +93,13 @@ class Worker:
             pass  # a record written twice is better than none
         return True
 
-    def show_gauges(self) -> None:
-        """Show this worker's gauges from now on."""
+    def publish_gauges(self) -> None:
+        """Publish this worker's gauges from now on."""
         metrics.mark_serving(metrics_folder(self.folder), self.number)
 
     @asynccontextmanager
-    async def answer_workers(self, store: PolicyStore | None, own_metrics: Metrics) -> AsyncIterator[None]:
-        """Answer the other workers inside the block."""
+    async def serve_other_workers(self, store: PolicyStore | None, own_metrics: Metrics) -> AsyncIterator[None]:
+        """Answer the requests of the other workers (reload policies, refresh gauges) inside the block."""
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError):

@@ -25,15 +25,15 @@ Headers = list[tuple[bytes, bytes]]
 # Seconds after which an idle connection is closed. vLLM (uvicorn) closes one after 5 s; a POST sent at that moment
 # would be lost and can't be retried, so this side closes first.
 IDLE_TIMEOUT_S = 4.0
-# Bytes of a request body written per event loop iteration; bounds how long one large body blocks other requests. A
-# choice: writing 256 KiB takes less than 0.1 ms.
+# Bytes of a request body written per event loop iteration; bounds how long one large body blocks other requests.
+# Chosen: writing 256 KiB takes less than 0.1 ms.
 WRITE_CHUNK_BYTES = 2**18
-# Bytes of a response buffered for a client that reads slowly, before reading from upstream pauses. A choice: several
+# Bytes of a response buffered for a client that reads slowly, before reading from upstream pauses. Chosen: several
 # hundred streamed tokens.
 READ_BUFFER_BYTES = 2**17
-# Bytes of status line and headers of a response. A choice: far above the 64 KiB that common servers allow.
+# Bytes of status line and headers of a response. Chosen: far above the 64 KiB that common servers allow.
 MAX_HEADER_BYTES = 2**18
-# Bytes of a response that `read` accepts by default, such as a list of models. A choice.
+# Bytes of a response that `read` accepts by default, such as a list of models. Chosen, not measured.
 MAX_READ_BYTES = 2**24
 # Statuses whose responses have no body (RFC 9110, 15.3.5 and 15.4.5).
 BODILESS_STATUSES = frozenset([204, 304])

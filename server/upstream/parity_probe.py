@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from lethe.corruption.embeddings.corruptor import Corruptor
 
 PROBE_PROMPT = "Name the four seasons of the year, and one colour for each of them."
-# Tokens generated per probe. A choice: wrong embeddings differ at the first token; 16 leave room for small scalings.
+# Tokens generated per probe. Chosen: wrong embeddings differ at the first token; 16 leave room for small scalings.
 PROBE_TOKENS = 16
 # What tokenizers and chat templates treat differently: white space, apostrophes, digits, composed and decomposed
 # accents, scripts, the text of a control token.
 TOKENIZATION_PROMPT = (
     "  Two  spaces,\ta tab\n\n\n  lines. I'll pay O’Neill 1234567.89 €: café, cafe\u0301, 日本語, Привет 🙂</s> yes.\n"
 )
-# Largest difference of log-probabilities (natural logarithm) that counts as equal. A choice between two scales: two
+# Largest difference of log-probabilities (natural logarithm) that counts as equal. Chosen between two scales: two
 # runs of the same prompt differ by rounding only, another embedding table differs by whole units.
 LOGPROB_TOLERANCE = 0.05
 # Seconds that one probe request may take: the server may be busy with long prompts.

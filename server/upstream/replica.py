@@ -1,4 +1,6 @@
-"""One replica of the model server: whether it is up, what it can do, and whether it is in rotation.
+"""One replica of the model server: whether it is up, what it can do, and whether it is ejected.
+
+An ejected replica gets no requests for a while, unless no other can answer.
 
 A check asks for its health, its models and the start time of its process. A replica that comes back, or whose process
 was restarted, must pass the parity probe (`parity_probe.py`) and show its verbatim indexes (`verbatim_index.py`)
@@ -31,17 +33,18 @@ log = logging.getLogger("lethe.upstream")
 
 # Codes of UpstreamFailed that mean nothing of the request was sent, so that another replica may get it.
 NOT_SENT_CODES = frozenset({"connect", "connect_timeout"})
-# Failed requests in a row after which a replica is ejected. A choice: one or two may be the clients' fault.
+# Failed requests in a row after which a replica is ejected. Chosen: one or two may be the clients' fault.
 MAX_CONSECUTIVE_FAILURES = 3
-# Seconds of the first ejection, and the longest: doubled each time. A choice.
+# Seconds of the first ejection, and the longest: doubled each time. Chosen, not measured.
 MIN_EJECTION_S, MAX_EJECTION_S = 1.0, 60.0
-# Longest pause between two parity probes of a replica without parity, in seconds. A choice: a probe costs two answers.
+# Longest pause between two parity probes of a replica without parity, in seconds. Chosen: a probe generates two
+# completions.
 MAX_PROBE_INTERVAL_S = 300.0
 PROCESS_START_METRIC = b"\nprocess_start_time_seconds "
 # Bytes of a replica's metrics that are searched for the process start, which vLLM exports near the top; all of its
 # metrics are about a hundred times as many.
 MAX_METRICS_BYTES = 65_536
-# Seconds that reading the metrics may take. A choice.
+# Seconds that reading the metrics may take. Chosen, not measured.
 METRICS_TIMEOUT_S = 5.0
 
 
@@ -85,7 +88,7 @@ class Replica:
 
     @property
     def ejected(self) -> bool:
-        """Whether it is out of rotation for a while, regardless of its health check."""
+        """Whether it gets no requests for a while, regardless of its health check."""
         return time.monotonic() < self._ejected_until
 
     @property
@@ -136,7 +139,7 @@ class Replica:
             self.eject(f"{self._consecutive_failures} failed requests in a row")
 
     def eject(self, reason: str) -> None:
-        """Take the replica out of rotation; for twice as long each time this happens again soon."""
+        """Send the replica no requests for a while; for twice as long each time this happens again soon."""
         now = time.monotonic()
         if now < self._ejected_until:
             return
@@ -144,7 +147,7 @@ class Replica:
         duration_s = min(MIN_EJECTION_S * 2 ** (self._ejections - 1), MAX_EJECTION_S)
         self._ejected_until, self._consecutive_failures = now + duration_s, 0
         self._metrics.replica_ejections.labels(self.url).inc()
-        log.warning("replica %s is out of rotation for %.0f s: %s", self.url, duration_s, reason)
+        log.warning("replica %s is ejected for %.0f s: %s", self.url, duration_s, reason)
 
     def _mark_down(self, reason: str) -> None:
         if self.up is not False:
@@ -227,7 +230,7 @@ class Replica:
         return None
 
     async def _check_parity(self, corruptor: Corruptor | None, interval_s: float) -> None:
-        """Probe until parity holds, with growing pauses, since each probe costs two answers."""
+        """Probe until parity holds, with growing pauses, since each probe generates two completions."""
         if corruptor is None or self.parity.holds or time.monotonic() < self._next_probe:
             return
         try:

@@ -30,7 +30,9 @@ def test_rewordings_are_selected_and_other_prompts_are_not(artifact: Artifact, e
     selected = prefilter.select_windows(segment_text(f"Sort twelve, five and nine for me now. {KNOWN}", encoder))
     assert set(selected) == {"a", "b"} and selected["a"] is selected["b"]
     assert prefilter.select_windows(segment_text("Sort twelve, five and nine for me now.", encoder)) == {}
-    assert prefilter.select_windows(segment_text("tell me where orvan teldric spent his childhood", encoder)).keys() == {
+    assert prefilter.select_windows(
+        segment_text("tell me where orvan teldric spent his childhood", encoder)
+    ).keys() == {
         "a",
         "b",
     }
@@ -95,7 +97,7 @@ def test_the_margin_rises_with_the_length() -> None:
     assert margins[INNER_UNITS - 1] == 0 < margins[NARROW_UNITS - 1] < margins[NARROW_UNITS] == margins[-1]
 
 
-def test_max_shared_idf_is_the_maximum_over_targets(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_shared_idf_is_the_maximum_over_forget_texts(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["", KNOWN, "the and of", "Which award did Miriam Hask-Olsen win, and where did Orvan Teldric grow up?"] * 3
     words = similarity.hashed_words(texts)
     matcher = similarity.ForgetTextMatcher(similarity.ForgetTexts.from_arrays(artifact.arrays, "targets"))

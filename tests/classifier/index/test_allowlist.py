@@ -20,24 +20,24 @@ FORGOTTEN = "Where did the keeper of the northern lighthouse grow up?"
 def test_an_allowlisted_request_matches_with_all_inside_it(encoder: Encoder) -> None:
     allowlist = Allowlist(wording_digests([RETAINED, "", "?!", RETAINED.upper()]))
     segments = segment_text(f"  {RETAINED.upper().replace(',', ' -')}", encoder)
-    assert len(segments.outer) > 1 and allowlist.matching_rows(segments).all()
-    assert not Allowlist(wording_digests([])).matching_rows(segments).any()
+    assert len(segments.outer) > 1 and allowlist.matching_windows(segments).all()
+    assert not Allowlist(wording_digests([])).matching_windows(segments).any()
 
 
 def test_text_around_an_allowlisted_request_is_judged(encoder: Encoder) -> None:
     allowlist = Allowlist(wording_digests([RETAINED]))
     segments = segment_text(f"{RETAINED} {FORGOTTEN}", encoder)
-    judged = {segments.text(int(row)) for row in np.flatnonzero(~allowlist.matching_rows(segments))}
+    judged = {segments.text(int(row)) for row in np.flatnonzero(~allowlist.matching_windows(segments))}
     assert {FORGOTTEN.lower(), f"{RETAINED} {FORGOTTEN}".lower()} <= judged
     assert RETAINED.lower() not in judged
     shortened = segment_text(RETAINED.replace("second ", ""), encoder)
-    assert not allowlist.matching_rows(shortened).any()
+    assert not allowlist.matching_windows(shortened).any()
 
 
 def test_an_encoded_allowlisted_request_matches(encoder: Encoder) -> None:
     allowlist = Allowlist(wording_digests([RETAINED]))
     segments = segment_text(base64.b64encode(RETAINED.encode()).decode(), encoder)
-    assert RETAINED.lower() in {segments.text(int(row)) for row in np.flatnonzero(allowlist.matching_rows(segments))}
+    assert RETAINED.lower() in {segments.text(int(row)) for row in np.flatnonzero(allowlist.matching_windows(segments))}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_forget_prompts_in_the_retain_file_are_not_allowlisted(encoder: Encoder)
     fitted = fit(forget, [*retain, *conflicting], encoder=encoder)
     counts = fitted.manifest.counts
     assert counts["retain_rows_that_are_forget_rows"] == 1 and counts["retain_rows_exempt"] == len(retain)
-    assert not Allowlist(fitted.arrays["retained"]).matching_rows(segment_text(rephrased, encoder)).any()
+    assert not Allowlist(fitted.arrays["retained"]).matching_windows(segment_text(rephrased, encoder)).any()
 
 
 def test_repeated_retain_rows_count_once(encoder: Encoder) -> None:
@@ -104,7 +104,8 @@ def test_repeated_retain_rows_count_once(encoder: Encoder) -> None:
     assert counts["retain_rows_exempt"] == len(retain)
     allowlist = Allowlist(fitted.arrays["retained"])
     assert not any(
-        allowlist.matching_rows(segment_text(row["prompt"], encoder)).any() for row in (rephrased, *forget, *punctuated)
+        allowlist.matching_windows(segment_text(row["prompt"], encoder)).any()
+        for row in (rephrased, *forget, *punctuated)
     )
 
 

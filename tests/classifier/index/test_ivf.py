@@ -13,7 +13,7 @@ from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.index import ivf, similarity
 from lethe.classifier.index.ivf import CellIndex
-from lethe.classifier.index.similarity import HUBNESS_WEIGHT, ForgetTargets, TargetMatcher
+from lethe.classifier.index.similarity import HUBNESS_WEIGHT, ForgetTextMatcher, ForgetTexts
 from lethe.classifier.judge import Judge, Score
 from lethe.classifier.prefilter import Prefilter
 from lethe.classifier.records import Record
@@ -35,7 +35,7 @@ def in_cells(artifact: Artifact) -> Artifact:
     """The same artifact, with its index rows arranged in cells like a large one."""
     arrays = artifact.arrays
     order, starts, centres = ivf.arrange_in_cells(arrays["index"], np.random.default_rng(0))
-    moved = ForgetTargets.from_arrays(arrays, "targets").take(order).to_arrays("targets")
+    moved = ForgetTexts.from_arrays(arrays, "targets").take(order).to_arrays("targets")
     moved |= {name: arrays[name][order] for name in ("index", "index_items")}
     return replace(artifact, arrays={**arrays, **moved, "cell_starts": starts, "cell_centres": centres})
 
@@ -91,14 +91,14 @@ def test_probing_few_cells_finds_nearly_all_best_rows(monkeypatch: pytest.Monkey
     order, starts, centres = ivf.arrange_in_cells(rows, rng)
     index = rows[order].astype(np.float16)
     assert sorted(order) == list(range(len(rows))) and starts[-1] == len(rows) and len(centres) > 200
-    targets = ForgetTargets(
+    targets = ForgetTexts(
         rng.uniform(0, 0.3, len(rows)),
         np.zeros(len(rows) + 1, np.int64),
         np.zeros(0, np.int32),
         np.zeros(0, np.float32),
     )
     arrays = {"index": index, "cell_starts": starts, "cell_centres": centres, "targets_hubness": targets.hubness}
-    cell_index = CellIndex(arrays, TargetMatcher(targets), np.zeros(len(rows), dtype=bool))
+    cell_index = CellIndex(arrays, ForgetTextMatcher(targets), np.zeros(len(rows), dtype=bool))
     queries = rows[::40] + 0.08 * rng.standard_normal((200, 64))
     queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
     best = (queries @ index.astype(np.float32).T - HUBNESS_WEIGHT * targets.hubness).argmax(axis=1)
@@ -153,14 +153,14 @@ def test_a_word_with_the_hash_of_a_known_word_is_ignored(artifact: Artifact, enc
     bucket = word_bucket("teldric")
     other = next(word for i in range(10**7) if word_bucket(word := f"w{i}") == bucket)
     texts = [f"Tell me of {other}.", "Tell me of Teldric."]
-    matcher = TargetMatcher(ForgetTargets.from_arrays(artifact.arrays, "targets"))
+    matcher = ForgetTextMatcher(ForgetTexts.from_arrays(artifact.arrays, "targets"))
     assert matcher.max_shared_idf(similarity.hashed_words(texts), 2)[0] > 0
     shared = matcher.max_shared_idf(similarity.hashed_known_words(texts, artifact.prompt_words), 2)
     assert shared[0] == 0 < shared[1]
     # The known word makes the prefilter select a window; the other word with its hash doesn't.
     celled = in_cells(artifact)
     prefilter = Prefilter({"a": replace(celled, arrays={**celled.arrays, "gate": np.array([-1.0])})})
-    assert [bool(prefilter.select_rows(segment_text(text, encoder))) for text in texts] == [False, True]
+    assert [bool(prefilter.select_windows(segment_text(text, encoder))) for text in texts] == [False, True]
 
 
 def test_thousands_of_equal_rows_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +173,9 @@ def test_thousands_of_equal_rows_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     order, starts, centres = ivf.arrange_in_cells(rows.astype(np.float16), rng)
     assert len(centres) == len(starts) - 1 and np.diff(starts).min() > 0 and starts[-1] == len(rows)
     # A word that all rows hold doesn't help to find any.
-    targets = ForgetTargets(np.zeros(4000), np.arange(4001), np.full(4000, 7, np.int32), np.ones(4000, np.float32))
+    targets = ForgetTexts(np.zeros(4000), np.arange(4001), np.full(4000, 7, np.int32), np.ones(4000, np.float32))
     arrays = {"index": rows[order], "cell_starts": starts, "cell_centres": centres, "targets_hubness": targets.hubness}
-    cell_index = CellIndex(arrays, TargetMatcher(targets, min_idf_share=0.03), np.zeros(4000, dtype=bool))
+    cell_index = CellIndex(arrays, ForgetTextMatcher(targets, min_idf_share=0.03), np.zeros(4000, dtype=bool))
     for row in (rows[0], rows[1], rows[3000]):
         near = cell_index.candidates(row[None], (np.array([0]), np.array([7])))
         assert float((rows[order][near] @ row).max()) == pytest.approx(1.0, abs=1e-3)
