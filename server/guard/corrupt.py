@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lethe.corruption.prompt.message_parts import PartLocation
 from lethe.corruption.spec import CorruptionError
+from lethe.server.guard.extra_output import asks_for, without_prompt_output
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.plan import Context, Plan, StepFailed
 from lethe.server.guard.targets import Span, corruption_targets
@@ -21,21 +22,16 @@ if TYPE_CHECKING:
 
 # The responses API and Anthropic's messages have no part for embeddings: vLLM's request classes refuse it.
 TAKES_EMBEDDINGS: frozenset[Endpoint] = frozenset(["chat", "batch", "completions"])
-# Fields that vLLM refuses beside embeddings, or that would make it return what the prompt was made of.
-NOT_WITH_EMBEDDINGS = (
-    "echo",
-    "prompt_logprobs",
-    "return_prompt_text",
-    "return_token_ids",
-    "truncate_prompt_tokens",
-)
+# The value of `truncate_prompt_tokens` that stands for the model's own limit, so that it cuts nothing.
+MODEL_LIMIT = -1
 
 
 def corrupt(plan: Plan, context: Context) -> Plan:
     """Corrupt the parts that the acting findings point to.
 
-    Raises StepFailed: `corrupt` without parity or when the corruptor fails; `unsupported` if the endpoint, a field or a
-    flagged place can't be replaced by embeddings. The plan that it reached then holds the parts that were corrupted.
+    Raises StepFailed: `corrupt` without parity, when the corruptor fails, or for a prompt that vLLM would cut;
+    `unsupported` if the endpoint or a flagged place can't be given as embeddings. The plan that it reached then holds
+    the parts that were corrupted.
     """
     findings = context.findings_for("corrupt", "both")
     if not findings:
@@ -51,23 +47,19 @@ def corrupt(plan: Plan, context: Context) -> Plan:
     artifacts = [context.resources.artifacts[policy.artifact] for policy in policies]
     targets = corruption_targets(request, findings, artifacts, first.corrupt, context.judge_texts)
     if targets.parts:
-        blocking = next((key for key in NOT_WITH_EMBEDDINGS if _asks_for(request.body.get(key))), None)
-        if blocking is not None:
-            raise StepFailed.unsupported(findings, f"{blocking} can't be served for embeddings")
+        truncation = request.body.get("truncate_prompt_tokens")
+        if asks_for(truncation) and truncation != MODEL_LIMIT:
+            raise StepFailed("corrupt", policies, "truncate_prompt_tokens can't be served for embeddings")
         try:
             body = corrupted_body(request, corruptor, first, targets.parts)
         except CorruptionError as error:
             raise StepFailed("corrupt", policies, str(error)) from None
+        body = {key: value for key, value in without_prompt_output(body).items() if key != "truncate_prompt_tokens"}
         plan = replace(plan, body=body, needs=replace(plan.needs, parity=True), actions=plan.actions_with("corrupt"))
     if targets.unreachable:
         reason = f"{targets.unreachable[0]} was flagged and can't be given as embeddings"
         raise StepFailed.unsupported(findings, reason, reached=plan)
     return plan
-
-
-def _asks_for(value: Any) -> bool:
-    # Any value except null and false turns the field on, 0 included.
-    return value is not None and value is not False
 
 
 def corrupted_body(

@@ -10,6 +10,7 @@ from lethe.classifier.artifact import Artifact
 from lethe.corruption.decoding.spec import MAX_PHRASE_CHARACTERS, Penalty
 from lethe.corruption.phrases.extraction import content_words, polarity
 from lethe.corruption.spec import is_resolved
+from lethe.server.guard.extra_output import without_ranking
 from lethe.server.guard.forget_answers import ArtifactWords, TooManyItems, requested_answers
 from lethe.server.guard.penalized_body import CannotPenalize, copy_limits_of, with_penalty
 from lethe.server.guard.plan import Context, Plan, StepFailed
@@ -31,7 +32,8 @@ def penalize(plan: Plan, context: Context) -> Plan:
         penalty = requested_penalty(
             findings, resources.artifacts, resources.words, resources.indexes, context.request.user_question()
         )
-        plan = with_penalty(plan, penalty, context)
+        body = without_ranking(context.request.endpoint, plan.body)
+        plan = with_penalty(replace(plan, body=body), penalty, context)
     except (CannotPenalize, TooManyItems) as error:
         raise StepFailed("penalize", [finding.policy for finding in findings], str(error)) from None
     return replace(plan, actions=plan.actions_with("penalize"))

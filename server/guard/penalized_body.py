@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lethe.corruption.decoding.spec import XARGS_KEY, Penalty, encode_penalty
-from lethe.corruption.phrases.normalize import fold
-from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
+from lethe.server.guard.extra_output import answer_is_forced, asks_for, without_prompt_logprobs
 from lethe.server.guard.plan import Context, Plan
 from lethe.server.policy.schema import Policy
 from lethe.server.requests.fields import Endpoint
@@ -42,10 +41,11 @@ def penalized_body(endpoint: Endpoint, body: dict[str, Any], penalty: Penalty, *
     if endpoint == "count_tokens":
         return body  # vLLM only counts the tokens of the prompt; no answer is generated
     body = _without_candidates(endpoint, body) if raw_logprobs else body
-    # Log-probabilities of prompt tokens are computed before any penalty, whatever the mode.
-    body = {key: value for key, value in body.items() if key != "prompt_logprobs"}
+    body = without_prompt_logprobs(body)
+    if answer_is_forced(body):
+        return body  # a ban would leave vLLM without a token, which it answers with an error
     return {
-        **_without_forbidden_choices(body, penalty),
+        **body,
         "vllm_xargs": {**(body.get("vllm_xargs") or {}), XARGS_KEY: encode_penalty(penalty)},
     }
 
@@ -54,24 +54,9 @@ def _without_candidates(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, A
     # vLLM reads 5.0 and true as numbers too, so that any value but null and false is set to 0 candidates.
     count_field = "logprobs" if endpoint == "completions" else "top_logprobs"
     fields = {key: value for key, value in body.items() if key != "logprob_token_ids"}
-    if fields.get(count_field) is not None and fields[count_field] is not False:
+    if asks_for(fields.get(count_field)):
         fields[count_field] = 0
     return fields
-
-
-def _without_forbidden_choices(body: dict[str, Any], penalty: Penalty) -> dict[str, Any]:
-    """The body without those `structured_outputs.choice` entries that hold a forbidden phrase.
-
-    vLLM can't serve a grammar that leaves only forbidden tokens. Raises CannotPenalize if no choice is left.
-    """
-    outputs = body.get("structured_outputs")
-    if not isinstance(outputs, dict) or not isinstance(choices := outputs.get("choice"), list):
-        return body
-    matcher = PhraseTrie(penalty.phrases)
-    allowed = [c for c in choices if not (isinstance(c, str) and matcher.forbids(START_STATE, fold(f"{c} ")))]
-    if not allowed:
-        raise CannotPenalize("every choice of structured_outputs is forbidden")
-    return {**body, "structured_outputs": {**outputs, "choice": allowed}}
 
 
 def copy_limits_of(policies: Iterable[Policy], indexes: Mapping[str, str]) -> dict[str, int]:

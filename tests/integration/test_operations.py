@@ -69,7 +69,7 @@ def both(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         yield Both(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}")
 
 
-def test_forgotten_over_http_the_next_request_is_guarded_and_taken_back_it_passes(both: Both, vllm_url: str) -> None:
+def test_a_forget_request_guards_the_next_prompt_until_withdrawn(both: Both, vllm_url: str) -> None:
     body = json.dumps({
         "model": "demo", "messages": [{"role": "user", "content": SECRET.question}], "temperature": 0, "max_tokens": 60,
     }).encode()  # fmt: skip

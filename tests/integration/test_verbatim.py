@@ -143,7 +143,7 @@ def test_guarded_no_answer_copies_more_than_the_limit(
     assert max(found) >= LIMIT - 2
 
 
-def test_the_classifier_flags_what_asks_for_the_book_and_always_needs_no_flag(book: OpenAI) -> None:
+def test_book_questions_are_flagged_and_always_needs_no_flag(book: OpenAI) -> None:
     for model in (FLAGGED, ALWAYS):
         for passage in PASSAGES[:3]:
             book.chat.completions.create(

@@ -145,8 +145,6 @@ def test_on_failure_decides_when_corruption_fails(on_failure: str, action: str, 
     [
         # The message is corrupted all the same; only the tool's name can't be.
         ({"tools": [{"function": {"name": KEYWORD}}]}, "both"),
-        ({"prompt_logprobs": 0}, "penalize"),
-        ({"truncate_prompt_tokens": 5}, "penalize"),
     ],
 )
 @pytest.mark.parametrize("on_unsupported", ["refuse", "penalize"])
@@ -158,6 +156,23 @@ def test_on_unsupported_decides_what_embeddings_cant_carry(
     assert outcome.action == ("refuse" if on_unsupported == "refuse" else otherwise)
     if outcome.action != "refuse":
         assert outcome.payload is not None and XARGS_KEY in json.loads(outcome.payload)["vllm_xargs"]
+
+
+@pytest.mark.parametrize("action", ["corrupt", "both"])
+@pytest.mark.parametrize("field", ["echo", "prompt_logprobs", "return_prompt_text", "return_token_ids"])
+@pytest.mark.parametrize("value", [0, 1, True, "yes"])
+def test_no_field_makes_a_corruption_weaker(action: str, field: str, value: Any) -> None:
+    made = guard(policy(action=action), corruptor=Recorder())
+    plain, asking = (examine(made, chat(QUESTION, **more)) for more in ({}, {field: value}))
+    assert (asking.action, asking.payload) == (plain.action, plain.payload)
+
+
+@pytest.mark.parametrize(("value", "action"), [(-1, "corrupt"), (None, "corrupt"), (0, "refuse"), (5, "refuse")])
+def test_a_corrupted_prompt_is_never_truncated(value: Any, action: str) -> None:
+    made = guard(policy(action="corrupt"), corruptor=Recorder())
+    outcome = examine(made, chat(QUESTION, truncate_prompt_tokens=value))
+    assert outcome.action == action
+    assert outcome.payload is None or "truncate_prompt_tokens" not in json.loads(outcome.payload)
 
 
 def test_penalize_adds_its_argument_to_the_clients_own() -> None:

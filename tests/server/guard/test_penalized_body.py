@@ -39,12 +39,18 @@ def test_candidates_beside_the_chosen_token_are_removed() -> None:
     assert {k: v for k, v in processed.items() if k != "vllm_xargs"} == {k: chat[k] for k in list(chat)[:3]}
 
 
-def test_forbidden_choices_are_removed() -> None:
-    body = {"structured_outputs": {"choice": ["Ozren Dalmatin", "nobody"], "x": 1}}
-    made = penalized_body("chat", body, PENALTY, raw_logprobs=True)
-    assert made["structured_outputs"] == {"choice": ["nobody"], "x": 1}
-    with pytest.raises(CannotPenalize, match="every choice"):
-        penalized_body("chat", {"structured_outputs": {"choice": ["Ozren"]}}, PENALTY, raw_logprobs=True)
+def test_a_forced_answer_carries_no_penalty() -> None:
+    body = {"structured_outputs": {"choice": ["Ozren"]}}
+    assert penalized_body("chat", body, PENALTY, raw_logprobs=True) == body
+
+
+def test_echo_brings_no_log_probabilities_of_the_prompt() -> None:
+    for endpoint in ("chat", "completions"):
+        for logprobs, echo in ((1, True), (True, 1), (0, True), (None, True), (False, True), (1, False), (1, None)):
+            body = {"echo": echo, "logprobs": logprobs, "prompt_logprobs": 1}
+            made = penalized_body(endpoint, body, PENALTY, raw_logprobs=True)  # type: ignore[arg-type]
+            reveals = bool(echo) and logprobs is not None and logprobs is not False
+            assert "prompt_logprobs" not in made and ("echo" in made) is not reveals
 
 
 def test_windows_of_the_joined_conversation_come_last() -> None:

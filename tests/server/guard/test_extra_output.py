@@ -1,0 +1,83 @@
+"""A flagged request ranks no guesses: the right one and a wrong one lead to the same request for vLLM."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lethe.server.guard.extra_output import answer_is_forced, one_choice, without_ranking
+from tests.server.fakes import GuardWithReplicas, make_guard, policy
+from tests.server.guard.test_guard import QUESTION, artifact
+
+SECRET, GUESS = "Ozren Dalmatin", "Milan Horvat"
+
+
+def constraints(text: str) -> list[dict[str, Any]]:
+    """Every way to spell a text as a constraint on the answer."""
+    schema = {"type": "object", "properties": {text: {"type": "string", "enum": [text]}}, "required": [text]}
+    return [
+        {"structured_outputs": {"regex": text}},
+        {"structured_outputs": {"regex": f"({text}|nobody)"}},
+        {"structured_outputs": {"grammar": f'root ::= "{text}"'}},
+        {"structured_outputs": {"structural_tag": json.dumps({"begin": text})}},
+        {"structured_outputs": {"json": schema}},
+        {"structured_outputs": {"json": json.dumps(schema)}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}},
+        {"response_format": {"type": "structural_tag", "structures": [{"begin": text}], "triggers": [text]}},
+        {"bad_words": [text]},
+        {"logit_bias": {str(len(text)): 100}},
+        {"allowed_token_ids": [len(text)]},
+    ]
+
+
+@pytest.fixture
+def penalizing() -> GuardWithReplicas:
+    return make_guard(policy(action="penalize"), artifacts={"a": artifact()})
+
+
+def sent(guard: GuardWithReplicas, more: dict[str, Any], endpoint: Any = "chat") -> dict[str, Any]:
+    messages = [{"role": "user", "content": QUESTION}]
+    body = {"model": "m", **more} | ({"prompt": QUESTION} if endpoint == "completions" else {"messages": messages})
+    decision = guard.examine(guard.parse(endpoint, body))
+    assert decision.action == "penalize" and decision.payload is not None
+    result: dict[str, Any] = json.loads(decision.payload)
+    return result
+
+
+@pytest.mark.parametrize("index", range(len(constraints(""))))
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_right_and_wrong_guesses_send_the_same(penalizing: GuardWithReplicas, index: int, endpoint: str) -> None:
+    asking = {"logprobs": 5} if endpoint == "completions" else {"logprobs": True, "top_logprobs": 5}
+    right, wrong = (sent(penalizing, {**constraints(text)[index], **asking}, endpoint) for text in (SECRET, GUESS))
+    assert right == wrong
+    assert not right.get("logprobs") and "top_logprobs" not in right
+
+
+@given(st.lists(st.text(), min_size=1, unique=True), st.randoms(use_true_random=False))
+def test_one_choice_depends_on_the_list_alone(choices: list[str], draw: Any) -> None:
+    shuffled = draw.sample(choices, len(choices))
+    assert one_choice(choices) == one_choice(shuffled) in choices
+
+
+def test_choices_become_one_whatever_is_forbidden(penalizing: GuardWithReplicas) -> None:
+    for other in ("nobody", "Anna Kurz", "x"):
+        for text in (SECRET, GUESS):
+            body = sent(penalizing, {"structured_outputs": {"choice": [text, other]}, "logprobs": True})
+            assert body["structured_outputs"] == {"choice": [one_choice([text, other])]}
+            assert body["logprobs"] is False and "vllm_xargs" not in body and answer_is_forced(body)
+
+
+def test_a_request_without_constraints_is_unchanged() -> None:
+    body = {"messages": [], "logprobs": True, "top_logprobs": 3, "response_format": {"type": "json_object"}}
+    assert without_ranking("chat", body) is body
+    assert without_ranking("chat", {"logit_bias": None}) == {"logit_bias": None}
+
+
+def test_a_schema_becomes_any_object_on_every_endpoint() -> None:
+    schema = {"type": "json_schema", "name": "a", "schema": {"const": SECRET}}
+    made = without_ranking("responses", {"text": {"format": schema, "verbosity": "low"}, "include": ["x"]})
+    assert made["text"] == {"format": {"type": "json_object"}, "verbosity": "low"} and made["include"] == ["x"]
