@@ -13,10 +13,11 @@ from lethe.corruption.phrases.extraction import forbidden_phrases
 from lethe.server.policy.verdict import Finding
 
 # When the phrases of all nearby forget items are too many for one answer, fewer items of each window count: first this
-# many, then fewer. A choice: the nearest item is nearly always the one that is meant.
+# many, then fewer. Chosen: the nearest item is nearly always the one that is meant.
 ITEMS_PER_WINDOW = (8, 3, 2)
 # A request flagged in at most this many windows is one question in several views. If its items hold too many
-# phrases, the most distinctive ones are kept. More windows are several questions, which can't all be guarded. A choice.
+# phrases, the most distinctive ones are kept. More windows are several questions, which can't all be guarded. Chosen,
+# not measured.
 FEW_WINDOWS = 4
 
 

@@ -11,7 +11,7 @@ from lethe.server.requests.fields import Endpoint
 from lethe.server.requests.request_text import RequestText
 
 # User messages of at most this many characters count as the user's question; longer ones may hold retrieved documents.
-# A choice: longer than a question of a few sentences.
+# Chosen: longer than a question of a few sentences.
 QUESTION_CHARS = 300
 
 

@@ -16,12 +16,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lethe.server import errors
+from lethe.server.admission.cross_origin import CrossOrigin
 from lethe.server.errors import NotFound
 from lethe.server.http.gateway import Gateway
 from lethe.server.observability.metrics import Metrics
 from lethe.server.requests.fields import Endpoint
 from lethe.server.requests.routes import ENDPOINT_OF_ROUTE, ROUTES
 from lethe.server.upstream.pool import ReplicaPool
+
+# Paths that vLLM redirects to when they come with a slash at their end.
+_SLASHED_PATHS = frozenset(path for path, _, _ in ROUTES)
 
 
 class GatewayApplication(FastAPI):
@@ -30,7 +34,12 @@ class GatewayApplication(FastAPI):
     lifespan must set `state.gateway` and `state.replicas`.
     """
 
-    def __init__(self, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+        metrics: Metrics,
+        cross_origin: CrossOrigin | None = None,
+    ) -> None:
         super().__init__(
             title="Lethe",
             lifespan=lifespan,
@@ -40,20 +49,43 @@ class GatewayApplication(FastAPI):
             redirect_slashes=False,
         )
         self.state.metrics = metrics
+        self._cross_origin = cross_origin or CrossOrigin("")
         for path, method, endpoint in ROUTES:
             self.router.routes.append(Route(path, _GatewayRoute(self, path, endpoint), methods=[method]))
         _add_own_routes(self, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._cross_origin:
+            if await self._cross_origin.answer_preflight(scope, receive, send):
+                return
+            send = self._cross_origin.sending_headers(scope, send)
         if scope["type"] == "http" and (scope["path"], scope["method"]) in ENDPOINT_OF_ROUTE:
             gateway: Gateway = self.state.gateway
             await gateway.serve(scope, receive, send, ENDPOINT_OF_ROUTE[scope["path"], scope["method"]])
+        elif scope["type"] == "http" and scope["path"].rstrip("/") in _SLASHED_PATHS and scope["path"][-1] == "/":
+            await _redirect_without_slash(scope, send)
         else:
             await super().__call__(scope, receive, send)
 
 
+async def _redirect_without_slash(scope: Scope, send: Send) -> None:
+    """Answer as vLLM does a path with a slash at its end: 307, to the path without it.
+
+    The location is relative, so that it is right behind a proxy too.
+    """
+    query: bytes = scope["query_string"]
+    location = scope["path"].rstrip("/").encode() + (b"?" + query if query else b"")
+    headers = [(b"location", location), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
 class _GatewayRoute:
-    """The ASGI endpoint of one route, for Starlette's routing (other methods get 405)."""
+    """One route for Starlette, which answers 405 to other methods.
+
+    `_App` above already serves every listed path and method, so this runs only for what Starlette also matches: HEAD on
+    a GET route, or a path that ends with a line break.
+    """
 
     def __init__(self, app: FastAPI, path: str, endpoint: Endpoint | None) -> None:
         self._app = app
