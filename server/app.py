@@ -74,7 +74,7 @@ def create_app(
             async with (
                 nullcontext() if worker is None else worker.serve_other_workers(store, metrics),
                 serve_admin_port(
-                    settings, create_admin_app(settings, metrics, replicas, store, document, worker), worker
+                    settings, create_admin_app(settings, metrics, replicas, store, document, worker), metrics, worker
                 ),
             ):
                 if worker is not None:

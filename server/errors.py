@@ -36,7 +36,7 @@ ANTHROPIC_KINDS: Final = {
     503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
 
-# Characters of an upstream error message that are repeated to the client. A choice: several lines.
+# Characters of an upstream error message that are repeated to the client. Chosen: several lines.
 MAX_MESSAGE_CHARS: Final = 2000
 # Only matches a JSON key: inside a string its quotation marks would be escaped.
 _SEQUENCE_NUMBER: Final = re.compile(rb'(?<!\\)"sequence_number":\s*(\d{1,18})')
@@ -202,14 +202,27 @@ def translate_upstream_error(status: int, raw: bytes, dialect: Dialect, request_
     error = body["error"] if isinstance(body.get("error"), dict) else {}
     if _has_form(body, error, dialect):
         return None
-    candidates = (error.get("message"), body.get("message"), body.get("detail"), body.get("error"))
-    message = next((text for text in candidates if isinstance(text, str) and text), "")[:MAX_MESSAGE_CHARS]
-    message = message or f"upstream returned status {status}"
+    message = _message_in(body, error) or f"upstream returned status {status}"
     if dialect == "anthropic":
         return _anthropic_body(status, message, request_id)
     kind = OPENAI_KINDS.get(status, BadRequest.kind if status < 500 else UpstreamFailed.kind)
     param, code = (value if isinstance(value := error.get(key), str) else None for key in ("param", "code"))
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def message_of(raw: bytes) -> str:
+    """The message of an error body of any form; "" where it has none."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return ""
+    body = body if isinstance(body, dict) else {}
+    return _message_in(body, body["error"] if isinstance(body.get("error"), dict) else {})
+
+
+def _message_in(body: dict[str, Any], error: dict[str, Any]) -> str:
+    candidates = (error.get("message"), body.get("message"), body.get("detail"), body.get("error"))
+    return next((text for text in candidates if isinstance(text, str) and text), "")[:MAX_MESSAGE_CHARS]
 
 
 def _has_form(body: dict[str, Any], error: dict[str, Any], dialect: Dialect) -> bool:

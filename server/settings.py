@@ -189,7 +189,7 @@ class Settings(BaseSettings):
     )
     history_keep: int = Field(50, ge=2, description="Number of past policy versions to keep.")
     max_body_bytes: int = Field(
-        32 * 2**20, ge=1024, description="Maximum size of a request body, in bytes. Larger ones are rejected with 413."
+        16 * 2**20, ge=1024, description="Maximum size of a request body, in bytes. Larger ones are rejected with 413."
     )
     max_prompt_chars: int = Field(
         400_000,
@@ -207,7 +207,7 @@ class Settings(BaseSettings):
         "before the body is parsed.",
     )
     max_held_bytes: int = Field(
-        256 * 2**20,
+        512 * 2**20,
         ge=1024,
         description="Maximum total size of all request bodies in memory, in bytes; requests beyond it get 503. ÷",
     )

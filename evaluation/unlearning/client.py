@@ -20,6 +20,9 @@ MAX_TOKENS = 120
 # Seconds: on a CPU, a queue of 32 answers takes minutes.
 TIMEOUT_S = 900
 
+# The code of an error with which a policy refuses a request (`refuse.as: error`).
+REFUSED_CODE = "refused_by_policy"
+
 
 class ChatError(ValueError):
     """A request failed; the message names the server, the status and the server's message."""
@@ -29,7 +32,7 @@ class ChatClient:
     """A client for one server and one model name on it."""
 
     def __init__(self, base_url: str, model: str, *, max_tokens: int = MAX_TOKENS, refusals: bool = False) -> None:
-        """refusals: if True, the message of a 403 counts as the answer; if False, a 403 raises ChatError."""
+        """refusals: if True, the message of a policy's refusal counts as the answer; if False, it raises ChatError."""
         self._base_url, self._model, self._max_tokens, self._refusals = base_url, model, max_tokens, refusals
 
     def answer_all(
@@ -84,13 +87,22 @@ class ChatClient:
         try:
             if not stream:
                 completion = await client.chat.completions.create(**kwargs)
-                return completion.choices[0].message.content or ""
+                message = completion.choices[0].message
+                return self._checked(message.content or "", bool(message.refusal))
             chunks = await client.chat.completions.create(**kwargs, stream=True)
-            return "".join([c.delta.content or "" async for chunk in chunks for c in chunk.choices])
+            deltas = [choice.delta async for chunk in chunks for choice in chunk.choices]
+            text = "".join(delta.content or "" for delta in deltas)
+            return self._checked(text, any(delta.refusal for delta in deltas))
         except APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
-            if self._refusals and error.status_code == 403:
+            if self._refusals and error.code == REFUSED_CODE:
                 return str(body.get("message", ""))
             raise ChatError(f"{self._base_url}: status {error.status_code}: {body.get('message', error)}") from error
         except APIError as error:
             raise ChatError(f"{self._base_url}: {error}") from error
+
+    def _checked(self, text: str, is_refusal: bool) -> str:
+        """The text. Raises ChatError for a refusal, unless refusals count as answers."""
+        if is_refusal and not self._refusals:
+            raise ChatError(f"{self._base_url}: refused by a policy: {text}")
+        return text

@@ -28,9 +28,11 @@ from lethe.server.requests import request_body as bodies
 log = logging.getLogger("lethe.keys")
 
 PREFIX = "lethe-"
-# Request headers that carry a key: OpenAI's clients send the first, Anthropic's the second or both.
-CREDENTIALS = frozenset([b"authorization", b"x-api-key"])
-# Seconds between two looks at the key file. A choice: a revoked key stops working within a second.
+# Request headers that carry a key and nothing else: Anthropic's clients send the first, Azure's the second.
+KEY_HEADERS = frozenset([b"x-api-key", b"api-key"])
+# Request headers that carry a key; OpenAI's clients send Authorization, Anthropic's may send two.
+CREDENTIALS = KEY_HEADERS | {b"authorization"}
+# Seconds between two looks at the key file. Chosen: a revoked key stops working within a second.
 POLL_INTERVAL_S = 0.5
 # Lock file beside the key file, which `lethe keys` holds while it changes the keys.
 LOCK_FILE = ".lethe.lock"
@@ -159,7 +161,7 @@ def presented_keys(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     """The keys that a request presents. An Authorization header of another scheme counts as an invalid key."""
     presented = set()
     for name, value in headers:
-        if name == b"x-api-key":
+        if name in KEY_HEADERS:
             presented.add(value.strip())
         elif name == b"authorization":
             scheme, _, token = value.strip().partition(b" ")
@@ -201,7 +203,8 @@ class Keyring:
         presented = presented_keys(headers)
         if not presented:
             raise Unauthorized(
-                "no API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'", code="missing_api_key"
+                "no API key: send 'Authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'",
+                code="missing_api_key",
             )
         keys = [self._by_digest.get(key_digest(token)) for token in presented]
         if len(keys) != 1 or keys[0] is None:

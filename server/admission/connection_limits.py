@@ -14,11 +14,13 @@ import logging
 import time
 from typing import Any, cast
 
+import httptools
 from starlette.types import Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from lethe.server import errors
+from lethe.server.admission.cross_origin import CrossOrigin
 from lethe.server.errors import BadRequest, GatewayError, HeadTooLarge, Overloaded, TooSlow, UrlTooLong
 from lethe.server.observability.metrics import Metrics
 from lethe.server.settings import Settings
@@ -29,12 +31,12 @@ _log = logging.getLogger("uvicorn.error.clients")
 _log.addFilter(lambda record: record.levelno >= logging.ERROR)
 
 # Seconds for which a rejected client's data is read and dropped: closing at once would reset the connection, and the
-# client might lose the error. A choice.
+# client might lose the error. Chosen, not measured.
 LINGER_S = 5.0
-# Bytes on the wire per byte of a chunked body that are allowed: a chunk of one byte takes six. A choice above that.
+# Bytes on the wire per byte of a chunked body that are allowed: a chunk of one byte takes six. Chosen above that.
 MAX_FRAMING_RATIO = 16
 # Connections are checked this many times in the shortest of their timeouts, so that none is exceeded by more than a
-# quarter. A choice.
+# quarter. Chosen, not measured.
 CHECKS_PER_TIMEOUT = 4
 # An ASGI extension: a request's scope may hold a function under this key, which is called when the client disconnects.
 # A task per request that waits for `http.disconnect` would cost more CPU than relaying the request.
@@ -66,11 +68,13 @@ def uvicorn_options(settings: Settings, metrics: Metrics) -> dict[str, Any]:
 class _ErrorApp:
     """An ASGI application that answers one request with an error."""
 
-    def __init__(self, error: GatewayError) -> None:
+    def __init__(self, error: GatewayError, cross_origin: CrossOrigin) -> None:
         self._error = error
+        self._cross_origin = cross_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, body = errors.error_response(self._error, scope["path"])
+        headers += self._cross_origin.response_headers(scope["headers"])
         await send({"type": "http.response.start", "status": self._error.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -82,6 +86,34 @@ def _notify_disconnect(cycle: RequestResponseCycle) -> None:
     callback = cast(dict[str, Any], cycle.scope).get(DISCONNECT_CALLBACK)
     if callback is not None:
         callback()
+
+
+class _Http1Parser(httptools.HttpRequestParser):
+    """httptools' parser, without upgrades: it reads a request that offers one as any other.
+
+    Java's HTTP client offers HTTP/2 on every request. httptools would take all that follows the headers for another
+    protocol, so that the body would be lost; a server may ignore the offer (RFC 9110, 7.8).
+    """
+
+    def __init__(self, protocol: ConnectionLimits) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+
+    def feed_data(self, data: Any) -> None:
+        """Parse the next bytes. Raises HttpParserError, and HttpParserUpgrade for CONNECT."""
+        while True:
+            try:
+                super().feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                head = self._protocol.head_without_upgrade()
+                if head is None:
+                    raise
+                # The same headers again, without the offer; then what follows them.
+                super().feed_data(head)
+                data = data[upgrade.args[0] :]
+                if not data:
+                    return
 
 
 class ConnectionLimits(HttpToolsProtocol):
@@ -105,6 +137,9 @@ class ConnectionLimits(HttpToolsProtocol):
         self._rejected = False  # no more requests are read
         self._answering: RequestResponseCycle | None = None
         self._final_error: GatewayError | None = None  # sent after the requests before it have been answered
+        self._offers_upgrade = False  # the headers that were read last offer another protocol, and are read again
+        self.parser = _Http1Parser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
         is_full = len(self.connections) >= self.settings.max_connections and not self._drop_an_idle_connection()
         super().connection_made(cast(asyncio.Transport, transport))
         self.logger = _log
@@ -182,14 +217,31 @@ class ConnectionLimits(HttpToolsProtocol):
         self._body_bytes += len(body)
         super().on_body(body)
 
+    def head_without_upgrade(self) -> bytes | None:
+        """The headers that were just read, without their offer of another protocol; None if they had none."""
+        if not self._offers_upgrade:
+            return None
+        self._offers_upgrade = False
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(part for part in value.split(b",") if part.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%s: %s\r\n" % (name, value))
+        return b"".join([*lines, b"\r\n"])
+
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._offers_upgrade = True
+            return
         self._head_wait_started = None
         self._head_bytes = 0
         app = self.app
         error = self._head_error()
         if error is not None:
             self.metrics.refusals.labels(error.code).inc()
-            self.app = cast(ASGI3Application, _ErrorApp(error))
+            self.app = cast(ASGI3Application, _ErrorApp(error, self._cross_origin()))
         super().on_headers_complete()
         self.app = app
 
@@ -206,15 +258,19 @@ class ConnectionLimits(HttpToolsProtocol):
         if size > limits.max_header_bytes:
             return self._head_too_large()
         if self.parser.should_upgrade():
-            # The parser would take what follows for another protocol, and the body would be lost.
-            return BadRequest("only HTTP/1.1 is supported (Upgrade header)", code="upgrade")
+            return BadRequest("CONNECT is not supported", code="upgrade")
         return None
 
     def _head_too_large(self) -> GatewayError:
         message = f"URL and headers exceed {self.settings.max_header_bytes} bytes (LETHE_MAX_HEADER_BYTES)"
         return HeadTooLarge(message, code="head_too_large")
 
+    def _cross_origin(self) -> CrossOrigin:
+        return CrossOrigin(self.settings.cors_origins)
+
     def on_message_complete(self) -> None:
+        if self._offers_upgrade:
+            return  # not yet: the parser believes that no body follows
         super().on_message_complete()
         if self.cycle.response_complete:
             self.cycle.more_body = False
@@ -278,6 +334,7 @@ class ConnectionLimits(HttpToolsProtocol):
             # The application that waits for the rest of the body is notified of a disconnect.
             _notify_disconnect(self._answering)
         headers, body = errors.error_response(error, "")
+        headers += self._cross_origin().response_headers(self.headers or ())
         lines = [STATUS_LINE[error.status], *(b"%s: %s\r\n" % header for header in headers)]
         self.transport.write(b"".join([*lines, b"connection: close\r\n\r\n", body]))
         # Half-closed: what the client still sends is dropped. A full close would reset the connection, and the client

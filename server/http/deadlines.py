@@ -12,7 +12,7 @@ from lethe.server.errors import GatewayError, TooSlow, UpstreamTimeout
 from lethe.server.observability.metrics import Metrics
 from lethe.server.settings import Settings
 
-# Longest time between two looks at the deadlines, in seconds. A choice: short against any timeout that makes sense.
+# Longest time between two looks at the deadlines, in seconds. Chosen: short against any timeout that makes sense.
 MAX_INTERVAL_S = 1.0
 
 

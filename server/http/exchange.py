@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import time
+from dataclasses import dataclass, field
 
 from starlette.types import Scope, Send
 
@@ -11,9 +13,15 @@ from lethe.server.admission.api_keys import Key
 from lethe.server.errors import GatewayError, Refused
 from lethe.server.http.deadlines import Deadlines
 from lethe.server.http.refusal_answer import RefusalAnswer
+from lethe.server.output.sse import Event
 from lethe.server.requests.fields import Endpoint
 
 Headers = list[tuple[bytes, bytes]]
+
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+COMMENT = b": keep-alive\n\n"
+# What ends an event, in each of the line ends that the HTML standard allows.
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class ClientDisconnected(Exception):
@@ -62,6 +70,32 @@ class RequestContext:
         return self.endpoint or self.path.rsplit("/", 1)[-1]
 
 
+@dataclass
+class CommentState:
+    """What comments in a stream depend on.
+
+    last_sent: on the clock of `time.monotonic`. between_events: what was sent last ended an event. has_begun: a comment
+    has begun the response. is_alone: nothing else was sent. replaced_status: the status of a response that is no
+    stream, in place of which 200 was sent; collected: its body.
+    """
+
+    last_sent: float
+    between_events: bool = True
+    has_begun: bool = False
+    is_alone: bool = False
+    replaced_status: int | None = None
+    collected: bytearray = field(default_factory=bytearray)
+
+    def collects(self, piece: bytes) -> bool:
+        """Whether the piece has to wait for the body's end; otherwise it is noted as sent."""
+        if self.replaced_status is not None:
+            self.collected += piece
+            return True
+        self.last_sent, self.is_alone = time.monotonic(), False
+        self.between_events = piece.endswith(EVENT_ENDS)
+        return False
+
+
 class ResponseWriter:
     """Sends the response to the client.
 
@@ -80,9 +114,42 @@ class ResponseWriter:
         self.debug_headers: Headers = []
         self.error: GatewayError | None = None
         self.refusal_answer: RefusalAnswer | None = None
+        self._comments: CommentState | None = None
+        self._lock = asyncio.Lock()
+
+    def allow_comments(self) -> None:
+        """The client wants a stream: comments may be sent while there is nothing else to send."""
+        self._comments = CommentState(time.monotonic())
+
+    def comment_is_due(self, silence_s: float) -> bool:
+        """Whether nothing was sent for so long, and a comment would not cut an event."""
+        state = self._comments
+        return state is not None and state.between_events and time.monotonic() - state.last_sent >= silence_s
+
+    async def send_comment(self) -> None:
+        """Send a comment; it begins the response where nothing has."""
+        async with self._lock:
+            state = self._comments
+            if state is None or not state.between_events:
+                return
+            state.last_sent = time.monotonic()
+            if self.status == 0:
+                self.streamed = state.has_begun = state.is_alone = True
+                await self._send_start(200, [(b"content-type", EVENT_STREAM)])
+            await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
     async def start(self, status: int, headers: Headers) -> None:
-        """Send status and headers, with the request's id if `headers` has none."""
+        """Send status and headers, with the request's id if `headers` has none.
+
+        Where a comment has begun the response already, only a stream can follow: any other body becomes an event.
+        """
+        async with self._lock:
+            if self._comments is None or not self._comments.has_begun:
+                await self._send_start(status, headers)
+            elif not dict(headers).get(b"content-type", b"").startswith(b"text/event-stream"):
+                self._comments.replaced_status = status
+
+    async def _send_start(self, status: int, headers: Headers) -> None:
         self.status = status
         names = {name for name, _ in headers}
         ids = errors.id_headers(self._request.request_id, errors.dialect_of(self._request.path))
@@ -91,11 +158,29 @@ class ResponseWriter:
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body; more will follow."""
-        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        if self._comments is None:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            return
+        async with self._lock:
+            if self._comments.collects(piece):
+                return
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def end(self, piece: bytes = b"") -> None:
         """Send the last piece of the body."""
-        await self._send({"type": "http.response.body", "body": piece})
+        async with self._lock:
+            state, self._comments = self._comments, None
+            if state is not None and state.replaced_status is not None:
+                piece = self._as_event(state.replaced_status, bytes(state.collected) + piece)
+            await self._send({"type": "http.response.body", "body": piece})
+
+    def _as_event(self, status: int, body: bytes) -> bytes:
+        """A whole body as the one event of a stream that a comment has begun."""
+        dialect = errors.dialect_of(self._request.path)
+        if status < 400 or dialect == "openai":
+            return Event(body.decode("utf-8", "replace")).encode()
+        error = GatewayError(errors.message_of(body) or f"upstream returned status {status}")
+        return errors.error_event(error, dialect, self._request.request_id)
 
     async def send_json(self, payload: bytes) -> None:
         """Answer 200 with a JSON body."""
@@ -109,7 +194,8 @@ class ResponseWriter:
         A refusal that the policy wants as an answer is one, where nothing of another answer was sent.
         """
         self.error = self.error or error
-        if isinstance(error, Refused) and error.as_answer and self.refusal_answer is not None and self.status == 0:
+        is_untouched = self.status == 0 or (self._comments is not None and self._comments.is_alone)
+        if isinstance(error, Refused) and error.as_answer and self.refusal_answer is not None and is_untouched:
             await self._refuse(self.refusal_answer, error.message)
             return
         path, request_id = self._request.path, self._request.request_id
@@ -128,7 +214,7 @@ class ResponseWriter:
             await self.send_json(answer.whole(message))
             return
         self.streamed = True
-        await self.start(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
+        await self.start(200, [(b"content-type", EVENT_STREAM)])
         await self.end(answer.stream(message))
 
 

@@ -31,6 +31,7 @@ from lethe.server.http.audit_records import debug_headers, decision_record, filt
 from lethe.server.http.body_reader import check_content_length, read_body
 from lethe.server.http.deadlines import Deadlines, watch_deadlines
 from lethe.server.http.exchange import ClientDisconnected, Exchange, Headers, RequestContext, ResponseWriter
+from lethe.server.http.keep_alive import send_comments
 from lethe.server.http.model_list import model_list
 from lethe.server.http.original_request import (
     ERROR_WITHOUT_REASON,
@@ -41,7 +42,7 @@ from lethe.server.http.original_request import (
     rejection_of_original,
     send_error,
 )
-from lethe.server.http.refusal_answer import RefusalAnswer, has_refusal_answer
+from lethe.server.http.refusal_answer import RefusalAnswer, has_refusal_answer, wants_stream
 from lethe.server.http.relay import relay, relay_filtered, without_compression
 from lethe.server.http.upstream_request import UpstreamRequest, planned_request
 from lethe.server.http.worker_thread import INLINE_BYTES, WorkerThread
@@ -100,6 +101,8 @@ class Gateway:
             group.create_task(watch_deadlines(self._in_flight, self._settings, self._metrics))
             group.create_task(loop_lag.measure_loop_lag(self._metrics))
             group.create_task(malloc.trim_periodically())
+            if self._settings.sse_comment_s:
+                group.create_task(send_comments(self._in_flight, self._settings.sse_comment_s))
             if self._keys is not None:
                 self._keys.warn_of_unknown_policies(self.guard.policy_names)
                 group.create_task(self._keys.watch())
@@ -163,9 +166,11 @@ class Gateway:
         """
         limit = self._settings.max_body_bytes
         check_content_length(exchange.context.headers, limit)
-        with self._limits.key_limits.admit(exchange.context.key), self._limits.memory.reservation() as reserve:
+        memory = self._limits.memory.reservation(_client_of(exchange.context), exchange.deadlines.give_up)
+        with self._limits.key_limits.admit(exchange.context.key), memory:
             exchange.deadlines.enter("reading", exchange.context.started + self._settings.body_timeout_s)
-            raw = await read_body(receive, limit, reserve)
+            raw = await read_body(receive, limit, memory.take)
+            memory.complete()
             exchange.deadlines.enter("waiting")
             async with self._limits.concurrency:
                 yield raw
@@ -180,6 +185,8 @@ class Gateway:
                 await exchange.response.send_json(models)
             return
         guard, request = await self._parse_request(exchange, raw, exchange.context.endpoint)
+        if self._settings.sse_comment_s and wants_stream(request.endpoint, request.body):
+            exchange.response.allow_comments()
         affinity = conversation_digest(request.body) if self._pool.has_several else None
         if request.endpoint in RELAYED or not guard.policies_for(request.model):
             await self._forward(exchange, UpstreamRequest(raw, request.model, affinity))
@@ -297,7 +304,8 @@ class Gateway:
         if response.status >= 400:
             await self._relay_error(exchange, outgoing, response)
             return
-        exchange.response.streamed = response.content_type == "text/event-stream"
+        is_stream = response.content_type == "text/event-stream"
+        exchange.response.streamed = is_stream or exchange.response.streamed  # comments may have begun a stream
         if outgoing.response_filter is None:
             await relay(exchange, response)
             return
@@ -365,3 +373,10 @@ class Gateway:
         requests, duration = self._finished_metrics[labels]
         requests.inc()
         duration.observe(time.perf_counter() - request.started)
+
+
+def _client_of(context: RequestContext) -> str:
+    """Whose request it is: the key's name, or else the address that it came from."""
+    if context.key is not None:
+        return f"key {context.key.name}"
+    return f"address {(context.scope.get('client') or ('',))[0]}"

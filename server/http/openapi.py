@@ -112,17 +112,14 @@ def _errors_of(endpoint: Endpoint | None, has_keys: bool) -> list[type[GatewayEr
         errors.TooSlow, errors.TooLarge, errors.UrlTooLong, errors.HeadTooLarge, GatewayError, errors.UpstreamFailed,
         errors.Overloaded, errors.UpstreamTimeout, errors.BadRequest,
     ]  # fmt: skip
-    if endpoint is not None and endpoint not in RELAYED:
-        kinds.append(errors.Refused)
     if has_keys:
         kinds += [errors.Unauthorized, errors.NotFound, errors.RateLimited]
     return sorted(kinds, key=lambda error: error.status)
 
 
 _STATUS_DESCRIPTIONS: Final[Mapping[int, str]] = {
-    400: "The request is invalid, or has a field or value that is refused.",
+    400: "The request is invalid, has a field or value that is refused, or a policy refuses it (`refuse.as: error`).",
     401: "The API key is missing or unknown.",
-    403: "A policy refuses the request.",
     404: "The key may not use that model.",
     408: "The request did not arrive in time.",
     409: "The request conflicts with the current state.",

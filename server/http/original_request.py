@@ -23,9 +23,9 @@ from lethe.server.upstream.pool import ReplicaPool
 
 # Statuses with which vLLM refuses a request that it finds invalid.
 INVALID_REQUEST = frozenset([400, 404, 422])
-# Seconds in which vLLM has to refuse a request, and again as long for the error; it refuses before any work. A choice.
+# Seconds in which vLLM has to refuse a request, and again as long for the error; it refuses before any work. Chosen.
 REJECTION_TIMEOUT_S = 5.0
-# Bytes of an error body, which is read whole; a longer one is passed on without a body. A choice.
+# Bytes of an error body, which is read whole; a longer one is passed on without a body. Chosen, not measured.
 MAX_ERROR_BYTES = 2**20
 STREAM_END = b"data: [DONE]"
 

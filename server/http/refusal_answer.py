@@ -21,7 +21,7 @@ from lethe.server.requests.fields import Endpoint
 
 JsonObject = dict[str, Any]
 
-# Choices of a refusal, each of which repeats the message. A choice: bounds the answer to a request for 16,384.
+# Choices of a refusal, each of which repeats the message. Chosen: bounds the answer to a request for 16,384.
 MAX_REFUSED_CHOICES: Final = 1024
 # Endpoints whose answers can be streamed.
 STREAMED: Final[frozenset[Endpoint]] = frozenset(["chat", "completions", "responses", "messages"])

@@ -31,11 +31,12 @@ async def relay_filtered(
     headers = [pair for pair in response_headers(response) if pair[0] != b"content-length"]
     compressed = response.header(b"content-encoding").lower() not in ("", "identity")
     writer = exchange.response
-    if compressed or not (writer.streamed or response.content_type.endswith("json")):
+    is_stream = response.content_type == "text/event-stream"
+    if compressed or not (is_stream or response.content_type.endswith("json")):
         response_filter.on_unreadable("an answer that is neither JSON nor a stream of events, or is compressed")
         await writer.start(response.status, headers)
         await _relay_body(exchange, response)
-    elif writer.streamed:
+    elif is_stream:
         await writer.start(response.status, headers)
         await _relay_filtered_stream(exchange, response, response_filter)
     else:

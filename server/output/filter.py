@@ -19,12 +19,12 @@ from lethe.server.output.completions import CompletionChunks, expected_choices, 
 from lethe.server.output.dialect import Dialect, UnknownDialect
 from lethe.server.output.messages import EVENT_TYPES, MessageEvents
 from lethe.server.output.responses import ResponseEvents, filter_response
-from lethe.server.output.sse import BrokenEvent, Event, Parser
+from lethe.server.output.sse import BrokenEvent, Event, Parser, encode_comment
 from lethe.server.output.text_filter import STOP_REFUSAL, JsonObject, MalformedAnswer, TextFilter
 
 # The data of the event that ends a stream of completions.
 DONE: Final = "[DONE]"
-# Bytes of a whole answer, which is read before it is filtered: more than any model writes. A choice; bounds memory.
+# Bytes of a whole answer, which is read before it is filtered: more than any model writes. Chosen, not measured; bounds memory.
 MAX_WHOLE_BYTES: Final = 64 * 2**20
 # Exceptions that a malformed answer can raise. All of them must end in `on_unreadable`, never in an unfiltered answer.
 UNREADABLE: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -92,14 +92,25 @@ class ResponseFilter:
             for event in self._parser.feed(chunk):
                 if self._finished:
                     return
+                yield from self._pass_comments()
                 if event.data.startswith(DONE):
                     yield from self.end()
                     yield Event(DONE).encode()
                 else:
                     yield from self._filter_event(event)
+            if not self._finished:
+                yield from self._pass_comments()
         except BrokenEvent as error:
             self.on_unreadable(str(error))
             raise UpstreamFailed("the model server broke off the stream", code="broken") from error
+
+    def _pass_comments(self) -> Iterator[bytes]:
+        """The comments with which upstream keeps the connection open."""
+        for text in self._parser.comments:
+            # No model writes a comment; its text passes as any other all the same.
+            filtered = TextFilter(self._rules, set(), Counter(), whole=True).apply(text, is_word=True)
+            yield encode_comment(text if filtered == text else "")
+        self._parser.comments.clear()
 
     def end(self) -> Iterator[bytes]:
         """What may be sent now that upstream's bytes have ended."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 # No event of an answer is as long; without a bound an upstream could fill the memory with one line.
 MAX_EVENT_BYTES = 16 * 2**20
+# Comments that are kept until the caller reads them. Chosen: a chunk of bytes has one, as a rule.
+MAX_COMMENTS = 16
 
 _END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
@@ -33,10 +35,23 @@ class Event:
         return (name + "".join(f"data: {line}\n" for line in self.data.split("\n")) + "\n").encode()
 
 
+# What a comment that is passed on may be: what servers send to keep a connection open.
+_KEEP_ALIVE = re.compile(r"[\x20-\x7e]{0,100}")
+
+
+def encode_comment(text: str) -> bytes:
+    """A comment as bytes: its text, or an empty one where that is longer or stranger than a keep-alive's."""
+    return f": {text}\n\n".encode() if text and _KEEP_ALIVE.fullmatch(text) else b":\n\n"
+
+
 class Parser:
-    """Reads one stream. Comments, ids and retry times are passed over; an event that never ends is dropped."""
+    """Reads one stream. Ids and retry times are passed over; an event that never ends is dropped.
+
+    comments: the texts of the comments since the caller last cleared it; at most MAX_COMMENTS.
+    """
 
     def __init__(self) -> None:
+        self.comments: list[str] = []
         self._rest = bytearray()  # of a line that has not ended: only what is new is searched for its end
         self._begun = False
         self._returned = False
@@ -91,4 +106,6 @@ class Parser:
             self._data.append(value)
         elif field == b"event":
             self._name = value
+        elif not field and len(self.comments) < MAX_COMMENTS:
+            self.comments.append(value.decode("utf-8", "replace"))
         return None

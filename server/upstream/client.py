@@ -19,8 +19,19 @@ Headers = Iterable[tuple[bytes, bytes]]
 # Headers that concern one connection only (RFC 9110, 7.6.1).
 HOP_BY_HOP = frozenset(
     [b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
-     b"transfer-encoding", b"upgrade", b"proxy-connection"]
+     b"transfer-encoding", b"upgrade", b"proxy-connection", b"http2-settings"]
 )  # fmt: skip
+# Headers for the far end, which a Connection header can't remove (RFC 9110, 7.6.1, forbids to name them there): without
+# its content type vLLM would read another body than the one that was judged. So are all that begin with `content-`.
+END_TO_END = frozenset(
+    [b"accept", b"accept-encoding", b"accept-language", b"anthropic-beta", b"anthropic-version", b"api-key",
+     b"authorization", b"cache-control", b"cookie", b"date", b"etag", b"expires", b"idempotency-key", b"location",
+     b"openai-organization", b"openai-project", b"origin", b"pragma", b"request-id", b"retry-after", b"server",
+     b"set-cookie", b"traceparent", b"tracestate", b"user-agent", b"vary", b"www-authenticate", b"x-api-key",
+     b"x-request-id"]
+)  # fmt: skip
+# Which web pages may call: the gateway's own setting decides (LETHE_CORS_ORIGINS), not vLLM's, which allows all.
+CORS_PREFIX = b"access-control-"
 # vLLM obeys these from any client: they choose the engine that serves, set the priority, and make vLLM report its
 # load. They are for operators only.
 VLLM_CONTROL = frozenset([b"x-data-parallel-rank", b"x-vllm-priority", b"endpoint-load-metrics-format"])
@@ -31,17 +42,24 @@ NOT_FORWARDED = HOP_BY_HOP | VLLM_CONTROL | {b"host", b"content-length", b"expec
 
 
 def _drop_headers(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers with names in lower case, without `dropped` and without those that a Connection header names."""
+    """The headers with names in lower case, without `dropped` and without those that a Connection header names.
+
+    Headers for the far end stay, whatever a Connection header says.
+    """
     lowered = [(name.lower(), value) for name, value in headers]
     for name, value in lowered:
         if name == b"connection":
-            dropped = dropped.union(part.strip().lower() for part in value.split(b","))
+            named = (part.strip().lower() for part in value.split(b","))
+            dropped = dropped.union(
+                option for option in named if option not in END_TO_END and not option.startswith(b"content-")
+            )
     return [pair for pair in lowered if pair[0] not in dropped]
 
 
 def response_headers(response: UpstreamResponse) -> list[tuple[bytes, bytes]]:
     """The response's end-to-end headers. Responses without a body lose their content-length, too."""
     headers = _drop_headers(HOP_BY_HOP, response.headers)
+    headers = [pair for pair in headers if not pair[0].startswith(CORS_PREFIX)]
     if response.status in BODILESS_STATUSES:
         return [pair for pair in headers if pair[0] != b"content-length"]
     return headers

@@ -45,7 +45,7 @@ def test_every_variable_reaches_its_field() -> None:
         "max_connections": "9", "max_requests": "9", "max_queue": "9", "queue_timeout_s": "9", "judge_threads": "9",
         "judge_queue": "9", "judge_wait_s": "9", "head_timeout_s": "9", "body_timeout_s": "9",
         "write_timeout_s": "9", "keep_alive_s": "9", "first_byte_timeout_s": "9", "request_timeout_s": "9",
-        "drain_timeout_s": "0", "log_level": "debug", "upstream_logprobs": "processed",
+        "cors_origins": "https://a.example", "sse_comment_s": "5", "drain_timeout_s": "0", "log_level": "debug", "upstream_logprobs": "processed",
         "upstream_kind": "openai", "chat_template_content_format": "string",
     }  # fmt: skip
     settings = read_settings({PREFIX + name.upper(): value for name, value in given.items()})
@@ -177,7 +177,7 @@ def test_other_addresses_need_keys_or_explicit_permission(host: str) -> None:
 
 
 def test_shares_of_workers_never_exceed_the_limit() -> None:
-    whole = Settings(workers=3, max_requests=100, max_queue=2, max_held_bytes=2**25)
+    whole = Settings(workers=3, max_requests=100, max_queue=2, max_held_bytes=2**26)
     share = settings_per_worker(whole)
     assert all(3 * getattr(share, name) <= getattr(whole, name) for name in SPLIT_BETWEEN_WORKERS)
     assert share.max_requests == 33 and share.max_queue == 0
@@ -187,7 +187,7 @@ def test_shares_of_workers_never_exceed_the_limit() -> None:
 
 
 @pytest.mark.parametrize("given", [
-    {"max_requests": 2}, {"max_connections": 2}, {"judge_queue": 2}, {"max_held_bytes": 3 * 8 * 2**20 - 1},
+    {"max_requests": 2}, {"max_connections": 2}, {"judge_queue": 2}, {"max_held_bytes": 3 * 16 * 2**20 - 1},
 ])  # fmt: skip
 def test_a_share_too_small_to_serve_is_an_error(given: dict[str, int]) -> None:
     (name,) = given

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import pytest
 
 from lethe.evaluation.unlearning.client import ChatClient, ChatError
+from lethe.server.http.refusal_answer import RefusalAnswer
 
 
 class EchoHandler(BaseHTTPRequestHandler):
-    """Answers with the question; "forbidden" gets the gateway's 403, and "broken" a 500."""
+    """Answers with the question; "forbidden" and "refused" get the gateway's refusals, "broken" a 500."""
 
     seen: ClassVar[list[dict[str, Any]]] = []
 
@@ -23,8 +24,14 @@ class EchoHandler(BaseHTTPRequestHandler):
         self.seen.append(body)
         text = body["messages"][-1]["content"]
         if text in ("forbidden", "broken"):
-            status = 403 if text == "forbidden" else 500
-            self._send(status, json.dumps({"error": {"message": "not here", "code": "x"}}), "application/json")
+            status, code = (400, "refused_by_policy") if text == "forbidden" else (500, "x")
+            self._send(status, json.dumps({"error": {"message": "not here", "code": code}}), "application/json")
+        elif text == "refused":
+            answer = RefusalAnswer("chat", body)
+            if answer.streamed:
+                self._send(200, answer.stream("not here").decode(), "text/event-stream")
+            else:
+                self._send(200, answer.whole("not here").decode(), "application/json")
         elif body.get("stream"):
             chunks = [{"choices": [{"index": 0, "delta": {"content": part}}]} for part in (text[:2], text[2:])]
             lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
@@ -75,8 +82,11 @@ def test_sampled_answers_use_one_seed_per_question(url: str) -> None:
 
 
 def test_a_refusal_is_an_answer_only_with_refusals_on(url: str) -> None:
-    assert ChatClient(url, "m", refusals=True).answer_all(["forbidden"]) == ["not here"]
-    with pytest.raises(ChatError, match="status 403: not here"):
+    for stream in (False, True):
+        assert ChatClient(url, "m", refusals=True).answer_all(["forbidden", "refused"], stream=stream) == ["not here"] * 2
+        with pytest.raises(ChatError, match="refused by a policy: not here"):
+            ChatClient(url, "m").answer_all(["fine", "refused"], stream=stream)
+    with pytest.raises(ChatError, match="status 400: not here"):
         ChatClient(url, "m").answer_all(["fine", "forbidden"])
     with pytest.raises(ChatError, match="status 500"):
         ChatClient(url, "m", refusals=True).answer_all(["broken"])

@@ -271,11 +271,44 @@ async def test_anthropic_routes_get_anthropic_errors() -> None:
         assert json.loads((await c.answer()).body)["error"]["type"] == "request_too_large"
 
 
-async def test_protocol_upgrades_are_rejected() -> None:
+UPGRADES = [
+    (
+        b"connection: Upgrade, HTTP2-Settings",
+        b"upgrade: h2c",
+        b"http2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    ),
+    (b"connection: upgrade", b"upgrade: websocket"),
+    (b"upgrade: TLS/1.0, h2c", b"connection: keep-alive, upgrade"),
+    (b"connection: upgrade", b"connection: keep-alive", b"upgrade: h2c", b"upgrade: x"),
+]
+
+
+@pytest.mark.parametrize("offer", UPGRADES)
+@pytest.mark.parametrize("piece", [10_000, 7, 1])
+async def test_an_offered_upgrade_is_ignored(offer: tuple[bytes, ...], piece: int) -> None:
+    """The body is read, framed in either way, and the requests after it on the same connection."""
+    chunked = post(b"", b"transfer-encoding: chunked", *offer).replace(b"content-length: 0\r\n", b"")
+    chunked += b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+    models = HOST + b"\r\n".join(offer) + b"\r\n\r\n"
+    data = post(BODY, *offer) + chunked + models + post()
+    async with upstream(answer) as fake, gateway(fake.url) as gate, client(gate) as c:
+        for at in range(0, len(data), piece):
+            await c.send(data[at : at + piece])
+        assert [(await c.answer()).status for _ in range(4)] == [200] * 4
+        assert fake.bodies == [BODY] * 3
+        assert not any({"upgrade", "http2-settings"} & {name.lower() for name in h} for h in fake.headers)
+
+
+async def test_limits_hold_for_requests_that_offer_an_upgrade() -> None:
+    async with served(max_headers=8) as gate, client(gate) as c:
+        await c.send(post(BODY, *UPGRADES[0], *(b"x-%d: y" % i for i in range(9))))
+        assert (await c.answer()).error["code"] == "too_many_headers"
+
+
+async def test_connect_is_rejected() -> None:
     async with served() as gate, client(gate) as c:
-        await c.send(post(BODY, b"connection: upgrade", b"upgrade: h2c"))
-        got = await c.answer()
-        assert got.status == 400 and got.error["code"] == "upgrade"
+        await c.send(b"CONNECT /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await c.answer()).status == 400
 
 
 async def test_a_new_connection_replaces_an_idle_one_at_the_limit() -> None:

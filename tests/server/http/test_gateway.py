@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from lethe.classifier.work_limit import check_work
 from lethe.server.guard.parsed_request import ParsedRequest
+from lethe.server.requests.routes import ROUTES
 from tests.server import fakes
 from tests.server.fakes import (
     KEYWORD,
@@ -253,11 +255,23 @@ async def test_unknown_routes_and_methods_answer_in_openais_shape(http: aiohttp.
     async with upstream(answer) as fake, gateway(fake.url) as gate:
         for method, path, status in [("GET", "/v1/responses/resp_1", 404), ("POST", "/invocations", 404),
                                      ("GET", "/v1/chat/completions", 405), ("GET", "/docs", 404),
-                                     ("POST", "/v1/chat/completions/", 404)]:  # fmt: skip
+                                     ("POST", "/v1/unknown/", 404)]:  # fmt: skip
             async with http.request(method, gate.url + path, allow_redirects=False) as got:
                 assert got.status == status, path
                 assert set((await got.json())["error"]) == {"message", "type", "param", "code"}
         assert fake.bodies == []
+
+
+async def test_a_slash_at_the_end_of_a_path_is_redirected_as_by_vllm(http: aiohttp.ClientSession) -> None:
+    async with upstream(answer) as fake, gateway(fake.url) as gate:
+        for path, method, _ in ROUTES:
+            url = URL(f"{gate.url}{path}/?a=%2F", encoded=True)
+            async with http.request(method, url, allow_redirects=False) as got:
+                assert (got.status, got.headers["location"]) == (307, f"{path}?a=%2F"), path
+        assert fake.bodies == []
+        async with http.post(f"{gate.url}/v1/chat/completions/", data=ODD, headers=JSON) as got:
+            assert await got.read() == ANSWER
+        assert fake.bodies == [ODD]
 
 
 async def test_a_dead_upstream_is_a_503(http: aiohttp.ClientSession) -> None:
@@ -272,6 +286,25 @@ async def test_a_dead_upstream_is_a_503(http: aiohttp.ClientSession) -> None:
             assert got.status == 503
         async with http.get(f"{gate.url}/health") as got:
             assert got.status == 200
+
+
+@pytest.mark.parametrize("action", ["refuse", "corrupt", "penalize", "both", "watch"])
+async def test_without_a_replica_flagged_or_not_is_the_same_503(http: aiohttp.ClientSession, action: str) -> None:
+    async with upstream(answer) as fake:
+        url = fake.url
+    guard = make_guard(policy(action=action, on_unsupported="refuse"))
+    async with gateway(url, guard, probe_interval_s=0.05) as gate:
+        await until(lambda: gate.count("lethe_replica_up", replica=url) == 0, "still up")
+        for path, flagged in (("chat/completions", FLAGGED), ("messages", FLAGGED)):
+            answers = []
+            for body in (flagged, flagged.replace(KEYWORD.encode(), b"hello")):
+                headers = {**JSON, "x-request-id": "one"}
+                async with http.post(f"{gate.url}/v1/{path}", data=body, headers=headers) as got:
+                    answers.append((got.status, await got.read(), dict(got.headers)))
+            assert answers[0] == answers[1] and answers[0][0] == 503
+        # A missing replica is no failure of the guard, so that no alert on one is raised.
+        text = gate.metrics.render().decode().splitlines()
+        assert not [line for line in text if line.startswith("lethe_guard_failures_total{") and line[-4:] != " 0.0"]
 
 
 async def test_a_silent_upstream_is_a_504(http: aiohttp.ClientSession) -> None:

@@ -108,6 +108,16 @@ async def test_the_clients_key_is_not_sent_upstream(http: aiohttp.ClientSession,
         assert all("x-api-key" not in headers and token not in str(headers) for headers in fake.headers)
 
 
+async def test_azures_header_carries_a_key_and_never_reaches_vllm(http: aiohttp.ClientSession, path: Path) -> None:
+    token = api_keys.create_key(path, name="azure")
+    async with upstream(answer) as fake, gateway(fake.url, keys=path) as gate:
+        for headers, status in [({"api-key": token}, 200), ({"api-key": "wrong"}, 401),
+                                ({"api-key": token, **bearer("other")}, 401)]:  # fmt: skip
+            async with http.post(gate.url + CHAT, json=body(), headers=headers) as got:
+                assert got.status == status
+        assert len(fake.headers) == 1 and token not in str(fake.headers)
+
+
 async def test_a_keys_exemptions_apply(http: aiohttp.ClientSession, path: Path) -> None:
     tokens = {
         "all": api_keys.create_key(path, name="all"),

@@ -149,6 +149,24 @@ async def test_the_memory_for_all_bodies_is_limited(http: aiohttp.ClientSession)
         assert (await posted(http, gate, long(1000)))[0] == 200
 
 
+async def test_stalled_uploads_lock_nobody_out(http: aiohttp.ClientSession) -> None:
+    size = 4 << 20
+    limits = {"max_held_bytes": 4 * size, "max_body_bytes": size, "max_prompt_chars": size}
+    async with upstream(answer) as fake, gateway(fake.url, **limits) as gate, contextlib.AsyncExitStack() as stack:
+        writers = [await stack.enter_async_context(writing(gate, size, b" " * (size - 5))) for _ in range(8)]
+        await until(lambda: gate.count("lethe_held_bytes") >= 2 * size, "not there")
+        # Small bodies are served at once, large ones as soon as the uploads count as stalled.
+        assert (await posted(http, gate))[0] == 200
+        await asyncio.sleep(1.5)
+        for _ in range(4):
+            assert (await posted(http, gate, long(size - 4096)))[0] == 200
+        firsts = [await asyncio.wait_for(reader.readline(), 5) for reader in writers if reader._buffer]  # type: ignore[attr-defined]
+        assert firsts and {line.split()[1] for line in firsts} <= {b"408", b"503"}
+        assert gate.count("lethe_refusals_total", reason="body_too_slow") >= 1
+    await quiet(gate)
+    assert gate.count("lethe_held_bytes") == 0
+
+
 async def test_json_over_its_limits_is_a_bad_request(http: aiohttp.ClientSession) -> None:
     async with upstream(answer) as fake, gateway(fake.url, max_json_depth=8, max_json_values=64) as gate:
         deep = {"messages": [], "x": [[[[[[[[[]]]]]]]]]}

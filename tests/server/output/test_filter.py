@@ -504,3 +504,16 @@ def test_a_whole_word_is_not_held_back() -> None:
     assert streamed(answer("assistants"), encoded(piece))[0] == {
         **piece, "choices": [{**piece["choices"][0], "token_ids": None}]
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_comments_of_upstream_pass_a_filtered_stream(size: int) -> None:
+    events = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in ("It was ", "Zor", "ro.")]
+    raw = b": ping\n\n" + b"".join(encoded(event, done=False) + b": keep-alive\n\n" for event in events)
+    raw += b":\r\n\r\n: " + NAME.encode() + b"\n\n: \xff\n\ndata: [DONE]\n\n"
+    made = answer()
+    filtered = b"".join(piece for at in range(0, len(raw), size) for piece in made.feed(raw[at : at + size]))
+    assert filtered.startswith(b": ping\n\n") and filtered.count(b": keep-alive\n\n") == 3
+    # What is no server's keep-alive passes without its text.
+    assert filtered.count(b":\n\n") == 3 and NAME.encode() not in filtered
+    assert [event.data for event in sse.Parser().feed(filtered)][-1] == "[DONE]"

@@ -14,7 +14,7 @@ import pytest
 from lethe.evaluation.serving import free_port
 from lethe.server.errors import GatewayError, UpstreamFailed, UpstreamTimeout
 from lethe.server.upstream import http1
-from lethe.server.upstream.client import Headers, Upstream, response_headers
+from lethe.server.upstream.client import END_TO_END, Headers, Upstream, response_headers
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -147,6 +147,21 @@ async def test_hop_by_hop_request_headers_are_dropped() -> None:
     names = [line.split(b":")[0] for line in head.split(b"\r\n")[1:-2]]
     assert sorted(names) == [b"authorization", b"content-length", b"host"]
     assert b"gateway" not in head and b"999" not in head
+
+
+async def test_a_connection_header_removes_no_header_for_the_far_end() -> None:
+    names = [*sorted(END_TO_END), b"content-type", b"content-encoding", b"content-language"]
+    given = [(name, b"1") for name in names]
+    server = await sent([(b"connection", b", ".join(name.title() for name in names)), *given])
+    lines = {line.split(b":")[0].lower() for line in server.lines()[1:]}
+    assert lines == {*names, b"host", b"content-length"}
+    headers = await received(b"Connection: content-type, x-request-id\r\nContent-Type: a/b\r\nX-Request-Id: r\r\n")
+    assert headers == [(b"content-type", b"a/b"), (b"x-request-id", b"r"), (b"content-length", b"2")]
+
+
+async def test_vllms_own_cross_origin_headers_are_dropped() -> None:
+    headers = await received(b"Access-Control-Allow-Origin: *\r\naccess-control-expose-headers: x\r\nVary: Origin\r\n")
+    assert headers == [(b"vary", b"Origin"), (b"content-length", b"2")]
 
 
 async def test_vllm_control_headers_and_gateway_headers_are_dropped() -> None:
