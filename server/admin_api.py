@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +16,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from lethe.server.admin_limits import has_admin_key, invalid_admin_key
 from lethe.server.atomic_file import write_atomically
 from lethe.server.errors import BadRequest, GatewayError, NotFound, Overloaded, Unauthorized
 from lethe.server.http import openapi
@@ -88,10 +88,9 @@ def admin_routes(key: SecretStr, store: PolicyStore, worker: Worker | None) -> A
     author = f"admin:{key_digest.hex()[:AUTHOR_DIGITS]}"
 
     async def check_key(request: Request) -> None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        token_digest = hashlib.sha256(token.strip().encode()).digest()
-        if not hmac.compare_digest(token_digest, key_digest) or scheme.lower() != "bearer":
-            raise Unauthorized("send the admin key: 'Authorization: Bearer …'", code="invalid_admin_key")
+        # Checked before, too, ahead of the body (`server/admin_limits.py`).
+        if not has_admin_key(request.headers.raw, key):
+            raise invalid_admin_key()
 
     error_schemas: dict[int | str, dict[str, Any]] = {
         error.status: openapi.error_schema(error)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from lethe.server import errors
 from lethe.server.admin_api import admin_routes
+from lethe.server.admin_limits import AdminLimits, admin_uvicorn_options
 from lethe.server.errors import BadRequest, GatewayError, NotFound
 from lethe.server.http import openapi
 from lethe.server.observability.metrics import Metrics
@@ -131,7 +132,9 @@ class AdminServer(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_admin_port(settings: Settings, app: FastAPI, worker: Worker | None = None) -> AsyncIterator[None]:
+async def serve_admin_port(
+    settings: Settings, app: FastAPI, metrics: Metrics, worker: Worker | None = None
+) -> AsyncIterator[None]:
     """Serve the application on the admin port inside the block. Raises SettingsError if the port is in use.
 
     Of several workers, only the first serves it, with a socket that no other has: if it dies, requests that it has not
@@ -141,9 +144,13 @@ async def serve_admin_port(settings: Settings, app: FastAPI, worker: Worker | No
         yield
         return
     with sockets.bind_socket(*settings.admin_address, "LETHE_ADMIN_PORT", listen=True) as listening:
-        # Seconds for open requests at shutdown. Chosen: requests of the admin port are short.
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
+            cast(Any, AdminLimits(app, settings, metrics)),
+            log_config=None,
+            # Seconds for open requests at shutdown, chosen: requests of the admin port are short.
+            timeout_graceful_shutdown=1,
+            lifespan="off",
+            **admin_uvicorn_options(settings, metrics),
         )
         server = AdminServer(config)
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))

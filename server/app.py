@@ -97,4 +97,5 @@ def create_app(
 
 def _requirements(guard: Guard) -> Requirements:
     """What the guard's policies need of replicas."""
-    return Requirements(guard.corruptor, frozenset(guard.indexes.values()))
+    history = any(policy.penalizes_history for policy, _ in guard.policies.values())
+    return Requirements(guard.corruptor, frozenset(guard.indexes.values()), plugin=history and guard.upstream_is_vllm)

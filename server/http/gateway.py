@@ -1,7 +1,8 @@
 """One request, one pass: read → decide → record → check with vLLM where needed → forward → relay.
 
 Raw ASGI under the FastAPI app: the relay has to notice at every stage that the client disconnects, and passes bytes on
-as they come. Whatever can change the status happens before the first byte of the response.
+as they come. Everything that can change the status happens before the first byte of the response, unless keep-alive
+comments are on (`LETHE_SSE_COMMENT_S`): then 200 may be sent first, and a later error is an event.
 """
 
 from __future__ import annotations
@@ -115,7 +116,10 @@ class Gateway:
     # Answering one request, from top to bottom ----------------------------------------------------------------
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint | None) -> None:
-        """Answer one request; endpoint None: relay it without judging (no text of it reaches a model)."""
+        """Answer one request.
+
+        endpoint None: `/v1/models`, which has no body. Endpoints in `RELAYED` are parsed and checked, but not judged.
+        """
         exchange = self._open(scope, send, endpoint)
         try:
             await self._answer(exchange, receive)
@@ -203,7 +207,8 @@ class Gateway:
             return
         match decision.result:
             case Reply(error) if error.as_answer and request.endpoint == "count_tokens":
-                # Its only answer is a number, which tells about the client's own text.
+                # Its answer is only a number, so it can't hold a refusal, and the number tells only about the client's
+                # own text.
                 await self._forward(exchange, UpstreamRequest(raw, request.model, affinity))
             case Reply(error):
                 raise error
@@ -348,7 +353,7 @@ class Gateway:
     # Ending requests early, and counting ----------------------------------------------------------------------
 
     async def _after_cancellation(self, exchange: Exchange) -> None:
-        """The client disconnected, a deadline passed, or the server stops."""
+        """The client disconnected, a deadline passed, the upload was too slow, or the server stops."""
         deadlines = exchange.deadlines
         deadlines.finish()
         if deadlines.client_disconnected:

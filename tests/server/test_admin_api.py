@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from lethe.evaluation.serving import free_port
 from lethe.server import admin_port
 from lethe.server.app import create_app
+from lethe.server.observability.metrics import Metrics
 from lethe.server.process import sockets
 from lethe.server.settings import Settings, SettingsError
 from tests.server.conftest import ADMIN_KEY, FACTS
@@ -184,11 +185,11 @@ async def test_an_admin_port_in_use_stops_the_start(office: Settings, tmp_path: 
     with sockets.bind_socket("127.0.0.1", taken.admin_port or 0, "LETHE_ADMIN_PORT") as first:
         first.listen()
         with pytest.raises(SettingsError, match="LETHE_ADMIN_PORT"):
-            async with admin_port.serve_admin_port(taken, FastAPI()):
+            async with admin_port.serve_admin_port(taken, FastAPI(), Metrics()):
                 pass
     async with admin_port.serve_admin_port(
-        taken, FastAPI()
+        taken, FastAPI(), Metrics()
     ):  # at once, too: whoever comes next must not believe that it serves
         with pytest.raises(SettingsError, match="LETHE_ADMIN_PORT"):
-            async with admin_port.serve_admin_port(taken, FastAPI()):
+            async with admin_port.serve_admin_port(taken, FastAPI(), Metrics()):
                 pass

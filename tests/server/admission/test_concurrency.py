@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lethe.server.admission.concurrency import ConcurrencyLimit, MemoryBudget
-from lethe.server.errors import Overloaded
+from lethe.server.admission import concurrency
+from lethe.server.admission.concurrency import SLOW_S, SMALL_BODY_BYTES, ConcurrencyLimit, MemoryBudget
+from lethe.server.errors import GatewayError, Overloaded
 from lethe.server.observability.metrics import Metrics
 
 
@@ -106,12 +110,120 @@ def test_the_memory_budget_is_shared_and_given_back() -> None:
     metrics = Metrics()
     budget = MemoryBudget(100, metrics)
     with budget.reservation() as first:
-        first(60)
+        first.take(60)
         with budget.reservation() as second:
-            second(40)
+            second.take(40)
             with pytest.raises(Overloaded, match="LETHE_MAX_HELD_BYTES"):
-                second(1)
+                second.take(1)
             assert metrics.registry.get_sample_value("lethe_held_bytes") == 100
-        first(40)
+        first.take(40)
         assert budget.used_bytes == 100
     assert budget.used_bytes == 0 and metrics.registry.get_sample_value("lethe_held_bytes") == 0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the memory budget sees, in seconds; tests change its only entry."""
+    now = [100.0]
+    monkeypatch.setattr(concurrency.time, "monotonic", lambda: now[0])
+    return now
+
+
+class Upload:
+    """A request whose body arrives."""
+
+    def __init__(self, budget: MemoryBudget, client: str, size: int) -> None:
+        self.errors: list[GatewayError] = []
+        self.reservation = budget.reservation(client, self.errors.append)
+        self.reservation.__enter__()
+        self.arrive(size)
+
+    def arrive(self, size: int) -> None:
+        self.reservation.take(size)
+
+    @property
+    def is_given_up(self) -> bool:
+        return bool(self.errors)
+
+
+MIB = 1 << 20
+
+
+def test_a_part_of_the_memory_is_for_small_bodies(clock: list[float]) -> None:
+    budget = MemoryBudget(32 * MIB, max_body_bytes=8 * MIB)
+    large = [Upload(budget, "a", 8 * MIB - 5) for _ in range(3)]
+    with pytest.raises(Overloaded):
+        Upload(budget, "b", 2 * MIB)
+    small = [Upload(budget, f"c{i}", SMALL_BODY_BYTES) for i in range(8)]
+    assert not any(upload.is_given_up for upload in (*large, *small))
+    # The largest body fits in any case.
+    only = MemoryBudget(8 * MIB, max_body_bytes=8 * MIB)
+    assert Upload(only, "a", 8 * MIB).reservation.reserved_bytes == 8 * MIB
+
+
+def test_uploads_that_stall_make_room_for_others(clock: list[float]) -> None:
+    budget = MemoryBudget(256 * MIB, max_body_bytes=8 * MIB)
+    with pytest.raises(Overloaded):
+        stalled = []
+        while True:
+            stalled.append(Upload(budget, "attacker", 8 * MIB - 5))
+    clock[0] += SLOW_S + 0.1
+    others = [Upload(budget, f"other {i}", 8 * MIB) for i in range(16)]
+    assert sum(upload.is_given_up for upload in stalled) >= 15
+    assert not any(upload.is_given_up for upload in others)
+    given_up = next(upload for upload in stalled if upload.is_given_up)
+    assert (given_up.errors[0].status, given_up.errors[0].code) == (408, "body_too_slow")
+    held = sum(upload.reservation.reserved_bytes for upload in (*stalled, *others))
+    for upload in (*stalled, *others):
+        upload.reservation.__exit__()
+    assert held <= 256 * MIB and budget.used_bytes == 0
+
+
+def test_a_byte_now_and_then_is_still_slow(clock: list[float]) -> None:
+    budget = MemoryBudget(16 * MIB, max_body_bytes=8 * MIB)
+    dripping, fast = Upload(budget, "a", 6 * MIB), Upload(budget, "b", 3 * MIB)
+    for _ in range(20):
+        clock[0] += 0.3
+        dripping.arrive(1)
+        fast.arrive(100_000)
+    Upload(budget, "c", 5 * MIB)
+    assert dripping.is_given_up and not fast.is_given_up
+
+
+def test_the_client_that_holds_most_is_given_up_first(clock: list[float]) -> None:
+    budget = MemoryBudget(16 * MIB, max_body_bytes=8 * MIB)
+    slow = Upload(budget, "slow but honest", 3 * MIB)
+    many = [Upload(budget, "many", 2 * MIB) for _ in range(4)]
+    clock[0] += SLOW_S + 0.1
+    for _ in range(2):
+        Upload(budget, "other", 2 * MIB)
+    assert not slow.is_given_up and any(upload.is_given_up for upload in many)
+
+
+def test_a_complete_body_is_never_given_up(clock: list[float]) -> None:
+    budget = MemoryBudget(16 * MIB, max_body_bytes=8 * MIB)
+    complete = [Upload(budget, "a", 6 * MIB) for _ in range(2)]
+    for upload in complete:
+        upload.reservation.complete()
+    clock[0] += 100
+    with pytest.raises(Overloaded, match="LETHE_MAX_HELD_BYTES"):
+        Upload(budget, "b", 5 * MIB)
+    assert not any(upload.is_given_up for upload in complete)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(1, 4 * MIB)), max_size=60))
+def test_the_budget_is_never_exceeded_and_adds_up(steps: list[tuple[int, int, int]]) -> None:
+    budget, uploads = MemoryBudget(16 * MIB, max_body_bytes=8 * MIB), {}
+    for number, action, size in steps:
+        with contextlib.suppress(Overloaded):
+            if number not in uploads:
+                uploads[number] = Upload(budget, f"client {number % 3}", 0)
+            elif action == 0:
+                uploads.pop(number).reservation.__exit__()
+            elif action == 1:
+                uploads[number].reservation.complete()
+            elif not uploads[number].is_given_up:
+                uploads[number].reservation._last_progress_s -= size % 3
+                uploads[number].arrive(size)
+        assert budget.used_bytes == sum(upload.reservation.reserved_bytes for upload in uploads.values()) <= 16 * MIB

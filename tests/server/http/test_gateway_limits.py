@@ -151,8 +151,12 @@ async def test_the_memory_for_all_bodies_is_limited(http: aiohttp.ClientSession)
 
 async def test_stalled_uploads_lock_nobody_out(http: aiohttp.ClientSession) -> None:
     size = 4 << 20
-    limits = {"max_held_bytes": 4 * size, "max_body_bytes": size, "max_prompt_chars": size}
-    async with upstream(answer) as fake, gateway(fake.url, **limits) as gate, contextlib.AsyncExitStack() as stack:
+    limits, guard = {"max_held_bytes": 4 * size, "max_body_bytes": size}, make_guard(max_prompt_chars=size)
+    async with (
+        upstream(answer) as fake,
+        gateway(fake.url, guard, **limits) as gate,
+        contextlib.AsyncExitStack() as stack,
+    ):
         writers = [await stack.enter_async_context(writing(gate, size, b" " * (size - 5))) for _ in range(8)]
         await until(lambda: gate.count("lethe_held_bytes") >= 2 * size, "not there")
         # Small bodies are served at once, large ones as soon as the uploads count as stalled.
