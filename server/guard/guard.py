@@ -1,8 +1,9 @@
 """Judge a request, decide, and plan what is sent upstream. Knows nothing of HTTP.
 
 `Guard.decide` does all of it: texts → scores → verdict → plan; it runs in a worker thread. A step of the plan that
-fails is handled by the policies' `on_failure` or `on_unsupported` (`server/guard/plan.py`). If judging itself raises,
-the gateway calls `decide_without_scores`.
+fails is handled by the policies' `on_failure` or `on_unsupported` (`server/guard/plan.py`). If `decide` raises anything,
+in judging or in planning, the gateway calls `decide_without_scores`; both count as a failure of stage `judge`. Only
+overload is no failure: it is answered with 503.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from lethe.server.guard.forget_answers import LazyArtifactWords, every_phrase
 from lethe.server.guard.output_filter import output_filter_steps
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.penalize import penalize
-from lethe.server.guard.plan import Context, ModelPolicies, Plan, Resources, apply_on_failure, refusal_of, run_steps
+from lethe.server.guard.plan import Context, ModelPolicies, Plan, Resources, apply_on_failure, run_steps
+from lethe.server.guard.refused_history import penalize_history
 from lethe.server.guard.route import route
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy
@@ -111,6 +113,7 @@ class Guard:
         self.artifacts = artifacts
         self.corruptor = corruptor
         self.indexes = indexes or {}
+        self.upstream_is_vllm = upstream_is_vllm
         self._judge = judge
         self._metrics = metrics
         self._decode = decode
@@ -209,7 +212,7 @@ class Guard:
         return self._make_decision(request, verdict, capabilities, started)
 
     def decide_without_scores(self, request: ParsedRequest, capabilities: Capabilities, reason: str) -> Decision:
-        """What is done with a request that could not be judged; reason: why, for log and audit trail."""
+        """What is done with a request for which `decide` failed; reason: why, for log and audit trail."""
         policies = [policy for policy, _ in self.policies_for(request.model).values()]
         refusal = self.refusal_after_failure(policies, "judge", reason)
         if refusal is not None:
@@ -241,10 +244,10 @@ class Guard:
 
     def _plan(self, request: ParsedRequest, verdict: Verdict, capabilities: Capabilities) -> Plan:
         """What is sent upstream, and what is removed from the answer. Raises Refused."""
-        if verdict.action == "refuse":
-            raise refusal_of(verdict.acting[0].policy)
         context = Context(request, verdict, self._resources, self.policies_for, capabilities, self._judge_texts)
         plan = Plan(request.body, actions=("watch",) if verdict.action == "watch" else ())
+        if verdict.action == "refuse":
+            plan, context = penalize_history(plan, context)
         plan = run_steps(plan, (route, corrupt, penalize, copy_limits), context, self._metrics)
         return run_steps(plan, output_filter_steps(plan, context), context, self._metrics)
 

@@ -11,7 +11,6 @@ from lethe.server.guard.extra_output import answer_is_forced, asks_for, without_
 from lethe.server.guard.plan import Context, Plan
 from lethe.server.policy.schema import Policy
 from lethe.server.requests.fields import Endpoint
-from lethe.server.upstream.capabilities import Needs
 
 
 class CannotPenalize(Exception):
@@ -20,7 +19,7 @@ class CannotPenalize(Exception):
 
 def with_penalty(plan: Plan, penalty: Penalty, context: Context) -> Plan:
     """The plan with `penalty` in its body, in place of the one it may have. Raises CannotPenalize."""
-    needs = Needs(plan.needs.parity, frozenset(penalty.verbatim))
+    needs = replace(plan.needs, indexes=frozenset(penalty.verbatim))
     if penalty.verbatim and not context.capabilities.covers(plan.model, needs):
         raise CannotPenalize("vLLM does not have the index of a protected text (LETHE_VERBATIM)")
     resources = context.resources

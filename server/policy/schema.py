@@ -201,7 +201,7 @@ class Policy(_PolicyPart):
     )
     on_failure: Literal["refuse", "pass"] = Field(
         default="refuse",
-        description="What happens when the guard fails: judging raises an error or exceeds `LETHE_JUDGE_TIMEOUT_S`, "
+        description="What happens when the guard fails: judging raises an error, "
         "parity is missing, or a prompt can't be rewritten faithfully. `pass` forwards the request unguarded, and "
         "clients may be able to provoke that.",
     )
@@ -209,6 +209,12 @@ class Policy(_PolicyPart):
         default="penalize",
         description="What happens when vLLM can't corrupt a request: Responses and Anthropic Messages endpoints, "
         "flagged text in tool schemas or names, `echo`, `prompt_logprobs`.",
+    )
+    history: Literal["penalize", "refuse"] = Field(
+        default="penalize",
+        description="With `refuse`: what flagged earlier turns of a conversation lead to, when the current turn is not "
+        "flagged. `penalize`: the answer is penalized, so that one question doesn't end the conversation; where vLLM "
+        "doesn't run the plugin, or the penalty would not hold, the request is refused. `refuse`: refused for ever.",
     )
     models: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         default=None,
@@ -253,6 +259,11 @@ class Policy(_PolicyPart):
     def penalizes(self) -> bool:
         """Whether a flagged request may be penalized: by the action, or because it can't be corrupted."""
         return self.action in ("penalize", "both") or (self.action == "corrupt" and self.on_unsupported == "penalize")
+
+    @property
+    def penalizes_history(self) -> bool:
+        """Whether flagged earlier turns are penalized instead of refused."""
+        return self.mode == "enforce" and self.action == "refuse" and self.history == "penalize"
 
     def covers(self, model: Any) -> bool:
         """Whether this policy applies to requests for `model`. A request without a model name is covered."""

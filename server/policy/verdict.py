@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,14 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
+def penalizing_history(verdict: Verdict) -> Verdict | None:
+    """The verdict with `penalize` in the place of each `refuse` that lets earlier turns pass; None if one does not."""
+    acting = [finding for finding in verdict.findings if finding.flagged and finding.policy.mode == "enforce"]
+    if any(finding.policy.action == "refuse" and not finding.policy.penalizes_history for finding in acting):
+        return None
+    return _verdict_of(acting, verdict.findings)
+
+
 def decide(policies: Mapping[str, tuple[Policy, float]], scores: Mapping[str, Score]) -> Verdict:
     """Return the verdict over all policies that judged a request.
 
@@ -63,12 +71,20 @@ def decide(policies: Mapping[str, tuple[Policy, float]], scores: Mapping[str, Sc
     """
     findings = tuple(Finding(policy, scores[name], threshold) for name, (policy, threshold) in policies.items())
     acting = [finding for finding in findings if finding.flagged and finding.policy.mode == "enforce"]
-    actions = {finding.policy.action for finding in acting}
+    refusing = tuple(finding for finding in acting if finding.policy.action == "refuse")
+    return Verdict("refuse", refusing, findings) if refusing else _verdict_of(acting, findings)
+
+
+def _verdict_of(acting: Sequence[Finding], findings: tuple[Finding, ...]) -> Verdict:
+    """The verdict where nothing is refused; a policy that says `refuse` counts as `penalize`."""
+    actions: set[Action] = {
+        "penalize" if finding.policy.action == "refuse" else finding.policy.action for finding in acting
+    }
     if not actions:
         return Verdict("pass", (), findings)
     if actions >= {"corrupt", "penalize"}:
         actions = actions | {"both"}
     action = next(action for action in STRICTNESS if action in actions)
-    if action in ("refuse", "route"):
+    if action == "route":
         return Verdict(action, tuple(finding for finding in acting if finding.policy.action == action), findings)
     return Verdict(action, tuple(acting), findings)

@@ -15,10 +15,12 @@ class Needs:
     """What a request needs of a replica, beyond serving its model.
 
     parity: the request carries prompt embeddings. indexes: names of the verbatim indexes that the request refers to.
+    plugin: the request is penalized for a policy that works without the plugin, so that it is not taken for granted.
     """
 
     parity: bool = False
     indexes: frozenset[str] = frozenset()
+    plugin: bool = False
 
 
 NO_NEEDS = Needs()
@@ -30,12 +32,14 @@ class ReplicaCapabilities:
 
     models: ids of the models that it serves; None: any model. available: whether it is in service, or was not
     checked yet. parity: whether the parity probe passed. indexes: names of the verbatim indexes that it has loaded.
+    plugin: whether a probe found that it runs the plugin.
     """
 
     models: frozenset[str] | None = None
     available: bool = True
     parity: bool = False
     indexes: frozenset[str] = frozenset()
+    plugin: bool = False
 
     def serves(self, model: Any) -> bool:
         """Whether the replica serves `model`, the value of a request's `model` field."""
@@ -43,7 +47,8 @@ class ReplicaCapabilities:
 
     def covers(self, needs: Needs) -> bool:
         """Whether the replica can do everything that `needs` names."""
-        return (self.parity or not needs.parity) and needs.indexes <= self.indexes
+        has_plugin = self.plugin or not needs.plugin
+        return (self.parity or not needs.parity) and has_plugin and needs.indexes <= self.indexes
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,9 @@ class Capabilities:
     replicas: tuple[ReplicaCapabilities, ...] = (ReplicaCapabilities(),)
 
     @classmethod
-    def of_any_model(cls, *, parity: bool = False, indexes: Iterable[str] = ()) -> Capabilities:
+    def of_any_model(cls, *, parity: bool = False, indexes: Iterable[str] = (), plugin: bool = False) -> Capabilities:
         """One replica that serves every model: for measurements and tests, which have no pool."""
-        return cls((ReplicaCapabilities(parity=parity, indexes=frozenset(indexes)),))
+        return cls((ReplicaCapabilities(parity=parity, indexes=frozenset(indexes), plugin=plugin),))
 
     def usable(self, model: Any, needs: Needs) -> tuple[bool, ...]:
         """For each replica whether it can answer a request: it is available, serves `model` and covers `needs`.

@@ -24,7 +24,7 @@ from lethe.server.upstream.client import Headers, Upstream
 from lethe.server.upstream.http1 import UpstreamResponse
 from lethe.server.upstream.model_cards import ModelCard, model_cards
 from lethe.server.upstream.parity_probe import ParityResult, probe_parity
-from lethe.server.upstream.verbatim_index import loaded_indexes
+from lethe.server.upstream.verbatim_index import loaded_indexes, runs_plugin
 
 if TYPE_CHECKING:
     from lethe.corruption.embeddings.corruptor import Corruptor
@@ -53,11 +53,13 @@ class Requirements:
     """What the current policies need of replicas.
 
     corruptor: makes the prompt embeddings that the parity probe checks; None: no policy corrupts. indexes: names of
-    the verbatim indexes that policies refer to.
+    the verbatim indexes that policies refer to. plugin: a policy penalizes only where the plugin runs, so that this
+    must be known.
     """
 
     corruptor: Corruptor | None = None
     indexes: frozenset[str] = frozenset()
+    plugin: bool = False
 
 
 class Replica:
@@ -71,6 +73,7 @@ class Replica:
         self.models: frozenset[str] = frozenset()
         self.parity = ParityResult(False, "not probed yet")
         self.indexes: frozenset[str] = frozenset()
+        self.plugin = False
         self.in_flight = 0
         self.check_soon = asyncio.Event()  # set: the next check needn't wait for its interval
         self._capabilities: tuple[object, ReplicaCapabilities] = None, ReplicaCapabilities()
@@ -81,6 +84,8 @@ class Replica:
         self._ejected_until = -math.inf
         self._probe_interval_s = 0.0
         self._next_probe = -math.inf
+        self._plugin_interval_s = 0.0
+        self._next_plugin_probe = -math.inf
         self._metrics = metrics
         metrics.replica_up.labels(self.url).set(0)
         metrics.replica_parity.labels(self.url).set(0)
@@ -98,10 +103,10 @@ class Replica:
     @property
     def capabilities(self) -> ReplicaCapabilities:
         """What it can do now; the same object until something changes, since every request reads it."""
-        state = (self.models, self.up is not False, self.parity.holds, self.indexes)
+        state = (self.models, self.up is not False, self.parity.holds, self.indexes, self.plugin)
         if state != self._capabilities[0]:
-            models, available, parity, indexes = state
-            capabilities = ReplicaCapabilities(models=models, available=available, parity=parity, indexes=indexes)
+            models, available, parity, indexes, plugin = state
+            capabilities = ReplicaCapabilities(models, available, parity, indexes, plugin)
             self._capabilities = state, capabilities
         return self._capabilities[1]
 
@@ -163,8 +168,9 @@ class Replica:
     def reset_capabilities(self, reason: str) -> None:
         """Forget parity and indexes, so that the next check finds them out again."""
         self._parity_checked = self._indexes_checked = False
-        self.indexes = frozenset()
+        self.indexes, self.plugin = frozenset(), False
         self._probe_interval_s, self._next_probe = 0.0, -math.inf
+        self._plugin_interval_s, self._next_plugin_probe = 0.0, -math.inf
         self.set_parity(ParityResult(False, reason))
 
     def require(self, requirements: Requirements) -> None:
@@ -198,6 +204,8 @@ class Replica:
         with contextlib.suppress(GatewayError):
             await self._check_parity(requirements.corruptor, interval_s)
             await self._check_indexes(requirements.indexes)
+            if requirements.plugin:
+                await self._check_plugin(interval_s)
 
     async def _check_health(self) -> bool:
         health_status, _ = await self.upstream.call("GET", "/health")
@@ -261,6 +269,15 @@ class Replica:
             level = logging.INFO if required <= loaded else logging.WARNING
             log.log(level, "replica %s has %d of %d verbatim indexes", self.url, len(loaded), len(required))
         self.indexes, self._indexes_checked = self.indexes | loaded, True
+
+    async def _check_plugin(self, interval_s: float) -> None:
+        """Probe until the plugin is found, with growing pauses: the replica may never have it."""
+        if self.plugin or time.monotonic() < self._next_plugin_probe:
+            return
+        self.plugin = await runs_plugin(self.upstream, self.model_cards[0]["id"] if self.model_cards else "")
+        log.info("replica %s %s the plugin", self.url, "runs" if self.plugin else "does not run")
+        self._plugin_interval_s = min(max(2 * self._plugin_interval_s, interval_s), MAX_PROBE_INTERVAL_S)
+        self._next_plugin_probe = time.monotonic() + self._plugin_interval_s
 
     # Status
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # No index has this name: a server that accepts it doesn't run the plugin.
 UNKNOWN_INDEX = "0" * suffix_index.NAME_LENGTH
+# A phrase that the answer to a probe has no reason to say.
+PROBE_PHRASE = "plugin probe"
 # Seconds that one probe request may take: the server may be busy with long prompts.
 PROBE_TIMEOUT_S = 60.0
 
@@ -94,13 +96,27 @@ async def loaded_indexes(upstream: Upstream, model: str, names: Iterable[str]) -
     return frozenset([name for name in sorted_names if await _accepts(upstream, model, name)])
 
 
+async def runs_plugin(upstream: Upstream, model: str) -> bool:
+    """Whether vLLM runs the plugin: it serves a penalty that holds, and rejects one that can't.
+
+    Raises GatewayError when vLLM can't be reached.
+    """
+    valid = encode_penalty(Penalty(phrases=(PROBE_PHRASE,)))
+    return await _serves(upstream, model, valid) and not await _accepts(upstream, model, UNKNOWN_INDEX)
+
+
 async def _accepts(upstream: Upstream, model: str, name: str) -> bool:
     """Whether vLLM serves a request that refers to the index `name`."""
+    return await _serves(upstream, model, encode_penalty(Penalty(verbatim={name: DEFAULT_COPY_LIMIT})))
+
+
+async def _serves(upstream: Upstream, model: str, penalty: str) -> bool:
+    """Whether vLLM serves a request with this penalty in it."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 1,
-        "vllm_xargs": {XARGS_KEY: encode_penalty(Penalty(verbatim={name: DEFAULT_COPY_LIMIT}))},
+        "vllm_xargs": {XARGS_KEY: penalty},
     }
     status, _ = await upstream.call("POST", "/v1/chat/completions", body, timeout_s=PROBE_TIMEOUT_S)
     return status == 200

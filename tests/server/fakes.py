@@ -25,6 +25,7 @@ from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy
 from lethe.server.settings import Settings
 from lethe.server.upstream.capabilities import Capabilities
+from lethe.server.upstream.verbatim_index import PROBE_PHRASE, UNKNOWN_INDEX
 
 KEYWORD = "zanzibar"
 
@@ -129,7 +130,11 @@ class FakeUpstream:
             return web.Response()
         if request.method == "GET" and "User-Agent" not in request.headers:
             return await self.handler(self, request)  # the gateway's own question
-        self.bodies.append(await request.read())
+        body = await request.read()
+        is_probe = UNKNOWN_INDEX.encode() in body or PROBE_PHRASE.encode() in body
+        if is_probe and "User-Agent" not in request.headers:
+            return web.json_response({"choices": []})  # the gateway's probe for the plugin, which isn't there
+        self.bodies.append(body)
         self.headers.append(request.headers.copy())
         self.paths.append(request.raw_path)
         self.arrived.set()

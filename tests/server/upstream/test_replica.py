@@ -14,6 +14,7 @@ from lethe.server.errors import UpstreamTimeout
 from lethe.server.observability.metrics import Metrics
 from lethe.server.upstream.capabilities import Needs
 from lethe.server.upstream.replica import Requirements
+from lethe.server.upstream.verbatim_index import UNKNOWN_INDEX
 from tests.server.upstream.fake_vllm import INDEX, CleanCorruptor, FakeVllm, ask, corrupting, pool_of, running, until
 
 
@@ -116,6 +117,28 @@ async def test_a_template_that_cant_be_rewritten_means_no_parity() -> None:
     one = FakeVllm()
     async with running(one), pool_of(one, requirements=corrupting(CantRewrite())) as pool:
         assert pool.ready and "shares a token" in pool.replicas[0].parity.reason
+
+
+async def test_the_plugin_is_found_by_what_it_accepts_and_rejects() -> None:
+    class Plugin(FakeVllm):
+        accepts: Any = None
+
+        async def _serve(self, request: web.Request) -> web.StreamResponse:
+            body = await request.text()
+            if "vllm_xargs" in body:
+                return web.json_response({}, status=200 if self.accepts(UNKNOWN_INDEX not in body) else 400)
+            return await super()._serve(request)
+
+    for accepts, expected in [
+        (lambda is_valid: is_valid, True), (lambda is_valid: True, False), (lambda is_valid: False, False)
+    ]:  # fmt: skip
+        one = Plugin()
+        one.accepts = accepts
+        async with running(one), pool_of(one, requirements=Requirements(plugin=True)) as pool:
+            assert pool.capabilities().covers("m", Needs(plugin=True)) is expected
+            assert pool.capabilities().covers("m", Needs())
+        async with running(one), pool_of(one) as pool:
+            assert not pool.capabilities().covers("m", Needs(plugin=True))
 
 
 async def test_replicas_are_probed_for_new_requirements() -> None:
