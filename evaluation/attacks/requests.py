@@ -225,7 +225,7 @@ def in_suffix(text: str, rng: Random) -> AttackRequest:
 
 def in_unknown_field(text: str, rng: Random) -> AttackRequest:
     """In a request field, message field or content part that no version of the API defines."""
-    part = {"type": "note", "note": {"deep": [{"er": text}]}}
+    part = {"note": {"deep": [{"er": text}]}}
     return rng.choice(
         (
             chat_request([chat_message("Answer it.")], instructions={"to": [text]}),

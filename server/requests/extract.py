@@ -1,8 +1,8 @@
 """Which text of a request can reach the model, and which fields are refused.
 
 Every field is judged as text, known to carry none, or refused: `server/requests/fields.py` has the tables, and
-`server/requests/messages.py` reads conversations. A field that is in no table is judged: every string in it, keys
-included, at any depth. Pure: no I/O, no policy.
+`server/requests/messages.py` reads conversations. A field that is in no table and not in `IGNORED` (fields that vLLM
+ignores) is judged: every string in it, keys included, at any depth. Pure: no I/O, no policy.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lethe.server.requests import messages
 from lethe.server.requests.conversation_windows import messages_without_separators
 from lethe.server.requests.fields import (
     EMBEDS,
+    IGNORED,
     REFUSED_INSIDE,
-    REFUSED_PARTS,
     REFUSED_RELAYED,
     RELAYED,
     SERVER_TOOL,
@@ -26,7 +26,7 @@ from lethe.server.requests.fields import (
     TABLES,
     Endpoint,
 )
-from lethe.server.requests.messages import DecodeIds
+from lethe.server.requests.messages import DecodeIds, check_no_embeddings, embedding_kinds
 from lethe.server.requests.request_text import RequestText, value_as_text, without_known_words
 
 # The fields that the table of an endpoint lists.
@@ -76,9 +76,14 @@ def _texts(endpoint: Endpoint, body: dict[str, Any], decode: DecodeIds | None) -
         if key in table.words:
             unknown = without_known_words(value, table.words[key])
             yield from value_as_text(key, unknown, message=True)
+        elif key in IGNORED and key not in KNOWN_FIELDS[endpoint]:
+            continue
         elif key not in KNOWN_FIELDS[endpoint]:
+            check_no_embeddings(value, f"(unknown field {at})")
             yield from value_as_text(f"(unknown field {at})", {key: value})
         elif key not in table.harmless and key not in table.walked and key not in table.refused:
+            if key in ("documents", "chat_template_kwargs"):
+                check_no_embeddings(value, key)
             yield from value_as_text(key, value, message=key in table.shown)
 
 
@@ -135,9 +140,8 @@ def _check_relayed_body(body: dict[str, Any]) -> None:
     while stack:
         item = stack.pop()
         if isinstance(item, dict):
-            refused = REFUSED_PARTS.intersection({str(item.get("type")), *item})
-            if refused:
-                raise BadRequest(f"{min(refused)!r} is refused: {EMBEDS}", code="refused_field")
+            if refused := embedding_kinds(item):
+                raise BadRequest(f"{refused[0]!r} is refused: {EMBEDS}", code="refused_field")
             stack.extend(item.values())
         elif isinstance(item, list):
             stack.extend(item)

@@ -204,6 +204,30 @@ REFUSED_INSIDE: Final[dict[str, dict[str, str]]] = {
 # Refused on relayed endpoints: fields at the top of the body, and embeddings anywhere.
 REFUSED_RELAYED: Final = {"chat_template": TEMPLATE, **TRANSFERS}
 REFUSED_PARTS: Final = frozenset({"prompt_embeds", "image_embeds", "audio_embeds", "video_embeds"})
+# Kinds and keys with this ending are refused too: a later vLLM may read them.
+EMBEDS_SUFFIX: Final = "_embeds"
+UNKNOWN_KIND: Final = "a part of a kind that is not known may hold something other than text"
+
+# Fields of other services and of newer versions of the API that vLLM's request classes don't read: they never reach
+# the model. An unknown field that is not listed here is judged.
+IGNORED_ANYWHERE: Final = {
+    "metadata": "labels of the request; no template sees them",
+    "client_metadata": "labels of the request, by Codex",
+    "litellm_metadata": "labels of the request, by LiteLLM",
+    "user": "names the client's user, for logs",
+    "safety_identifier": "names the client's user, for the service's own checks",
+}
+IGNORED: Final = IGNORED_ANYWHERE | {
+    "prompt_cache_key": "names a prefix cache of another service",
+    "prompt_cache_retention": "lifetime of a prefix cache of another service",
+    "prompt_cache_options": "options of a prefix cache of another service",
+    "litellm_call_id": "names the request, by LiteLLM",
+    "litellm_session_id": "names the session, by LiteLLM",
+    "litellm_trace_id": "names the trace, by LiteLLM",
+    "service_tier": "priority of the request at another service",
+    "inference_geo": "region of another service",
+    "store": "whether another service stores the answer",
+}
 
 # Part type → key of its text, for items of the Responses API.
 ITEM_PARTS: Final = TEXT_PARTS | {"reasoning_text": "text", "summary_text": "text"}
@@ -214,8 +238,18 @@ OTHER_PARTS: Final = frozenset(
 BLOCKS: Final = frozenset(
     ["image", "tool_use", "tool_result", "redacted_thinking", "tool_addition", "tool_removal", *OTHER_PARTS]
 )
+# Parts that vLLM's classes know and its renderer rejects, in its own words; judged.
+FILE_PARTS: Final = frozenset({"file", "input_file"})
 ITEMS: Final = frozenset([
     "message", "reasoning", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output",
+])  # fmt: skip
+# Items that vLLM's classes know and its renderer doesn't show or rejects; judged, whatever is in them.
+OTHER_ITEMS: Final = frozenset([
+    "additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction",
+    "compaction_trigger", "computer_call", "computer_call_output", "configuration_update", "file_search_call",
+    "image_generation_call", "item_reference", "local_shell_call", "local_shell_call_output", "mcp_approval_request",
+    "mcp_approval_response", "mcp_call", "mcp_list_tools", "program", "program_output", "shell_call",
+    "shell_call_output", "tool_search_call", "tool_search_output", "web_search_call",
 ])  # fmt: skip
 STATUSES: Final = frozenset({"in_progress", "completed", "incomplete"})
 # Markers that clients put on parts and no template reads.
@@ -228,6 +262,11 @@ MESSAGE_KEYS: Final = frozenset({
     "name", "tool_calls", "tool_call_id", "function_call", "reasoning", "reasoning_content", "refusal",
     "audio", "tools", "task",
 })  # fmt: skip
+# Message fields that are objects of a form of their own, whose `type` names no content part.
+STRUCTURED_KEYS: Final = frozenset({"tool_calls", "function_call", "audio", "tools", "action"})
+# Anthropic's tool calls: their member `input` is an object of any form, which vLLM turns into text.
+TOOL_CALL: Final = "tool_use"
+TOOL_INPUT: Final = "input"
 ITEM_KEYS: Final = MESSAGE_KEYS | {
     "id", "call_id", "arguments", "input", "output", "summary", "encrypted_content", "namespace", "action",
 }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from lethe.corruption.prompt.message_parts import BILLING_HEADER, TEXT_PARTS, PartLocation
@@ -16,16 +17,24 @@ from lethe.server.errors import BadRequest
 from lethe.server.requests.fields import (
     BLOCKS,
     EMBEDS,
+    EMBEDS_SUFFIX,
+    FILE_PARTS,
+    IGNORED_ANYWHERE,
     ITEM_KEYS,
     ITEM_PARTS,
     ITEMS,
     MARKS,
     MEDIA,
     MESSAGE_KEYS,
+    OTHER_ITEMS,
     OTHER_PARTS,
     REFUSED_PARTS,
     ROLES,
     STATUSES,
+    STRUCTURED_KEYS,
+    TOOL_CALL,
+    TOOL_INPUT,
+    UNKNOWN_KIND,
 )
 from lethe.server.requests.request_text import RequestText, value_as_text, without_known_words
 
@@ -44,13 +53,32 @@ def _is_media(key: str, value: Any) -> bool:
     return key in ("image_url", "audio_url", "video_url") and isinstance(url, str) and url.lower().startswith(MEDIA)
 
 
-def check_no_embeddings(part: Mapping[str, Any], place: str) -> None:
-    """Raise BadRequest for an object that is or holds client-made embeddings."""
-    embeds = REFUSED_PARTS.intersection({str(part.get("type")), *part})
-    if embeds:
-        raise BadRequest(
-            f"{place}: a part of type {min(embeds)!r} is refused: {EMBEDS}", param=place, code="refused_field"
-        )
+def embedding_kinds(part: Mapping[str, Any]) -> list[str]:
+    """The kinds of client-made embeddings that an object is, by its type, or has as members."""
+    names = {str(part.get("type")), *part}
+    return sorted(name for name in names if name in REFUSED_PARTS or name.endswith(EMBEDS_SUFFIX))
+
+
+def check_no_embeddings(value: Any, place: str) -> None:
+    """Raise BadRequest if the value is or holds client-made embeddings, at any depth outside a tool's own input."""
+    stack: list[Any] = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            if embeds := embedding_kinds(item):
+                raise BadRequest(
+                    f"{place}: a part of type {embeds[0]!r} is refused: {EMBEDS}", param=place, code="refused_field"
+                )
+            is_call = item.get("type") == TOOL_CALL
+            stack += [inner for key, inner in item.items() if not (is_call and key == TOOL_INPUT)]
+        elif isinstance(item, list):
+            stack += item
+
+
+def _check_kind(kind: Any, known: Collection[str], place: str) -> None:
+    """Raise BadRequest for a kind that isn't known. What is no text can't be a kind, and vLLM rejects it."""
+    if isinstance(kind, str) and kind not in known:
+        raise BadRequest(f"{place}: a part of an unknown type: {UNKNOWN_KIND}", param=place, code="refused_field")
 
 
 @dataclass(frozen=True)
@@ -63,6 +91,11 @@ class MessageFormat:
     nested: Collection[str] = ()  # keys whose values are content themselves
     is_item: bool = False  # whether messages are items of the Responses API
 
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """All types that a part may have."""
+        return FILE_PARTS.union(self.text_keys, self.other_parts)
+
 
 _CHAT_FORMAT: Final = MessageFormat(TEXT_PARTS, OTHER_PARTS, MESSAGE_KEYS)
 _ITEM_FORMAT: Final = MessageFormat(ITEM_PARTS, OTHER_PARTS, ITEM_KEYS, nested=("output", "summary"), is_item=True)
@@ -73,10 +106,11 @@ def _part_texts(part: Any, place: str, part_location: PartLocation, form: Messag
     if isinstance(part, str):
         yield RequestText(place, part, part_location, message=True)
         return
+    check_no_embeddings(part, place)
     if not isinstance(part, dict):
         yield from value_as_text(place, part, message=True)
         return
-    check_no_embeddings(part, place)
+    _check_kind(part.get("type"), form.kinds, place)
     members = {
         key: value
         for key, value in part.items()
@@ -111,15 +145,18 @@ def _content_texts(content: Any, place: str, part_location: PartLocation, form: 
         for at, part in enumerate(content):
             yield from _part_texts(part, f"{place}[{at}]", (index, at if within is None else within), form)
     else:
+        check_no_embeddings(content, place)
         yield from value_as_text(place, content, message=True)
 
 
 def _message_texts(message: Any, place: str, index: int, form: MessageFormat) -> Iterator[RequestText]:
     if not isinstance(message, dict):
+        check_no_embeddings(message, place)
         yield from value_as_text(place, message, message=True)
         return
+    check_no_embeddings(_without_content(message), place)
     if form.is_item:
-        check_no_embeddings(message, place)
+        _check_kind(message.get("type"), ITEMS | OTHER_ITEMS, place)
     for text in _content_texts(message.get("content"), f"{place}.content", (index, None), form):
         # vLLM shows only the first part of an assistant's item.
         is_later_part = (
@@ -132,14 +169,28 @@ def _message_texts(message: Any, place: str, index: int, form: MessageFormat) ->
     known = {"type": ITEMS, "status": STATUSES} if form.is_item else {}
     # Names, tool calls with their arguments, reasoning: shown by templates.
     for at, (key, value) in enumerate(message.items()):
-        if key in known and isinstance(value, str) and value in known[key]:
+        if (key in known and isinstance(value, str) and value in known[key]) or key in IGNORED_ANYWHERE:
             continue
+        if key in form.keys and key not in STRUCTURED_KEYS and key not in form.nested:
+            _check_kinds(value, form.kinds, f"{place}.{key}")
         if key in form.nested:
             yield from _content_texts(value, f"{place}.{key}", (index, None), form)
         elif key in form.keys:
             yield from value_as_text(f"{place}.{key}", value, message=True)
         elif key not in ("role", "content"):
             yield from value_as_text(f"{place}.(unknown key {at})", {key: value}, message=True)
+
+
+def _without_content(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without its content, whose parts are checked one by one, with a place of their own."""
+    return {key: value for key, value in message.items() if key != "content"}
+
+
+def _check_kinds(value: Any, known: Collection[str], place: str) -> None:
+    """Raise BadRequest if a field that is usually text holds a part of an unknown kind, as `content` may do."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, dict):
+            _check_kind(part.get("type"), known, place)
 
 
 def _role(message: Any) -> str:
@@ -205,6 +256,7 @@ def instructions_texts(value: Any) -> Iterator[RequestText]:
 
 def previous_messages_texts(value: Any) -> Iterator[RequestText]:
     """Messages of earlier turns in the model's own format (Harmony), which vLLM puts before the input."""
+    check_no_embeddings(value, "previous_input_messages")
     return value_as_text("previous_input_messages", value, message=True)
 
 

@@ -21,7 +21,7 @@ from lethe.server.requests.extract import MAX_TEXTS, extract_texts
 from lethe.server.requests.fields import TABLES, Endpoint
 from lethe.server.requests.request_body import parse
 from lethe.server.requests.request_text import all_strings
-from tests.server.requests.test_conversation_windows import window_texts
+from tests.server.requests.test_conversation_windows import joined_strings
 
 
 def texts(body: dict[str, Any], endpoint: Endpoint = "chat") -> list[str]:
@@ -108,7 +108,7 @@ RICH_CHAT: dict[str, Any] = {
             {"type": "tool_reference", "name": "M22"},
             {"type": "image_url", "image_url": {"url": "https://example.org/M23"}}, {"image_url": "file:///M24"},
             {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "M25": "M26"}},
-            {"type": "text", "text": ["M27"]}, {"text": "M28"}, {"type": "M29", "M30": "M31"}, ["M32"],
+            {"type": "text", "text": ["M27"]}, {"text": "M28"}, {"type": "file", "M30": "M31"}, ["M32"],
             {"type": "audio_url", "audio_url": {"url": "data:text/plain,M33"}},
             {"type": "text", "uuid": "M34"},
             {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav", "M35": "M36"}},
@@ -318,9 +318,9 @@ ANTHROPIC = st.fixed_dictionaries(
 
 
 def all_read(endpoint: Endpoint, body: dict[str, Any]) -> str:
-    """Everything that is judged of a request, the conversation windows included."""
+    """Everything that is judged of a request, the joined texts included."""
     found = extract_texts(endpoint, body)
-    return "\n".join([*(text.text for text in found), *window_texts(found)])
+    return "\n".join([*(text.text for text in found), *joined_strings(found)])
 
 
 CLIENTS = re.compile("alpha|beta|gamma|delta|epsilon|Zan|zibar|Who")
@@ -405,7 +405,7 @@ def test_vllm_accepts_the_compared_bodies(vllm: SimpleNamespace) -> None:
 
 def test_response_texts_are_in_template_order() -> None:
     body = {"input": [{"role": "user", "content": "zibar?"}], "instructions": "Tell of Zan"}
-    assert "Zanzibar" in "\n".join(window_texts(extract_texts("responses", body)))
+    assert "Zanzibar" in "\n".join(joined_strings(extract_texts("responses", body)))
 
 
 def test_tool_results_have_the_role_tool() -> None:

@@ -210,3 +210,34 @@ def test_tools_that_vllm_would_run_are_refused() -> None:
 
 def test_the_docstring_names_the_checked_vllm_version() -> None:
     assert "vLLM 0.32" in str(fields_table.__doc__)
+
+
+@pytest.mark.parametrize("endpoint", GUARDED)
+def test_what_vllm_ignores_is_not_judged(endpoint: Endpoint) -> None:
+    """Labels such as an employee's own address don't make a request flagged."""
+    base, table = vllm_fields.BASES[endpoint], TABLES[endpoint]
+    texts = [text.text for text in extract_texts(endpoint, base)]
+    for name in fields_table.IGNORED:
+        labels = {name: {"user_email": f"{KEYWORD}@example.org", "deep": [KEYWORD]}}
+        judged = [text.text for text in extract_texts(endpoint, base | labels)] != texts
+        # Fields that this endpoint's class reads as a word or a number: any other text in them is judged.
+        assert judged == (name in table.words or name in table.numeric), name
+
+
+@pytest.mark.parametrize("endpoint", GUARDED)
+def test_ignored_fields_are_read_by_no_class_of_vllm(endpoint: Endpoint) -> None:
+    """A field that vLLM's classes have is in its endpoint's table, with the reason why no text of it is shown."""
+    table = TABLES[endpoint]
+    for made in vllm_fields.request_classes()[endpoint]:
+        for name in fields_table.IGNORED.keys() & made.model_fields.keys():
+            assert name in table.harmless or name in table.words or name in table.numeric, name
+    assert all(fields_table.IGNORED.values())
+
+
+def test_labels_of_a_message_reach_no_template() -> None:
+    from vllm.renderers import chat_utils
+
+    kept = chat_utils.ConversationMessage.__annotations__
+    assert not fields_table.IGNORED_ANYWHERE.keys() & kept
+    message = {"role": "user", "content": "a", "metadata": {"address": KEYWORD}}
+    assert [text.text for text in extract_texts("chat", {"messages": [message]})] == ["a"]
