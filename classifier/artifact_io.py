@@ -1,7 +1,8 @@
 """An artifact as a folder: save, load, lock. Nothing in the folder is executable.
 
-The folder holds arrays.safetensors, items.jsonl, words.txt and manifest.json; the manifest carries the SHA-256 of the
-other three. Knows neither fitting nor judging.
+The folder holds arrays.safetensors, items.jsonl, words.txt and manifest.json. An artifact that was changed after its
+fit also has shared.safetensors, which is one file on the disk for all artifacts of that fit
+(`classifier/shared_arrays.py`). The manifest carries the SHA-256 of the other files. Knows neither fitting nor judging.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -28,7 +29,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
+from lethe.classifier import shared_arrays
 from lethe.classifier.artifact import ARRAYS, FORMAT, Artifact, ForgetItem, Manifest, check_arrays
+from lethe.classifier.shared_arrays import FILE_ARRAYS, SHARED_FILE, JoinedArrays, SharedPart
 
 # Lock file in the folder that holds the artifacts. It stays there: deleting it would break the lock for waiters.
 LOCK_FILE = ".lethe.lock"
@@ -40,8 +43,15 @@ SHARED_FROM, SHARED_TO = 1 << 12, 1 << 26
 # Bytes (64 MiB) from which files and arrays are mapped, not read: most embeddings of very many items are never used.
 MAPPED_FROM = 1 << 26
 
+# Mode of an artifact's files: they hold what is to be forgotten, so other users than the owner and the group (vLLM's
+# user may be in it) can't read them.
+FILE_MODE = 0o640
+
 _FILES = ("arrays.safetensors", "items.jsonl", "words.txt")
 _shared_arrays: WeakValueDictionary[bytes, NDArray[Any]] = WeakValueDictionary()
+# Shared parts in use, by the file's identity (device, inode, size, time of change) and its SHA-256: a thousand
+# artifacts that link one file read and check it once.
+_shared_parts: WeakValueDictionary[tuple[object, ...], SharedPart] = WeakValueDictionary()
 
 
 def save_artifact(artifact: Artifact, folder: str | Path) -> None:
@@ -56,7 +66,7 @@ def save_artifact(artifact: Artifact, folder: str | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        _write_files(artifact, partial)
+        _write_files(artifact, partial, target.parent)
         partial.chmod(0o755)
         if target.exists():
             swap_folders(partial, target)
@@ -75,10 +85,16 @@ def load_artifact(folder: str | Path) -> Artifact:
     try:
         manifest, hashes = _read_manifest(place / "manifest.json")
         contents = {name: _read_checked(place / name, hashes.get(name)) for name in _FILES}
-        arrays = _parse_arrays(contents["arrays.safetensors"])
+        arrays: Mapping[str, NDArray[Any]] = _parse_arrays(contents["arrays.safetensors"])
         rows = (json.loads(line) for line in bytes(contents["items.jsonl"]).decode("utf-8").splitlines())
         items = tuple(ForgetItem(**row) for row in rows)
         words = tuple(bytes(contents["words.txt"]).decode("utf-8").splitlines())
+        if SHARED_FILE in hashes:
+            shared = _load_shared_part(place / SHARED_FILE, hashes[SHARED_FILE])
+            words = shared_arrays.join_words(arrays, words, shared)
+            arrays = JoinedArrays(arrays, shared)
+        elif arrays.keys() & FILE_ARRAYS.keys():
+            raise KeyError(SHARED_FILE)
     except OSError as error:
         raise ValueError(f"artifact {place}: {error.strerror}: {error.filename}") from error
     except (SafetensorError, TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -88,9 +104,10 @@ def load_artifact(folder: str | Path) -> Artifact:
         check_arrays(artifact)
     except ValueError as error:
         raise ValueError(f"artifact {place}: arrays.safetensors: {error}") from error
-    # Artifacts that were made by adding items to one fit are equal in most arrays, and there may be thousands of them.
-    shared = {name: _share_array(array) for name, array in arrays.items()}
-    return dataclasses.replace(artifact, arrays=shared, words=tuple(map(sys.intern, words)))
+    if not isinstance(arrays, JoinedArrays):
+        # Artifacts of one fit are equal in most arrays, and there may be thousands of them.
+        arrays = {name: _share_array(array) for name, array in arrays.items()}
+    return dataclasses.replace(artifact, arrays=arrays, words=tuple(map(sys.intern, words)))
 
 
 @contextlib.contextmanager
@@ -129,14 +146,25 @@ def swap_folders(one: Path, other: Path) -> None:
         os.rename(aside, one)
 
 
-def _write_files(artifact: Artifact, folder: Path) -> None:
-    tensors.save_file(dict(artifact.arrays), folder / "arrays.safetensors")
+def _write_files(artifact: Artifact, folder: Path, artifacts: Path) -> None:
+    """Write an artifact's files. artifacts: the folder in which the shared part is stored once."""
+    arrays, words = dict(artifact.arrays), artifact.words
+    names: tuple[str, ...] = _FILES
+    if artifact.manifest.changes:
+        arrays, words, shared = shared_arrays.split_artifact(artifact)
+        tensors.save_file(shared, folder / SHARED_FILE)
+        names = (*_FILES, SHARED_FILE)
+    tensors.save_file(arrays, folder / "arrays.safetensors")
     lines = [json.dumps(dataclasses.asdict(item)) + "\n" for item in artifact.items]
     (folder / "items.jsonl").write_text("".join(lines), encoding="utf-8")
-    (folder / "words.txt").write_text("".join(f"{word}\n" for word in artifact.words), encoding="utf-8")
-    hashes = {name: _sha256(folder / name) for name in _FILES}
+    (folder / "words.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    hashes = {name: _sha256(folder / name) for name in names}
     manifest = {"format": FORMAT, **dataclasses.asdict(artifact.manifest), "files": hashes}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in folder.iterdir():
+        path.chmod(FILE_MODE)
+    if SHARED_FILE in names:
+        shared_arrays.store_once(folder / SHARED_FILE, artifacts)
     # Flushed to the disk before the folder takes the place of the old one.
     for path in folder.iterdir():
         with path.open("rb") as file:
@@ -160,6 +188,18 @@ def _read_manifest(path: Path) -> tuple[Manifest, dict[str, str]]:
     return manifest, hashes
 
 
+def _load_shared_part(path: Path, digest: str) -> SharedPart:
+    """The shared part in a file; one object as long as an artifact in memory uses it. Raises as `_read_checked`."""
+    status = path.stat()
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, digest)
+    part = _shared_parts.get(key)
+    if part is None:
+        arrays = _parse_arrays(_read_checked(path, digest))
+        part = shared_arrays.read_shared_part({name: _share_array(array) for name, array in arrays.items()})
+        _shared_parts[key] = part
+    return part
+
+
 def _read_checked(path: Path, digest: str | None) -> bytes | mmap.mmap:
     """A file's content, checked against its SHA-256; mapped if it is large."""
     with path.open("rb") as file:
@@ -180,7 +220,7 @@ def _parse_arrays(content: bytes | mmap.mmap) -> dict[str, NDArray[Any]]:
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     for name, about in header.items():
-        dtype = np.dtype(ARRAYS[name][0])
+        dtype = np.dtype(FILE_ARRAYS[name] if name in FILE_ARRAYS else ARRAYS[name][0])
         start, end = about["data_offsets"]
         if about["dtype"] != f"{dtype.kind.upper()}{8 * dtype.itemsize}" or (end - start) % dtype.itemsize:
             raise TypeError(f"{name} is {about['dtype']}, not {dtype}")

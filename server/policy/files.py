@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,23 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_file(path: Path) -> tuple[bytes, dict[Any, Any]]:
-    """Return a policy file's bytes and the mapping in it."""
+def _read_file(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
-        data = yaml.load(raw.decode("utf-8"), _StrictLoader)
+        return path.read_bytes()
     except OSError as error:
         raise PolicyError(f"{path}: can't be read: {error.strerror}") from None
+
+
+def _file_hash(raw: bytes) -> str:
+    """The hash of a policy file that audit records name."""
+    return hashlib.sha256(raw).hexdigest()[:16]
+
+
+def _parse_file(path: Path) -> tuple[bytes, dict[Any, Any]]:
+    """Return a policy file's bytes and the mapping in it."""
+    raw = _read_file(path)
+    try:
+        data = yaml.load(raw.decode("utf-8"), _StrictLoader)
     except UnicodeDecodeError as error:
         raise PolicyError(f"{path}: not UTF-8 (byte {error.start})") from None
     except yaml.YAMLError as error:
@@ -52,15 +62,20 @@ def _parse_file(path: Path) -> tuple[bytes, dict[Any, Any]]:
     return raw, data
 
 
-def read_policy(path: Path) -> Policy:
-    """Return the policy in one file. Raises PolicyError naming file, key and value."""
+def read_policy(path: Path, known: Policy | None = None) -> Policy:
+    """Return the policy in one file; `known`, if that was read from the same bytes of this file.
+
+    Raises PolicyError naming file, key and value.
+    """
+    if known is not None and known.source == str(path) and known.hash == _file_hash(_read_file(path)):
+        return known
     raw, data = _parse_file(path)
     for key in data:
         # hash and source are fields of Policy, but not keys of the file.
         if not isinstance(key, str) or key in ("hash", "source"):
             raise PolicyError(f"{path}: {key}: is not a policy key")
     try:
-        return Policy.model_validate({**data, "hash": hashlib.sha256(raw).hexdigest()[:16], "source": str(path)})
+        return Policy.model_validate({**data, "hash": _file_hash(raw), "source": str(path)})
     except ValidationError as error:
         first = error.errors()[0]
         # A number that may also be "tuned" is a union to pydantic, which names the member as well.
@@ -76,11 +91,15 @@ def policy_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
 
 
-def read_policies(folder: Path) -> tuple[Policy, ...]:
-    """Return every policy of a folder, by file name. The folder may be empty. Raises PolicyError."""
+def read_policies(folder: Path, known: Iterable[Policy] = ()) -> tuple[Policy, ...]:
+    """Return every policy of a folder, by file name. The folder may be empty. Raises PolicyError.
+
+    known: policies that were read before. Those whose files have not changed are returned as they are.
+    """
     if not folder.is_dir():
         raise PolicyError(f"the policies folder {folder} does not exist (LETHE_POLICIES)")
-    policies = tuple(read_policy(path) for path in policy_files(folder))
+    known_by_file = {policy.source: policy for policy in known}
+    policies = tuple(read_policy(path, known_by_file.get(str(path))) for path in policy_files(folder))
     by_name: dict[str, Policy] = {}
     for policy in policies:
         if policy.name in by_name:

@@ -217,7 +217,7 @@ def load_policies(settings: Settings, metrics: Metrics, before: LoadedPolicies |
 
     Raises PolicyError or SettingsError naming file, key and value.
     """
-    policies = read_policies(settings.policies)
+    policies = read_policies(settings.policies, () if before is None else before.policies)
     active = tuple(policy for policy in policies if policy.mode != "off")
     check_upstream(settings, active)
     artifact_hashes = {policy.artifact: manifest_hash(settings.artifacts / policy.artifact) for policy in active}
@@ -229,10 +229,8 @@ def load_policies(settings: Settings, metrics: Metrics, before: LoadedPolicies |
     artifacts = {
         policy.artifact: unchanged.get(policy.artifact) or load_artifact(settings, policy) for policy in active
     }
-    active = tuple(
-        resolve_tuned(policy, artifacts[policy.artifact].manifest.tuned, settings.model_dir) for policy in active
-    )
-    thresholds = {policy.name: (policy, find_threshold(policy, artifacts[policy.artifact])) for policy in active}
+    thresholds = _find_thresholds(settings, active, artifacts, before)
+    active = tuple(policy for policy, _ in thresholds.values())
     encoder = before.encoder if before is not None else None
     judge = None
     if active:
@@ -262,7 +260,9 @@ def load_policies(settings: Settings, metrics: Metrics, before: LoadedPolicies |
         policy_names=[policy.name for policy in policies],
         previous=before.guard if before is not None else None,
     )
-    _log_policies(policies, thresholds, metrics)
+    for mode in ("enforce", "shadow", "off"):
+        metrics.policies.labels(mode).set(sum(policy.mode == mode for policy in policies))
+    _log_policies(policies, thresholds, before)
     corruptor = corruptor or (before.corruptor if before is not None else None)
     return LoadedPolicies(guard, policies, artifact_hashes, encoder, corruptor, decode)
 
@@ -277,10 +277,37 @@ def _load_encoder(settings: Settings) -> Encoder:
         raise SettingsError(f"LETHE_ENCODER{value}: {reason or type(error).__name__}") from error
 
 
-def _log_policies(policies: Iterable[Policy], thresholds: Mapping[str, tuple[Policy, float]], metrics: Metrics) -> None:
-    for mode in ("enforce", "shadow", "off"):
-        metrics.policies.labels(mode).set(sum(policy.mode == mode for policy in policies))
+def _find_thresholds(
+    settings: Settings, active: Iterable[Policy], artifacts: Mapping[str, Artifact], before: LoadedPolicies | None
+) -> dict[str, tuple[Policy, float]]:
+    """Policy name → the policy with its tuned values, and its threshold. Those of unchanged policies are reused."""
+    unchanged: dict[str, tuple[Policy, float]] = {}
+    if before is not None:
+        known = {policy.name: policy for policy in before.policies}
+        unchanged = {
+            policy.name: before.guard.policies[policy.name]
+            for policy in active
+            if known.get(policy.name) is policy
+            and before.guard.artifacts.get(policy.artifact) is artifacts[policy.artifact]
+        }
+    thresholds: dict[str, tuple[Policy, float]] = {}
+    for policy in active:
+        if (entry := unchanged.get(policy.name)) is None:
+            resolved = resolve_tuned(policy, artifacts[policy.artifact].manifest.tuned, settings.model_dir)
+            entry = resolved, find_threshold(resolved, artifacts[policy.artifact])
+        thresholds[policy.name] = entry
+    return thresholds
+
+
+def _log_policies(
+    policies: Iterable[Policy], thresholds: Mapping[str, tuple[Policy, float]], before: LoadedPolicies | None
+) -> None:
+    """Log the policies that are new or changed: of a thousand policies, a forget request changes one."""
+    known = {} if before is None else {policy.name: policy for policy in before.policies}
     for policy in policies:
+        is_unchanged = before is not None and before.guard.policies.get(policy.name) == thresholds.get(policy.name)
+        if is_unchanged and known.get(policy.name) is policy:
+            continue
         threshold_text = f" from score {thresholds[policy.name][1]:.4f}" if policy.name in thresholds else ""
         log.info("policy %s (%s): %s %s%s", policy.name, policy.hash, policy.mode, policy.action, threshold_text)
         if policy.name in thresholds:

@@ -21,7 +21,7 @@ from lethe.server.guard.guard import Guard
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.files import policy_files
 from lethe.server.policy.schema import PolicyError
-from lethe.server.policy_store.load import LoadedPolicies, load_policies
+from lethe.server.policy_store.load import LoadedPolicies, load_policies, manifest_hash
 from lethe.server.policy_store.versions import HistoryError, Version, VersionHistory, policies_lock
 from lethe.server.settings import Settings
 
@@ -75,6 +75,7 @@ class PolicyStore:
             self._stamps = file_stamps(settings)
             self.loaded = load_policies(settings, metrics)
             self._start_record = self._save_version("start")
+            self._ignore_own_links()
 
     @property
     def state(self) -> str:
@@ -178,10 +179,23 @@ class PolicyStore:
             return
         self.loaded = loaded
         record = self._save_version(by, restores)
+        self._ignore_own_links()
         self._metrics.policies_reloads.labels("accepted").inc()
         self.on_guard(loaded.guard)
         if record is not None:
             self.on_change(record)
+
+    def _ignore_own_links(self) -> None:
+        """Don't take the hard links of a saved version for a change: a link changes the status time of its file.
+
+        Without this, each change would be read twice.
+        """
+        for path, stamp in file_stamps(self.settings).items():
+            old = self._stamps.get(path)
+            if old is None or stamp == old or (stamp[0], *stamp[2:]) != (old[0], *old[2:]):
+                continue
+            if manifest_hash(path.parent) == self.loaded.artifact_hashes.get(path.parent.name):
+                self._stamps[path] = stamp
 
     def _report_failure(self, error: Exception) -> None:
         # Only our own messages are known to name file, key and value, and to contain no text of an artifact.

@@ -82,6 +82,8 @@ def write_index(artifact: Artifact, folder: Path) -> Path | None:
         path.unlink(missing_ok=True)
         return None
     suffix_index.save_index(texts, path)
+    # The index holds the documents' letters, so it is as closed as the artifact's other files.
+    path.chmod(artifact_io.FILE_MODE)
     return path
 
 
