@@ -1,7 +1,8 @@
-"""A bare relay: ASGI and aiohttp only. The lower bound for the CPU time of a Python proxy.
+"""A bare relay: a minimal Python proxy (uvicorn, aiohttp's client) that only copies bytes.
 
-It has no limits, judging, error bodies or metrics, and does not notice client disconnects. `benchmarks/proxy.py`
-starts it:
+The yardstick for the CPU time of a forwarded request. It is no lower bound: Lethe's own HTTP client is cheaper than
+aiohttp's. The relay has no limits, judging, error bodies or metrics, and does not notice client disconnects.
+`benchmarks/proxy.py` starts it:
 
     python -m benchmarks.relay --port 8001 --upstream http://127.0.0.1:8000
 """

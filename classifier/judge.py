@@ -190,14 +190,14 @@ class Judge:
         check_work()
         chunks = chunks_of(text)
         if len(chunks) == 1:
-            scores = self._score_text(text, thresholds)
+            scores = self._score_one_text(text, thresholds)
         else:
             parts = [self._scores_of(chunk.text, thresholds) for chunk in chunks]
             scores = _combine_chunks(text, chunks, parts, thresholds)
         self._cache.put(text, scores)
         return scores
 
-    def _score_text(self, text: str, thresholds: Mapping[str, float]) -> _TextScores:
+    def _score_one_text(self, text: str, thresholds: Mapping[str, float]) -> _TextScores:
         segments = segment_text(text, self._encoder, self._vocabulary, self._is_known_word)
         check_work()
         selected = self._prefilter.select_windows(segments) if segments.places else {}
@@ -217,7 +217,7 @@ class Judge:
             scored = scorer.score_windows(
                 window_texts, words, windows_of_name.lexical, window_vectors, windows_of_name.allowed
             )
-            scores[name] = _score_text(scorer, segments, numbers, window_texts, scored, thresholds.get(name))
+            scores[name] = _artifact_score(scorer, segments, numbers, window_texts, scored, thresholds.get(name))
         return _TextScores(
             thresholds, scores, len(segments.places), segments.covered_characters, segments.total_characters
         )
@@ -286,7 +286,7 @@ def threshold(
     return value
 
 
-def _score_text(
+def _artifact_score(
     scorer: ArtifactScorer,
     segments: TextSegments,
     numbers: NDArray[np.int64],

@@ -3,7 +3,9 @@
 A window whose words give less evidence than the artifact's prefilter threshold scores 0 and isn't encoded. The
 threshold is below the evidence of every held-out rewording of the artifact's forget prompts
 (`training/calibration.py`). Artifacts with documents have no threshold, since a question about a document may share no
-word with it: every window is encoded. So is every window for added items without a discriminative word.
+word with it: every outer window is encoded (outer: not a short window inside another one; of those inner windows at
+most MAX_INNER_WINDOWS are), except windows on the allowlist. For added items without a discriminative word every outer
+window is encoded, on the allowlist or not.
 """
 
 from __future__ import annotations

@@ -51,8 +51,9 @@ class CorruptSpec(BaseModel):
 
     function: Literal["decoy", "noise", "set-noise", "zero", "flip"] = Field(
         default="decoy",
-        description="`decoy` replaces the embeddings of the chosen words by those of other words of the same kind. The rest "
-        "are ECO's: `noise` adds noise, `set-noise` replaces by noise, `zero` sets to zero, `flip` inverts the sign.",
+        description="`decoy` replaces the embeddings of the chosen words by those of other words of the same kind. "
+        "The rest are ECO's: `noise` adds noise, `set-noise` replaces by noise, `zero` sets to zero, `flip` inverts "
+        "the sign.",
     )
     tokens: Literal["evidence", "identifying", "content", "all-but-last"] = Field(
         default="evidence",

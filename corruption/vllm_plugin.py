@@ -6,10 +6,11 @@ the runner by the constructor's arguments. Requests opt in with `vllm_xargs={"le
 Protected documents are too long for that: their indexes are in the folder LETHE_VERBATIM, and requests name them.
 
 An exception in a logits processor stops the engine for all clients. So `validate_params` checks everything that a
-request can contain (vLLM answers 400), and a later fault affects its own request only: the answer ends, or continues
-unguarded, as the penalty's `on_fault` says. Nothing of a prompt or a penalty is logged. Where a grammar (structured
-outputs) allows only banned tokens, the answer ends too, and vLLM reports that request as failed, because the grammar
-does not allow the end there.
+request can contain (vLLM answers 400). Later, a fault in one request's penalty affects that request only. A fault in
+the step as a whole affects all guarded requests that are running, and where the rows can't be told apart (V2), every
+request in the batch. The answer then ends, or continues unguarded, as the penalty's `on_fault` says. Nothing of a
+prompt or a penalty is logged. Where a grammar (structured outputs) allows only banned tokens, the answer ends too, and
+vLLM reports that request as failed, because the grammar does not allow the end there.
 
 V1 with asynchronous scheduling gives real token ids only to processors named with
 `--logits-processors lethe.corruption.vllm_plugin:LetheLogitsProcessor` (vLLM 0.32), so name the class there as well.

@@ -209,8 +209,9 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(
         512 * 2**20,
         ge=1024,
-        description="Maximum total size of all request bodies in memory, in bytes; requests beyond it get 503. A quarter "
-        "is for bodies of at most 1 MiB. When it is short, uploads slower than 64 KiB a second are ended with 408. ÷",
+        description="Maximum total size of all request bodies in memory, in bytes; requests beyond it get 503. A "
+        "quarter is for bodies of at most 1 MiB. When it is short, uploads slower than 64 KiB a second are ended with "
+        "408. ÷",
     )
     max_url_bytes: int = Field(8192, ge=64, description="Maximum length of a URL, in bytes. Longer ones get 414.")
     max_headers: int = Field(100, ge=8, description="Maximum number of headers of a request. More get 431.")

@@ -25,8 +25,8 @@ from lethe.classifier.artifact import ForgetItem
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.encoder.folders import DEFAULT_ENCODER
 from lethe.classifier.encoder.load import load_encoder
-from lethe.classifier.training.background import background_prompts
 from lethe.classifier.text.windows import text_chunks
+from lethe.classifier.training.background import background_prompts
 from lethe.evaluation.attacks.families import AttackFamily, attack_families
 from lethe.evaluation.attacks.jailbreak_templates import SHIPPED_TEMPLATES, read_template_folder
 from lethe.evaluation.attacks.requests import Filler

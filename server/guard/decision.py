@@ -1,4 +1,4 @@
-"""The result of the guard: forward the request by a plan, or reply with an error."""
+"""The result of the guard: forward the request by a plan, or refuse it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class Forward:
 
 @dataclass(frozen=True)
 class Reply:
-    """Answer the client with `error`; nothing is sent upstream."""
+    """Refuse: the client gets `error`, or an ordinary answer that says so (`error.as_answer`).
+
+    The plan sends nothing upstream; the gateway may still check the original with vLLM, and forwards `count_tokens`.
+    """
 
     error: Refused
 
@@ -28,8 +31,9 @@ class Reply:
 class Decision:
     """What is done with one request, and why.
 
-    verdict: None where the request could not be judged. action: what is done, as audit trail and metrics name it. note:
-    why something else than the policy's action is done. judge_ms, rewrite_ms: wall-clock milliseconds.
+    verdict: None where the guard failed. action: what is done, as audit trail and metrics name it. note: for a refusal
+    its error code; otherwise why something else than the policy's action is done. judge_ms, rewrite_ms: wall-clock
+    milliseconds.
     """
 
     result: Forward | Reply
@@ -46,7 +50,7 @@ class Decision:
 
     @property
     def refusal(self) -> Refused | None:
-        """The error that is answered in place of forwarding; None where the request is forwarded."""
+        """The refusal; None where the request is forwarded."""
         return self.result.error if isinstance(self.result, Reply) else None
 
     @property

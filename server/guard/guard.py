@@ -1,9 +1,9 @@
 """Judge a request, decide, and plan what is sent upstream. Knows nothing of HTTP.
 
 `Guard.decide` does all of it: texts → scores → verdict → plan; it runs in a worker thread. A step of the plan that
-fails is handled by the policies' `on_failure` or `on_unsupported` (`server/guard/plan.py`). If `decide` raises anything,
-in judging or in planning, the gateway calls `decide_without_scores`; both count as a failure of stage `judge`. Only
-overload is no failure: it is answered with 503.
+fails is handled by the policies' `on_failure` or `on_unsupported` (`server/guard/plan.py`). If `decide` raises
+anything, in judging or in planning, the gateway calls `decide_without_scores`; both count as a failure of stage
+`judge`. Only overload is no failure: it is answered with 503.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lethe.server.requests.conversation_windows import ConversationWindow, conversation_windows
+from lethe.server.requests.conversation_windows import JoinedText, joined_texts
 from lethe.server.requests.fields import Endpoint
 from lethe.server.requests.request_text import RequestText
 
@@ -32,19 +32,19 @@ class ParsedRequest:
         return self.body.get("model")
 
     @cached_property
-    def conversation_windows(self) -> tuple[ConversationWindow, ...]:
-        """Windows over the conversation. Computed on first use: requests without a policy never need them."""
-        return conversation_windows(self.pieces)
+    def joined_texts(self) -> tuple[JoinedText, ...]:
+        """Joined texts of the conversation. Computed on first use: requests without a policy never need them."""
+        return joined_texts(self.pieces)
 
     @property
     def texts(self) -> list[str]:
-        """What the classifier judges: the text of each piece, then the windows over the conversation."""
-        return [*(piece.text for piece in self.pieces), *(window.text for window in self.conversation_windows)]
+        """What the classifier judges: the text of each piece, then the joined texts of the conversation."""
+        return [*(piece.text for piece in self.pieces), *(joined.text for joined in self.joined_texts)]
 
     def sources(self, index: int) -> frozenset[int]:
         """The pieces that the text with this index holds something of, as indexes of `pieces`."""
-        windows = self.conversation_windows
-        return frozenset([index]) if index < len(self.pieces) else windows[index - len(self.pieces)].sources
+        joined_index = index - len(self.pieces)
+        return frozenset([index]) if joined_index < 0 else self.joined_texts[joined_index].sources
 
     def place(self, index: int) -> str:
         """Where in the body the text with this index stands, for example `messages[0].content`."""

@@ -47,8 +47,9 @@ class Plan:
 
     body: the request body; the very object that came in where nothing was changed. needs: what the replica must be
     able to do. penalty: what `body` carries for the logits processor. filter_rules: what the output filter removes
-    from the answer. actions: what was done, in order. note: why something else than the policy's action was done;
-    written to the audit trail. to_penalize: findings whose `corrupt` was replaced by `penalize` (on_unsupported).
+    from the answer. actions: what audit and metrics name, in order; `verbatim` only where nothing else was done. note:
+    why something else than the policy's action was done; written to the audit trail. to_penalize: findings whose
+    `corrupt` was replaced by `penalize` (on_unsupported).
     usage_added: the gateway, not the client, asked for usage in every chunk of the stream.
     """
 

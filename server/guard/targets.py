@@ -114,12 +114,15 @@ def _add_conversation(
 def _add_split_evidence(
     targets: CorruptionTargets, request: ParsedRequest, finding: Finding, artifact: Artifact
 ) -> None:
-    """Add the parts that share a name, number or word of the evidence whole: neither half is evidence by itself."""
-    first_window = len(request.pieces)
-    windows = zip(request.conversation_windows, finding.score.text_scores[first_window:], strict=False)
-    for window in (window for window, score in windows if _reaches(score, finding)):
-        for span in evidence_spans(artifact, window.text):
-            sources = window.sources_at(*span)
+    """Add in full every part over which a name, number or word of the evidence is split.
+
+    text_scores: first one for each piece, then one for each joined text.
+    """
+    joined_scores = finding.score.text_scores[len(request.pieces) :]
+    scored = zip(request.joined_texts, joined_scores, strict=False)
+    for joined in (joined for joined, score in scored if _reaches(score, finding)):
+        for span in evidence_spans(artifact, joined.text):
+            sources = joined.sources_at(*span)
             places = [request.pieces[source].part_location for source in sources]
             if len(set(places)) > 1:
                 for target in places:
@@ -130,7 +133,10 @@ def _add_split_evidence(
 def _add_readable_rest(
     targets: CorruptionTargets, request: ParsedRequest, findings: Sequence[Finding], judge_texts: JudgeTexts
 ) -> bool:
-    """Judge what stays readable, and add the parts for which it is flagged whole; False if there are none."""
+    """Judge what stays readable. Where it is still flagged, add in full the parts it comes from.
+
+    False if nothing was added.
+    """
     rest = ParsedRequest(request.endpoint, request.body, [_readable_piece(piece, targets) for piece in request.pieces])
     if not any(piece.text.strip() for piece in rest.pieces):
         return False

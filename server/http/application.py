@@ -83,8 +83,8 @@ async def _redirect_without_slash(scope: Scope, send: Send) -> None:
 class _GatewayRoute:
     """One route for Starlette, which answers 405 to other methods.
 
-    `_App` above already serves every listed path and method, so this runs only for what Starlette also matches: HEAD on
-    a GET route, or a path that ends with a line break.
+    `GatewayApplication` already serves every listed path and method, so this runs only for what Starlette also matches:
+    HEAD on a GET route, or a path that ends with a line break.
     """
 
     def __init__(self, app: FastAPI, path: str, endpoint: Endpoint | None) -> None:

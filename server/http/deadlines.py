@@ -56,7 +56,10 @@ class Deadlines:
             self.task.cancel()
 
     def give_up(self, error: GatewayError) -> None:
-        """A deadline has passed: cancel the request, to be answered with `error`."""
+        """Cancel the request, to be answered with `error`.
+
+        A deadline has passed, or the upload was too slow while memory was short.
+        """
         if not (self._finished or self.client_disconnected or self.error):
             self.error = error
             self.task.cancel()

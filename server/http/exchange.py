@@ -32,8 +32,9 @@ class ClientDisconnected(Exception):
 class RequestContext:
     """What is known of a request before its body is read.
 
-    endpoint: which schema the body has; None: nothing of it reaches a model, and it is relayed unread. started: on the
-    clock of `time.perf_counter`, in seconds. key: the client's API key, where the gateway has keys.
+    endpoint: which schema the body has; None: `/v1/models`, which has no body. Endpoints in `RELAYED` are parsed and
+    checked, but not judged. started: on the clock of `time.perf_counter`, in seconds. key: the client's API key, where
+    the gateway has keys.
     """
 
     scope: Scope
@@ -72,11 +73,11 @@ class RequestContext:
 
 @dataclass
 class CommentState:
-    """What comments in a stream depend on.
+    """State of keep-alive comments (`: …` lines of server-sent events).
 
     last_sent: on the clock of `time.monotonic`. between_events: what was sent last ended an event. has_begun: a comment
-    has begun the response. is_alone: nothing else was sent. replaced_status: the status of a response that is no
-    stream, in place of which 200 was sent; collected: its body.
+    has begun the response. is_alone: nothing else was sent. replaced_status: the true status of a response that isn't a
+    stream, when a comment had already sent 200; collected: that response's body so far.
     """
 
     last_sent: float
@@ -191,7 +192,7 @@ class ResponseWriter:
     async def fail(self, error: GatewayError) -> None:
         """Answer with an error body in the client's dialect, or end a stream that has begun with an error event.
 
-        A refusal that the policy wants as an answer is one, where nothing of another answer was sent.
+        A refusal with `as_answer` is sent as an ordinary answer, if no part of an answer was sent before.
         """
         self.error = self.error or error
         is_untouched = self.status == 0 or (self._comments is not None and self._comments.is_alone)

@@ -53,7 +53,7 @@ _STREAMED: Final = frozenset({"chat", "batch", "completions", "responses", "mess
 
 
 def openapi_document(routes: Iterable[tuple[str, str, Endpoint | None]], settings: Settings) -> Schema:
-    """The document. routes: path, method, and the endpoint whose body is read (None: no body is read)."""
+    """The document. routes: path, method, and endpoint (None: `/v1/models`, which has no body)."""
     has_keys = settings.keys is not None
     paths: dict[str, Schema] = {}
     used: set[Endpoint] = set()

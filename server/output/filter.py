@@ -24,7 +24,8 @@ from lethe.server.output.text_filter import STOP_REFUSAL, JsonObject, MalformedA
 
 # The data of the event that ends a stream of completions.
 DONE: Final = "[DONE]"
-# Bytes of a whole answer, which is read before it is filtered: more than any model writes. Chosen, not measured; bounds memory.
+# Bytes of a whole answer, which is read before it is filtered: more than any model writes. Chosen, not measured; bounds
+# memory.
 MAX_WHOLE_BYTES: Final = 64 * 2**20
 # Exceptions that a malformed answer can raise. All of them must end in `on_unreadable`, never in an unfiltered answer.
 UNREADABLE: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -107,7 +108,7 @@ class ResponseFilter:
     def _pass_comments(self) -> Iterator[bytes]:
         """The comments with which upstream keeps the connection open."""
         for text in self._parser.comments:
-            # No model writes a comment; its text passes as any other all the same.
+            # No model writes comments, but they are filtered like any text: one with a forbidden phrase is emptied.
             filtered = TextFilter(self._rules, set(), Counter(), whole=True).apply(text, is_word=True)
             yield encode_comment(text if filtered == text else "")
         self._parser.comments.clear()

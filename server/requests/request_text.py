@@ -16,7 +16,7 @@ class RequestText(NamedTuple):
     place: str  # path in the body, for audit and error messages; never a key that the client invented
     text: str
     part_location: PartLocation | None = None  # the message part that holds it, if a template shows it as content
-    message: bool = False  # shown to the model with the conversation, so it is part of the conversation windows
+    message: bool = False  # shown to the model with the conversation, so it is part of the joined texts
     role: str = ""  # role of its message, if it is a known one
     conversation: int = 0  # index of the conversation in a batch
     detached_group: str = (

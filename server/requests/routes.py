@@ -6,8 +6,8 @@ from typing import Final
 
 from lethe.server.requests.fields import Endpoint
 
-# Path, method, endpoint (None: the request has no body that is read). Every other route is answered with 404. That
-# includes vLLM's stored responses (GET and cancel by id): they were generated under earlier policies.
+# Path, method, endpoint (None: `/v1/models`, which has no body). Every other route is answered with 404. That includes
+# vLLM's stored responses (GET and cancel by id): they were generated under earlier policies.
 ROUTES: Final[tuple[tuple[str, str, Endpoint | None], ...]] = (
     ("/v1/chat/completions", "POST", "chat"),
     ("/v1/chat/completions/batch", "POST", "batch"),

@@ -110,7 +110,7 @@ class ReplicaPool:
         return orjson.dumps({"object": "list", "data": list(cards.values())})
 
     def capabilities(self) -> Capabilities:
-        """What every replica can do at this moment."""
+        """What each replica can do at this moment."""
         return Capabilities(tuple(replica.capabilities for replica in self.replicas))
 
     # Checks

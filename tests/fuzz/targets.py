@@ -28,7 +28,7 @@ from lethe.server.requests import request_body as bodies
 from lethe.server.requests.extract import extract_texts
 from lethe.server.requests.fields import Endpoint
 from tests.corruption.phrases.test_trie import first_fault
-from tests.server.requests.test_conversation_windows import window_texts
+from tests.server.requests.test_conversation_windows import joined_strings
 
 
 def cut(data: bytes, value: Any) -> Iterator[Any]:
@@ -111,7 +111,7 @@ def body(data: bytes) -> None:
         except BadRequest as error:
             assert orjson.dumps([error.message, error.param, error.code])
             continue
-        for one in [*(piece.text for piece in found), *window_texts(found)]:
+        for one in [*(piece.text for piece in found), *joined_strings(found)]:
             one.encode()
         assert all(piece.place and len(piece.place) < 2000 for piece in found)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.text.windows import text_chunks
 from lethe.classifier.training import background
 from lethe.classifier.training.background import background_embeddings, background_prompts
-from lethe.classifier.text.windows import text_chunks
 
 
 def chunks(encoder: Encoder) -> list[str]:

@@ -83,7 +83,8 @@ def test_sampled_answers_use_one_seed_per_question(url: str) -> None:
 
 def test_a_refusal_is_an_answer_only_with_refusals_on(url: str) -> None:
     for stream in (False, True):
-        assert ChatClient(url, "m", refusals=True).answer_all(["forbidden", "refused"], stream=stream) == ["not here"] * 2
+        answers = ChatClient(url, "m", refusals=True).answer_all(["forbidden", "refused"], stream=stream)
+        assert answers == ["not here"] * 2
         with pytest.raises(ChatError, match="refused by a policy: not here"):
             ChatClient(url, "m").answer_all(["fine", "refused"], stream=stream)
     with pytest.raises(ChatError, match="status 400: not here"):
