@@ -31,9 +31,9 @@ class Reply:
 class Decision:
     """What is done with one request, and why.
 
-    verdict: None where the guard failed. action: what is done, as audit trail and metrics name it. note: for a refusal
-    its error code; otherwise why something else than the policy's action is done. judge_ms, rewrite_ms: wall-clock
-    milliseconds.
+    verdict: None where the guard failed. action: what is done, as audit trail and metrics name it. note: why something
+    else than the policy's action is done; for a refusal that the policy wants, its error code. judge_ms, rewrite_ms:
+    wall-clock milliseconds.
     """
 
     result: Forward | Reply

@@ -189,7 +189,7 @@ def run_steps(plan: Plan, steps: Iterable[Step], context: Context, metrics: Metr
 def _after_failure(failure: StepFailed, plan: Plan, metrics: Metrics) -> Plan:
     """The plan with which the remaining steps go on. Raises Refused."""
     if failure.stage == "unsupported":
-        apply_on_unsupported(failure.policies, metrics)
+        apply_on_unsupported(failure.policies, failure.reason, metrics)
         return replace(plan, to_penalize=(*plan.to_penalize, *failure.findings), note=failure.reason)
     refusal = apply_on_failure(failure.policies, failure.stage, failure.reason, metrics)
     if refusal is not None:
@@ -198,12 +198,12 @@ def _after_failure(failure: StepFailed, plan: Plan, metrics: Metrics) -> Plan:
     return plan if keep_note else replace(plan, note=failure.reason)
 
 
-def apply_on_unsupported(policies: Iterable[Policy], metrics: Metrics) -> None:
+def apply_on_unsupported(policies: Iterable[Policy], reason: str, metrics: Metrics) -> None:
     """Count what can't be given as embeddings. Raises Refused where a policy says `on_unsupported: refuse`."""
     for policy in policies:
         metrics.guard_failures.labels(policy.name, "unsupported", policy.on_unsupported).inc()
         if policy.on_unsupported == "refuse":
-            raise refusal_of(policy)
+            raise refusal_of(policy, "unsupported", reason)
 
 
 def apply_on_failure(policies: Collection[Policy], stage: str, reason: str, metrics: Metrics) -> Refused | None:
@@ -213,9 +213,11 @@ def apply_on_failure(policies: Collection[Policy], stage: str, reason: str, metr
         metrics.guard_failures.labels(policy.name, stage, policy.on_failure).inc()
     log.warning("%s failed: %s", stage, reason)
     refusing = [policy for policy in enforced if policy.on_failure == "refuse"]
-    return refusal_of(refusing[0]) if refusing else None
+    return refusal_of(refusing[0], stage, reason) if refusing else None
 
 
-def refusal_of(policy: Policy) -> Refused:
-    """How a policy refuses a request: on purpose, or because the guard failed."""
-    return Refused(policy.refuse.message, as_answer=policy.refuse.form == "answer")
+def refusal_of(policy: Policy, failed_stage: str | None = None, failure: str | None = None) -> Refused:
+    """How a policy refuses a request: on purpose, or because the guard failed at a stage, for a reason."""
+    refusal = Refused(policy.refuse.message, as_answer=policy.refuse.form == "answer")
+    refusal.failed_stage, refusal.failure = failed_stage, failure
+    return refusal

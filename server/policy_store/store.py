@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ POLL_S = 0.5
 # Linux), and than programs take from one of several files to the next.
 SETTLE_S = 0.05
 
-FileStamps = dict[Path, tuple[int, int, int, int]]
+FileStamp = tuple[int, int, int, int]
+FileStamps = dict[Path, FileStamp]
 
 
 class InvalidPolicyFiles(ValueError):
@@ -44,12 +45,18 @@ def file_stamps(settings: Settings) -> FileStamps:
     """Times (ns), size and inode of each policy file and artifact manifest; they differ after every change."""
     stamps: FileStamps = {}
     for path in (*policy_files(settings.policies), *settings.artifacts.glob("*/manifest.json")):
-        try:
-            status = path.stat()
-        except OSError:
-            continue  # deleted in the meantime, which is a change
-        stamps[path] = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+        if (stamp := _file_stamp(path)) is not None:
+            stamps[path] = stamp
     return stamps
+
+
+def _file_stamp(path: Path) -> FileStamp | None:
+    """None for a file that was deleted in the meantime, which is a change."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 class PolicyStore:
@@ -75,7 +82,7 @@ class PolicyStore:
             self._stamps = file_stamps(settings)
             self.loaded = load_policies(settings, metrics)
             self._start_record = self._save_version("start")
-            self._ignore_own_links()
+            self._ignore_own_links(self.loaded.artifact_hashes)
 
     @property
     def state(self) -> str:
@@ -177,24 +184,25 @@ class PolicyStore:
         self._metrics.policies_reload_failed.set(0)
         if _file_hashes(loaded) == _file_hashes(self.loaded):
             return
-        self.loaded = loaded
+        known, self.loaded = self.loaded.artifact_hashes, loaded
         record = self._save_version(by, restores)
-        self._ignore_own_links()
+        self._ignore_own_links(n for n, digest in loaded.artifact_hashes.items() if known.get(n) != digest)
         self._metrics.policies_reloads.labels("accepted").inc()
         self.on_guard(loaded.guard)
         if record is not None:
             self.on_change(record)
 
-    def _ignore_own_links(self) -> None:
+    def _ignore_own_links(self, names: Iterable[str]) -> None:
         """Don't take the hard links of a saved version for a change: a link changes the status time of its file.
 
-        Without this, each change would be read twice.
+        Without this, each change would be read twice. names: the artifacts that the version linked.
         """
-        for path, stamp in file_stamps(self.settings).items():
-            old = self._stamps.get(path)
-            if old is None or stamp == old or (stamp[0], *stamp[2:]) != (old[0], *old[2:]):
+        for name in names:
+            path = self.settings.artifacts / name / "manifest.json"
+            stamp, old = _file_stamp(path), self._stamps.get(path)
+            if old is None or stamp is None or (stamp[0], *stamp[2:]) != (old[0], *old[2:]):
                 continue
-            if manifest_hash(path.parent) == self.loaded.artifact_hashes.get(path.parent.name):
+            if manifest_hash(path.parent) == self.loaded.artifact_hashes.get(name):
                 self._stamps[path] = stamp
 
     def _report_failure(self, error: Exception) -> None:

@@ -33,7 +33,7 @@ PROBE_TIMEOUT_S = 60.0
 
 def protected_documents(artifact: Artifact) -> list[str]:
     """The texts of an artifact whose copying is limited: its documents, not its facts."""
-    return [item.text for item in artifact.items if suffix_index.comparable_letters(item.text)]
+    return [item.text for item in artifact.items if item.text and suffix_index.comparable_letters(item.text)]
 
 
 def index_name(artifact: Artifact) -> str | None:
