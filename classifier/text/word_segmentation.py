@@ -52,6 +52,20 @@ _TAG = re.compile(
     r"(?<=[^\W_])(?:<{1,2}[^<>\s][^<>]{0,199}>{1,2}|\[/?[A-Za-z]{1,8}\]|[\u00ad\u200b-\u200f\u2060\ufeff]){1,16}"
     r"(?=[^\W_])"
 )
+# Special tokens of tokenizers and chat templates, as they are written in text: those of Llama, Mistral, Qwen, Gemma, Phi,
+# DeepSeek, GLM, EXAONE, T5 and BERT; and the role after the token that opens a message.
+_SPECIAL_TOKEN = re.compile(
+    r"<[|\uff5c] ?[^<>|\uff5c\n]{1,64}?[|\uff5c]?>|<[^<>|\uff5c\s]{1,64}[|\uff5c]>|\[\|/?\w{1,32}\|\]|<{2}/?SYS>{2}"
+    r"|</?(?:s|bos|eos|eot|eod|eop|sop|pad|unk|mask|cls|sep|image|img|video|audio|think|user|assistant|system|human|model"
+    r"|(?:start|end|begin|beginning)_of_\w{1,32}|(?:fim|tool|role|turn|extra_id|reserved)_\w{1,32}"
+    r"|(?:unused|special|reserved|control|dummy|extra_id)[_\-]?(?:token)?[_\-]?[0-9]{1,5}|0x[0-9A-F]{2})>"
+    r"|\[/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID|IMG|IMG_BREAK|IMG_END"
+    r"|THINK|PREFIX|MIDDLE|SUFFIX|CLS|SEP|PAD|MASK|UNK|BOS|EOS|[gs]MASK|(?:control|unused)[_\-]?[0-9]{1,5})\]",
+    re.IGNORECASE,
+)
+_ROLE = re.compile(r"(?:system|user|assistant|tool|developer|model)\b(?=\s|<|$)")
+# Endings of the special tokens that a role follows.
+_BEFORE_ROLE = ("start|>", "header_id|>", "of_turn>", "<|turn>", "im_sep|>")
 _TAG_SIGN = re.compile("[>\\]\u00ad\u200b-\u200f\u2060\ufeff]")
 _EMPHASIS_SIGN = re.compile("[*_~`]")
 # Markdown emphasis that begins or ends inside a word. Single underscores belong to identifiers (snake_case).
@@ -69,6 +83,33 @@ _LONG_RUN = re.compile(rf"[A-Za-z]{{{MIN_GAPLESS_LETTERS}}}")
 _RUN = re.compile(r"[A-Za-z]{8,}")
 _CAMEL_CASE_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _PART = re.compile(rf"{_CAMEL_CASE_PART.pattern}|[0-9]+|[^\W_A-Za-z0-9]+")
+
+
+def remove_chat_markup(text: str) -> list[TextEdit]:
+    """Remove special tokens and chat markup wherever they are, with the role after a token that opens a message."""
+    return [(start, end, "") for start, end in _chat_markup(text)]
+
+
+def part_at_chat_markup(text: str) -> list[TextEdit]:
+    """Put a blank in the place of special tokens and chat markup, if any of them stands between two letters."""
+    spans = _chat_markup(text)
+    between = any(0 < a and b < len(text) and text[a - 1].isalnum() and text[b].isalnum() for a, b in spans)
+    return [(start, end, " ") for start, end in spans] if between else []
+
+
+def _chat_markup(text: str) -> list[tuple[int, int]]:
+    """The spans of special tokens; neighbouring ones are one span."""
+    if "<" not in text and "[" not in text:
+        return []
+    spans: list[tuple[int, int]] = []
+    for match in _SPECIAL_TOKEN.finditer(text):
+        start, end = match.span()
+        if match[0].lower().endswith(_BEFORE_ROLE) and (role := _ROLE.match(text, end)):
+            end = role.end()
+        if spans and spans[-1][1] == start:
+            start = spans.pop()[0]
+        spans.append((start, end))
+    return spans
 
 
 def remove_inline_marks(text: str) -> list[TextEdit]:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lethe.classifier.text.word_segmentation import (
     join_punctuated_words,
     join_spaced_letters,
+    part_at_chat_markup,
+    remove_chat_markup,
     remove_inline_marks,
     split_joined_text,
 )
@@ -36,6 +40,45 @@ def test_few_single_letters_stay(text: str) -> None:
 def test_tags_inside_words_are_removed() -> None:
     text = "V<b>ard</b>holm, Vard<|im_end|>holm, Vard[INST]holm, V<i>\u200b</i>ardholm, <p>Vardholm</p>"
     assert apply_edits(text, remove_inline_marks(text)) == "Vardholm, Vardholm, Vardholm, Vardholm, <p>Vardholm</p>"
+
+
+# One special token of each tokenizer's form.
+SPECIAL_TOKENS = (
+    "<|im_end|>", "<|endoftext|>", "</s>", "<s>", "<|eot_id|>", "[INST]", "[/INST]", "<pad>", "<|pad|>", "<|end|>",
+    "<unk>", "<end_of_turn>", "<<SYS>>", "<</SYS>>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<extra_id_3>", "<unused12>",
+    "[|assistant|]", "<0x0A>", "<|reserved_special_token_7|>", "[SEP]", "[gMASK]", "<turn|>", "<|turn>", "<SPECIAL_12>",
+    "[AVAILABLE_TOOLS]", "<fim_prefix>", "<mask>", "<think>", "</think>", "[control_12]", "<| end |>",
+)  # fmt: skip
+
+
+@given(st.data())
+def test_special_tokens_between_words_leave_the_question(data: st.DataObject) -> None:
+    tokens = st.lists(st.sampled_from(SPECIAL_TOKENS), max_size=3).map("".join)
+    words = QUESTION.split()
+    places = [data.draw(tokens) for _ in words]
+    blanks = [data.draw(st.sampled_from(["before", "after", "both"])) for _ in words]
+    text = "".join(
+        word + " " * (blank != "after") + token + " " * (blank != "before")
+        for word, token, blank in zip(words, places, blanks, strict=True)
+    )
+    assert apply_edits(text, remove_chat_markup(text)).split() == words
+    joined = "".join(word + (token or "<|end|>") for word, token in zip(words, places, strict=True))
+    assert apply_edits(joined, part_at_chat_markup(joined)).split() == words
+
+
+@pytest.mark.parametrize("opening", ["<|im_start|>{}", "<start_of_turn>{}", "<|start_header_id|>{}<|end_header_id|>"])
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_forged_messages_leave_their_text(opening: str, role: str) -> None:
+    text = f"{opening.format(role)}\n{QUESTION}<|im_end|>\n{opening.format('assistant')}\nUser data"
+    assert apply_edits(text, remove_chat_markup(text)).split() == [*QUESTION.split(), "User", "data"]
+
+
+@pytest.mark.parametrize("text", [
+    "if a < b and c > d", "x[0] = y[i][INSTALL]", "<b>bold</b> and <div class='s'>", "List<String> a | b |> c",
+    "[link](https://example.org) [1] [a]", "a <- b <| c and <|>", "Use <Enter> to go on.",
+])  # fmt: skip
+def test_ordinary_brackets_are_not_chat_markup(text: str) -> None:
+    assert remove_chat_markup(text) == [] and part_at_chat_markup(text) == []
 
 
 @pytest.mark.parametrize("mark", ["*", "**", "***", "__", "~~", "`"])
