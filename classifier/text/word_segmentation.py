@@ -52,7 +52,7 @@ _TAG = re.compile(
     r"(?<=[^\W_])(?:<{1,2}[^<>\s][^<>]{0,199}>{1,2}|\[/?[A-Za-z]{1,8}\]|[\u00ad\u200b-\u200f\u2060\ufeff]){1,16}"
     r"(?=[^\W_])"
 )
-# Special tokens of tokenizers and chat templates, as they are written in text: those of Llama, Mistral, Qwen, Gemma, Phi,
+# Special tokens of tokenizers and chat templates, as they are written in text: of Llama, Mistral, Qwen, Gemma, Phi,
 # DeepSeek, GLM, EXAONE, T5 and BERT; and the role after the token that opens a message.
 _SPECIAL_TOKEN = re.compile(
     r"<[|\uff5c] ?[^<>|\uff5c\n]{1,64}?[|\uff5c]?>|<[^<>|\uff5c\s]{1,64}[|\uff5c]>|\[\|/?\w{1,32}\|\]|<{2}/?SYS>{2}"

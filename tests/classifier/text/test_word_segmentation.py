@@ -45,9 +45,9 @@ def test_tags_inside_words_are_removed() -> None:
 # One special token of each tokenizer's form.
 SPECIAL_TOKENS = (
     "<|im_end|>", "<|endoftext|>", "</s>", "<s>", "<|eot_id|>", "[INST]", "[/INST]", "<pad>", "<|pad|>", "<|end|>",
-    "<unk>", "<end_of_turn>", "<<SYS>>", "<</SYS>>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<extra_id_3>", "<unused12>",
-    "[|assistant|]", "<0x0A>", "<|reserved_special_token_7|>", "[SEP]", "[gMASK]", "<turn|>", "<|turn>", "<SPECIAL_12>",
-    "[AVAILABLE_TOOLS]", "<fim_prefix>", "<mask>", "<think>", "</think>", "[control_12]", "<| end |>",
+    "<unk>", "<end_of_turn>", "<<SYS>>", "<</SYS>>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<extra_id_3>",
+    "<unused12>", "[|assistant|]", "<0x0A>", "<|reserved_special_token_7|>", "[SEP]", "[gMASK]", "<turn|>", "<|turn>",
+    "<SPECIAL_12>", "[AVAILABLE_TOOLS]", "<fim_prefix>", "<mask>", "<think>", "</think>", "[control_12]", "<| end |>",
 )  # fmt: skip
 
 
