@@ -50,7 +50,7 @@ from lethe.corruption.decoding.logits import (
 from lethe.corruption.decoding.newest_tokens import NewestTokens
 from lethe.corruption.decoding.spec import XARGS_KEY, decode_penalty
 from lethe.corruption.decoding.suffix_index import SuffixIndexFolder
-from lethe.corruption.decoding.token_masks import CompiledPenalty, TokenMaskCache
+from lethe.corruption.decoding.token_masks import MAX_PROMPT_TOKENS, CompiledPenalty, TokenMaskCache
 from lethe.corruption.decoding.token_text import TokenVocabulary, read_vocabulary
 
 try:
@@ -125,9 +125,11 @@ class LetheLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignor
         sequences = self._sequences
         for index in batch_update.removed:
             sequences.pop(index, None)
-        for index, params, _, output in batch_update.added:
+        for index, params, prompt, output in batch_update.added:
             sequences.pop(index, None)
             if (sequence := self._new_sequence(params, output)) is not None:
+                # A prompt of embeddings has no ids: then only the gateway's `begun` says what the prompt ends with.
+                sequence.begin_after(prompt or ())
                 sequences[index] = sequence
         for source, target, direction in batch_update.moved:
             first, second = sequences.pop(source, None), sequences.pop(target, None)
@@ -198,6 +200,8 @@ class LetheLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignor
     def _read_new_tokens(self, slot: int) -> None:
         """Advance a slot's answer by the tokens sampled up to the previous step."""
         sequence, states = self._sequences[slot], self._request_states
+        if not sequence.prompt_read:
+            self._read_end_of_prompt(slot)
         copied = self._newest_tokens.get(slot) if self._newest_tokens is not None else None
         total, tokens = copied or (int(states.total_len.gpu[slot]), [])
         begin = int(states.prompt_len.np[slot]) + sequence.num_read
@@ -208,6 +212,12 @@ class LetheLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignor
         if num_unread > len(tokens):
             tokens = states.all_token_ids.gpu[slot, begin:total].tolist()
         sequence.read(tokens[len(tokens) - num_unread :])
+
+    def _read_end_of_prompt(self, slot: int) -> None:
+        """Lead a slot's answer over the end of its prompt, once. Rows of embeddings have ids without meaning."""
+        sequence, states = self._sequences[slot], self._request_states
+        end = int(states.prompt_len.np[slot])
+        sequence.begin_after(states.all_token_ids.gpu[slot, max(0, end - MAX_PROMPT_TOKENS) : end].tolist())
 
     def _rows_with_drafts(self, ctx: Any) -> list[LogitsRow]:
         """One row for each draft token, with the answer's state after the drafts before it."""
@@ -237,6 +247,7 @@ class LetheLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignor
         try:
             sequence.stop_on_fault = decode_penalty(encoded).on_fault == "stop"
             sequence.penalty = self._compile(encoded, end_tokens)
+            sequence.start = sequence.state = sequence.penalty.start
         except Exception:
             sequence.fail("cannot prepare its penalty")
         return sequence

@@ -24,8 +24,8 @@ class GuardedSequence:
 
     penalty: None when it could not be prepared. tokens: V1's live list of output ids. end_tokens: the ids that end
     the answer. stop_on_fault: end the answer after a fault, instead of continuing unguarded. constrained: other
-    constraints (a grammar, say) may forbid tokens too, so that together none might remain. num_read: how many
-    tokens the state covers.
+    constraints (a grammar, say) may forbid tokens too, so that together none might remain. start: the state before
+    the first token. num_read: how many tokens the state covers. prompt_read: whether `start` covers the prompt's end.
     """
 
     penalty: CompiledPenalty | None
@@ -36,10 +36,23 @@ class GuardedSequence:
     state: TextState = CompiledPenalty.start
     num_read: int = 0
     failed: bool = False
+    start: TextState = CompiledPenalty.start
+    prompt_read: bool = False
+
+    def begin_after(self, prompt: Sequence[int]) -> None:
+        """Lead the state over the end of the prompt, before any token is read. A fault fails this answer only."""
+        self.prompt_read = True
+        if self.failed or self.penalty is None:
+            return
+        try:
+            self.start = self.penalty.start_after(prompt)
+            self.restart()
+        except Exception:
+            self.fail("cannot read its prompt")
 
     def restart(self) -> None:
         """Return to the beginning of the answer."""
-        self.state, self.num_read = CompiledPenalty.start, 0
+        self.state, self.num_read = self.start, 0
 
     def read(self, tokens: Sequence[int]) -> None:
         """Advance the state by the answer's newest tokens. A fault fails this answer only."""

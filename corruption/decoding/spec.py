@@ -1,8 +1,9 @@
 """The penalty on one answer, and its encoding for vLLM.
 
 `Penalty` is what the gateway decides. `encode_penalty` and `decode_penalty` carry it to vLLM as one JSON string in
-`vllm_xargs[XARGS_KEY]`. `corruption/decoding/token_masks.py` turns it into token ids. Penalties on logits follow
-GUARD (arXiv:2505.13312). Protected documents are too long to send, so a penalty names their verbatim indexes
+`vllm_xargs[XARGS_KEY]`: an object of `v` (ENCODING_VERSION) and the fields of `Penalty` under their names.
+`corruption/decoding/token_masks.py` turns it into token ids. Penalties on logits follow GUARD (arXiv:2505.13312).
+Protected documents are too long to send, so a penalty names their verbatim indexes
 (`corruption/decoding/copy_limit.py`).
 """
 
@@ -21,7 +22,7 @@ from lethe.corruption.phrases.normalize import fold
 # The key in `vllm_xargs`. The gateway refuses requests in which a client sets it.
 XARGS_KEY = "lethe"
 # Version of the encoding. Gateway and plugin must have the same one.
-ENCODING_VERSION = 2
+ENCODING_VERSION = 3
 
 # One engine serves all clients, so the limits below keep the preparation of one penalty in the low milliseconds
 # (`benchmarks/penalty_step.py` prints the time). They are choices.
@@ -37,6 +38,10 @@ MAX_PHRASE_TOTAL = 32_768
 MAX_SOFT_WORDS = 256
 # Characters of all soft words together.
 MAX_SOFT_TOTAL = 8_192
+# Number of beginnings of phrases that a prompt ends with. Ordinary prompts end with none or one.
+MAX_BEGUN = 256
+# Characters of all beginnings together.
+MAX_BEGUN_TOTAL = 8_192
 # Logits to subtract. 100 is the range of OpenAI's `logit_bias`, and already makes a token impossible in practice.
 MAX_WEIGHT = 100.0
 # Number of protected documents' indexes in one penalty.
@@ -54,6 +59,7 @@ class Penalty:
     phrases: forbidden texts; case, spaces and punctuation make no difference. soft: word → weight, the logits to
     subtract, 0 < weight <= MAX_WEIGHT. verbatim: name of a protected document's index → the maximum number of
     tokens that may be copied from it in a row. on_fault: "stop" ends the answer, "pass" lets it continue unguarded.
+    begun: folded beginnings of phrases that the prompt ends with; the answer must not complete them.
     Raises ValueError when a limit of this module is exceeded or a phrase has no letter or digit.
     """
 
@@ -61,10 +67,12 @@ class Penalty:
     soft: Mapping[str, float] = field(default_factory=dict)
     verbatim: Mapping[str, int] = field(default_factory=dict)
     on_fault: OnFault = "stop"
+    begun: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_texts("phrases", self.phrases, MAX_PHRASES, MAX_PHRASE_TOTAL)
         _check_texts("soft words", tuple(self.soft), MAX_SOFT_WORDS, MAX_SOFT_TOTAL)
+        _check_texts("begun phrases", self.begun, MAX_BEGUN, MAX_BEGUN_TOTAL)
         for weight in self.soft.values():
             is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not (is_number and 0 < weight <= MAX_WEIGHT):
@@ -104,6 +112,7 @@ def encode_penalty(penalty: Penalty) -> str:
         "soft": dict(penalty.soft),
         "verbatim": dict(penalty.verbatim),
         "on_fault": penalty.on_fault,
+        "begun": list(penalty.begun),
     }
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
 
@@ -121,12 +130,12 @@ def decode_penalty(value: object) -> Penalty:
         raise ValueError(f"{XARGS_KEY}: nested too deep") from error
     except ValueError as error:
         raise ValueError(f"{XARGS_KEY}: not a JSON object with unique keys") from error
-    if not isinstance(body, dict) or set(body) != {"v", "phrases", "soft", "verbatim", "on_fault"}:
-        raise ValueError(f"{XARGS_KEY}: not an object of v, phrases, soft, verbatim and on_fault")
+    if not isinstance(body, dict) or set(body) != {"v", "phrases", "soft", "verbatim", "on_fault", "begun"}:
+        raise ValueError(f"{XARGS_KEY}: not an object of v, phrases, soft, verbatim, on_fault and begun")
     if type(body["v"]) is not int or body["v"] != ENCODING_VERSION:
         raise ValueError(f"{XARGS_KEY}: not version {ENCODING_VERSION}")
-    if not isinstance(body["phrases"], list):
-        raise ValueError(f"{XARGS_KEY}: phrases is not a list")
+    if not isinstance(body["phrases"], list) or not isinstance(body["begun"], list):
+        raise ValueError(f"{XARGS_KEY}: phrases or begun is not a list")
     if not isinstance(body["soft"], dict) or not isinstance(body["verbatim"], dict):
         raise ValueError(f"{XARGS_KEY}: soft or verbatim is not an object")
     if not isinstance(body["on_fault"], str):
@@ -137,6 +146,7 @@ def decode_penalty(value: object) -> Penalty:
             body["soft"],
             body["verbatim"],
             body["on_fault"],  # type: ignore[arg-type]
+            tuple(body["begun"]),
         )
     except ValueError as error:
         raise ValueError(f"{XARGS_KEY}: {error}") from error

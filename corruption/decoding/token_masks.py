@@ -18,12 +18,15 @@ from lethe.corruption.decoding.copy_limit import CopyLimiter, RecentLetters
 from lethe.corruption.decoding.spec import Penalty
 from lethe.corruption.decoding.suffix_index import SuffixIndex
 from lethe.corruption.decoding.token_text import SortedTexts, TokenIds, TokenVocabulary, decode_bytes
-from lethe.corruption.phrases.normalize import SEPARATOR, fold
+from lethe.corruption.phrases.normalize import SEPARATOR, count_letters, fold
 from lethe.corruption.phrases.trie import BOUNDARY_NODE, START_STATE, PhraseContinuation, PhraseTrie
 
 # Bytes of all cached masks in one engine process. Chosen: one mask may hold half a vocabulary (512 KiB for 128,000
 # tokens), so half of this is room for over a hundred of the largest, and all of it is small beside an engine's memory.
 MAX_MASK_BYTES = 128 * 2**20
+# Tokens at the end of a prompt that are read for the beginning of a phrase. Chosen: any spelling of a phrase with a
+# token for each letter fits in many times; reading them takes about a millisecond.
+MAX_PROMPT_TOKENS = 4096
 
 
 class TextState(NamedTuple):
@@ -66,11 +69,12 @@ class TokenMaskCache:
 class CompiledPenalty:
     """A penalty prepared for one vocabulary. All answers with the same penalty share it.
 
+    start: the state of an empty answer; it holds the phrases that the prompt has begun (`Penalty.begun`).
     constant_mask: holds in every state; it covers tokens that contain a forbidden phrase inside them.
     `mask(state)` returns what a state adds to it.
     """
 
-    start = TextState(START_STATE, b"")
+    start: TextState = TextState(START_STATE, b"")
 
     def __init__(
         self,
@@ -89,6 +93,9 @@ class CompiledPenalty:
         self.penalty = penalty
         self._vocabulary = vocabulary
         self._trie = PhraseTrie(penalty.phrases, penalty.soft)
+        if penalty.begun:
+            self.start = TextState(self._trie.start_after(penalty.begun), b"")
+        self._longest = max((len(fold(text)) for text in (*penalty.phrases, *penalty.soft)), default=0)
         self._never_ban = np.array(sorted(never_ban), dtype=np.int64)
         self._limiter = (
             CopyLimiter(protected, vocabulary, never_ban=never_ban, cache=cache.copies) if protected else None
@@ -121,6 +128,41 @@ class CompiledPenalty:
             return TextState(nodes, pending, state.recent)
         recent = self._limiter.advance(state.recent, folded, inside_character=bool(state.pending))
         return TextState(nodes, pending, recent)
+
+    def start_after(self, prompt: Sequence[int]) -> TextState:
+        """Return the state of an empty answer to a prompt of these token ids.
+
+        The answer may begin a phrase, or continue one that the prompt has begun. Special tokens, which add no text,
+        count as nothing and as a separator.
+        """
+        if not self._longest or not prompt:
+            return self.start
+        tokens, is_whole = self._end_of_prompt(prompt)
+        nodes, pending = set(self.start.nodes), b""
+        for separates in (False, True):
+            state = TextState(START_STATE if is_whole else (), b"")
+            for token in tokens:
+                if separates and not self._vocabulary.pieces[token]:
+                    state = TextState(self._trie.step(state.nodes, SEPARATOR), b"")
+                else:
+                    state = self.advance(state, token)._replace(recent=())
+            nodes.update(state.nodes)
+            pending = pending or state.pending
+        return TextState(tuple(sorted(nodes)), pending)
+
+    def _end_of_prompt(self, prompt: Sequence[int]) -> tuple[list[int], bool]:
+        """The last tokens of a prompt that can hold a phrase, and whether they are the whole prompt."""
+        tokens: list[int] = []
+        letters = 0
+        for token in reversed(prompt[-MAX_PROMPT_TOKENS:]):
+            if letters > self._longest:
+                break
+            if 0 <= token < len(self._vocabulary):
+                tokens.append(token)
+                letters += count_letters(self._vocabulary.texts[token])
+        else:
+            return tokens[::-1], len(prompt) <= MAX_PROMPT_TOKENS
+        return tokens[::-1], False
 
     def mask(self, state: TextState) -> TokenMask:
         """Return what is banned and softened in this state besides `constant_mask`."""

@@ -78,6 +78,23 @@ class ForbiddenPhrases:
             yield beginning[-1], PhraseNode(low, high, depth + 1, is_phrase, beginning[-1] == SEPARATOR)
             low = high
 
+    def open_after(self, folded: str) -> list[PhraseNode]:
+        """The nodes that suffixes of a folded text have reached, each beginning with a word of the text."""
+        nodes: list[PhraseNode] = []
+        at_boundary = True
+        for character in folded:
+            following = [
+                child
+                for node in nodes
+                if (child := self.children(node).get(character)) is not None
+            ]  # fmt: skip
+            if character == SEPARATOR:
+                following += [node for node in nodes if node.ends_with_separator]
+            elif at_boundary and (first := self.first_nodes().get(character)) is not None:
+                following.append(first)
+            nodes, at_boundary = following, character == SEPARATOR
+        return nodes
+
     def phrase_at(self, node: PhraseNode) -> str:
         """The phrase that ends at a node with `is_phrase`."""
         return self._sorted[node.low]

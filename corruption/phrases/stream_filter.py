@@ -12,7 +12,7 @@ word) or Markdown (`*` and similar marks separate two words, or nothing). A phra
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from lethe.corruption.phrases.extraction import UserSuppliedText
@@ -47,12 +47,15 @@ class FilterRule:
 
     name: the policy's name. replacement: the text in a phrase's place; None ends the answer before it. user_text: what
     the prompt says, so that the answer may repeat it, where the phrases were chosen without regard to the prompt.
+    prompt_ends: what the prompt ends with (`corruption/phrases/prompt_end.py`); the answer must not complete a phrase
+    that begins there.
     """
 
     name: str
     phrases: ForbiddenPhrases
     replacement: str | None = None
     user_text: UserSuppliedText | None = None
+    prompt_ends: Collection[str] = ()
 
 
 class AnswerFilter:
@@ -67,10 +70,22 @@ class AnswerFilter:
         self.replacements = tuple(self._safe_replacement(rule.replacement) for rule in self.rules)
         longest = max((rule.phrases.longest for rule in self.rules), default=0)
         self.max_held = MAX_EXTRA_CHARACTERS + _CHARACTERS_PER_LETTER * longest
+        # The phrases that the prompt has begun: the index of the rule, and the node that was reached.
+        self._begun = tuple(
+            {
+                (number, node)
+                for number, rule in enumerate(self.rules)
+                for end in rule.prompt_ends
+                for node in rule.phrases.open_after(end)
+            }
+        )
 
-    def new_matcher(self) -> StreamMatcher:
-        """Return a matcher for one text."""
-        return StreamMatcher(self)
+    def new_matcher(self, *, continues_prompt: bool = True) -> StreamMatcher:
+        """Return a matcher for one text. continues_prompt: the text may complete a phrase that the prompt has begun."""
+        matcher = StreamMatcher(self)
+        if continues_prompt and self._begun:
+            matcher.open_matches(self._begun)
+        return matcher
 
     def _safe_replacement(self, replacement: str | None) -> str | None:
         """Return the replacement, or a similar one of which no word occurs in a phrase.
@@ -88,11 +103,15 @@ class AnswerFilter:
 
 @dataclass(slots=True)
 class _OpenMatch:
-    """A text that may become a phrase. start: index in the units held back, or _IN_REPLACED. rule: its index."""
+    """A text that may become a phrase. start: index in the units held back, or _IN_REPLACED. rule: its index.
+
+    in_prompt: all letters so far are the prompt's, so that the answer has not said anything of the phrase.
+    """
 
     start: int
     rule: int
     node: PhraseNode
+    in_prompt: bool = False
 
 
 @dataclass(slots=True)
@@ -121,6 +140,10 @@ class StreamMatcher:
     _pending_hits: list[_PhraseHit] = field(default_factory=list)
     _at_boundary: bool = True
     _unfinished_escape: str = ""
+
+    def open_matches(self, begun: Iterable[tuple[int, PhraseNode]]) -> None:
+        """Begin the text inside phrases of the prompt: (index of the rule, node that the prompt has reached)."""
+        self._open = [_OpenMatch(0, rule, node, in_prompt=True) for rule, node in begun]
 
     def feed(self, text: str) -> str:
         """Read more text, and return the text that is released."""
@@ -205,8 +228,10 @@ class StreamMatcher:
         literal_open, literal_boundary = self._open, self._at_boundary
         self._open, self._at_boundary = open_before, boundary_before
         self._advance(_second_reading(escape), index)
-        present = {(match.start, match.rule, match.node) for match in self._open}
-        self._open += [match for match in literal_open if (match.start, match.rule, match.node) not in present]
+        present = {(match.start, match.rule, match.node, match.in_prompt) for match in self._open}
+        self._open += [
+            match for match in literal_open if (match.start, match.rule, match.node, match.in_prompt) not in present
+        ]
         self._at_boundary |= literal_boundary
         self._after_unit(out)
 
@@ -222,14 +247,15 @@ class StreamMatcher:
             for match in self._open:
                 node, rule = match.node, rules[match.rule]
                 if character == SEPARATOR:
-                    if _is_hit(rule, node, text_ends=text_ends):
+                    if not match.in_prompt and _is_hit(rule, node, text_ends=text_ends):
                         self._pending_hits.append(_PhraseHit(match.start, index + has_letter, match.rule))
                     if node.ends_with_separator:
                         advanced.append(match)  # several separators count as one
                         continue
                 following = rule.phrases.children(node).get(character)
                 if following is not None:
-                    advanced.append(_OpenMatch(match.start, match.rule, following))
+                    in_prompt = match.in_prompt and character == SEPARATOR
+                    advanced.append(_OpenMatch(match.start, match.rule, following, in_prompt))
             if character == SEPARATOR:
                 self._at_boundary = True
             else:
@@ -298,6 +324,11 @@ def _is_hit(rule: FilterRule, node: PhraseNode, *, text_ends: bool) -> bool:
     if node.is_phrase and not (user_text and user_text.allows(phrases.phrase_at(node))):
         return True
     return text_ends and phrases.is_past_half(node, user_text)
+
+
+def fold_decoded(text: str) -> str:
+    """Return the folded text with escapes decoded and Markdown marks left out."""
+    return fold(_ESCAPE.sub(_second_reading, text))
 
 
 def _second_reading(escape: re.Match[str]) -> str:

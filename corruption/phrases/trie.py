@@ -114,9 +114,9 @@ class PhraseTrie:
         children = self._children
         for character in text:
             if character == SEPARATOR:
-                if BOUNDARY_NODE in state:
+                if state == START_STATE:
                     continue  # several separators count as one, also across pieces
-                state = (*_children_of(children, state, character), BOUNDARY_NODE)
+                state = self._step_separator(state)
             elif len(state) == 1:
                 # By far the most common case: one match is open.
                 node = children[state[0]].get(character)
@@ -124,6 +124,19 @@ class PhraseTrie:
             elif state:
                 state = _children_of(children, state, character)
         return state
+
+    def _step_separator(self, state: tuple[int, ...]) -> tuple[int, ...]:
+        if BOUNDARY_NODE not in state:
+            return (*_children_of(self._children, state, SEPARATOR), BOUNDARY_NODE)
+        # Several separators count as one. Only the start of an answer can be inside a word too: a word of the prompt.
+        inside = tuple(node for node in state if node not in self._after_separator)
+        after = (node for node in state if node in self._after_separator)
+        return tuple(dict.fromkeys([*_children_of(self._children, inside, SEPARATOR), *after]))
+
+    def start_after(self, ends: Iterable[str]) -> tuple[int, ...]:
+        """Return the state of an empty answer to a prompt that ends with one of the folded texts, or with none."""
+        nodes = {node for end in ends for node in self.step(START_STATE, end)}
+        return tuple(sorted({*START_STATE, *nodes}))
 
     def forbids(self, state: tuple[int, ...], text: str) -> bool:
         """Whether `text` (folded) is forbidden after `state`."""
@@ -140,18 +153,20 @@ class PhraseTrie:
         opened = [(self._letters[node], node) for node in state]
         boundary = BOUNDARY_NODE in state
         for character in text:
+            after_separator: list[tuple[int, int]] = []
             if character == SEPARATOR:
-                if boundary:
-                    continue
+                # Several separators count as one.
+                after_separator = [entry for entry in opened if boundary and entry[1] in self._after_separator]
+                opened = [entry for entry in opened if entry not in after_separator]
                 weight = max([weight, *(self._weight_of_whole_word(before, node) for before, node in opened)])
-            opened = [
+            opened = after_separator + [
                 (before, following)
                 for before, node in opened
                 if (following := self._children[node].get(character)) is not None
             ]
-            boundary = character == SEPARATOR
-            if boundary:
+            if character == SEPARATOR and not boundary:
                 opened.append((0, BOUNDARY_NODE))
+            boundary = character == SEPARATOR
         return max([weight, *(self._weight_past_half(before, node) for before, node in opened)])
 
     def continuations(self, node: int, longest: int) -> Iterator[PhraseContinuation]:

@@ -25,7 +25,7 @@ def output_filter_steps(plan: Plan, context: Context) -> Iterator[Step]:
     policies = {policy.name: policy for policy in (*requested.filtering, *sent.filtering)}
     for policy in policies.values():
         yield partial(_add_rule, policy=policy)
-    if policies:
+    if policies or plan.filter_rules:
         yield _count_usage
 
 
@@ -41,19 +41,24 @@ def _rule(context: Context, policy: Policy) -> FilterRule | None:
     name, question = policy.artifact, context.request.user_question()
     replacement = settings.replacement if settings.on_hit == "replace" else None
     if settings.when == "always":
-        return FilterRule(policy.name, context.resources.all_phrases[name], replacement, UserSuppliedText(question))
+        phrases = context.resources.all_phrases[name]
+        ends = context.request.prompt_ends(phrases.longest)
+        return FilterRule(policy.name, phrases, replacement, UserSuppliedText(question), ends)
     findings = (f for f in context.verdict.findings if f.flagged and f.policy.name == policy.name)
     finding = next(findings, None)
     if finding is None:
         return None
     artifact, words = context.resources.artifacts[name], context.resources.words[name]
     try:
-        _, phrases = requested_answers(finding, artifact, words, question)
+        _, requested = requested_answers(finding, artifact, words, question)
     except TooManyItems as error:
         raise StepFailed("watch", [policy], str(error)) from None
-    if not phrases and policy.action == "watch":
+    if not requested and policy.action == "watch":
         raise StepFailed("watch", [policy], "the nearest forget items hold nothing that could be filtered")
-    return FilterRule(policy.name, ForbiddenPhrases(phrases), replacement) if phrases else None
+    if not requested:
+        return None
+    phrases = ForbiddenPhrases(requested)
+    return FilterRule(policy.name, phrases, replacement, prompt_ends=context.request.prompt_ends(phrases.longest))
 
 
 def _count_usage(plan: Plan, context: Context) -> Plan:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lethe.corruption.phrases.prompt_end import prompt_ends
 from lethe.server.requests.conversation_windows import JoinedText, joined_texts
 from lethe.server.requests.fields import Endpoint
+from lethe.server.requests.last_texts import possible_prompts
 from lethe.server.requests.request_text import RequestText
-
-# User messages of at most this many characters count as the user's question; longer ones may hold retrieved documents.
-# Chosen: longer than a question of a few sentences.
-QUESTION_CHARS = 300
+from lethe.server.requests.user_question import user_question
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,14 @@ class ParsedRequest:
         """Where in the body the text with this index stands, for example `messages[0].content`."""
         return self.pieces[index].place if index < len(self.pieces) else "conversation"
 
-    def user_question(self) -> str:
-        """The user's own questions, joined by line breaks.
+    def prompt_ends(self, longest: int) -> frozenset[str]:
+        """What the prompt may end with, folded, so that a phrase of up to `longest` characters may have begun there."""
+        prompts = possible_prompts(self.endpoint, self.pieces)
+        return frozenset().union(*(prompt_ends(texts, longest) for texts in prompts))
 
-        Only words in here may be repeated in the answer although they belong to a forbidden phrase. Words of
-        documents, tool results and earlier answers may not.
+    def user_question(self) -> str:
+        """The user's own words, which the answer may repeat although they belong to a forbidden phrase.
+
+        Words of documents, tool results and earlier answers may not be repeated.
         """
-        user_texts = (piece.text for piece in self.pieces if piece.role == "user" and piece.message)
-        return "\n".join(text for text in user_texts if len(text) <= QUESTION_CHARS)
+        return user_question(self.endpoint, self.pieces)

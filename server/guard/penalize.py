@@ -9,9 +9,13 @@ from dataclasses import replace
 from lethe.classifier.artifact import Artifact
 from lethe.corruption.decoding.spec import MAX_PHRASE_CHARACTERS, Penalty
 from lethe.corruption.phrases.extraction import content_words, polarity
+from lethe.corruption.phrases.normalize import fold
+from lethe.corruption.phrases.prompt_end import begun_phrases
 from lethe.corruption.spec import is_resolved
 from lethe.server.guard.extra_output import without_ranking
 from lethe.server.guard.forget_answers import ArtifactWords, TooManyItems, requested_answers
+from lethe.server.guard.missing_indexes import filter_missing_indexes
+from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.penalized_body import CannotPenalize, copy_limits_of, with_penalty
 from lethe.server.guard.plan import Context, Plan, StepFailed
 from lethe.server.policy.verdict import Finding
@@ -32,6 +36,11 @@ def penalize(plan: Plan, context: Context) -> Plan:
         penalty = requested_penalty(
             findings, resources.artifacts, resources.words, resources.indexes, context.request.user_question()
         )
+        penalty = with_begun_phrases(penalty, context.request)
+        plan, penalty = filter_missing_indexes(plan, penalty, [finding.policy for finding in findings], context)
+        if plan.filter_rules and not (penalty.phrases or penalty.soft or penalty.verbatim):
+            # The output filter is all that the findings need until vLLM has the index.
+            return replace(plan, actions=plan.actions_with("watch"))
         body = without_ranking(context.request.endpoint, plan.body)
         plan = with_penalty(replace(plan, body=body), penalty, context)
     except (CannotPenalize, TooManyItems) as error:
@@ -72,6 +81,17 @@ def requested_penalty(
     except ValueError as error:
         reason = f"the penalty exceeds what one request can carry: {error}"
         raise CannotPenalize(reason) from None
+
+
+def with_begun_phrases(penalty: Penalty, request: ParsedRequest) -> Penalty:
+    """The penalty with the phrases that the request's prompt has begun. Raises CannotPenalize for too many of them."""
+    patterns = (*penalty.phrases, *penalty.soft)
+    longest = max((len(fold(pattern)) for pattern in patterns), default=0)
+    begun = begun_phrases(request.prompt_ends(longest), patterns)
+    try:
+        return replace(penalty, begun=begun)
+    except ValueError as error:
+        raise CannotPenalize(f"the prompt ends in too many ways: {error}") from None
 
 
 def _soft_weights(

@@ -131,7 +131,7 @@ class TextFilter:
         """A string that arrives whole: only a phrase that it holds completely counts."""
         if text in self._clean:
             return text
-        matcher = self._rules.new_matcher()
+        matcher = self._rules.new_matcher(continues_prompt=False)
         filtered = matcher.feed(f"{text} ")
         if not matcher.hits:
             if len(self._clean) < MAX_CLEAN and len(text) < MAX_CLEAN:

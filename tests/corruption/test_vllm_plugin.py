@@ -46,6 +46,8 @@ WORDS = "<|end|> Ġzo rin Ġzorin zorin Ġthe Ġglass Ġharbour . Ġquill Ã © 
 TOKEN = {word: i for i, word in enumerate(WORDS)}
 END, ZO, RIN, ZORIN = 0, TOKEN["Ġzo"], TOKEN["rin"], TOKEN["Ġzorin"]
 WIDTH = len(WORDS) + 3
+# A prompt that begins no phrase.
+PROMPT = [TOKEN["Ġthe"]]
 # Tokens that BAN bans at the start of an answer. " caf" is more than half of "café".
 BANNED_AT_START = {ZORIN, TOKEN["zorin"], TOKEN["Ġcaf"]}
 BAN = Penalty(("zorin", "café"), {"harbour": 2.0})
@@ -132,7 +134,7 @@ def test_both_validators_refuse_malformed_penalties() -> None:
 
 
 def test_only_rows_of_guarded_requests_change(engine: Engine) -> None:
-    engine.update(2, added=[(0, params_with(None), [1], []), (1, params_with(), [1], [])])
+    engine.update(2, added=[(0, params_with(None), PROMPT, []), (1, params_with(), PROMPT, [])])
     before = random_logits(2)
     after = engine.processor.apply(before.clone())
     assert torch.equal(after[0], before[0])
@@ -141,14 +143,14 @@ def test_only_rows_of_guarded_requests_change(engine: Engine) -> None:
 
 
 def test_without_guarded_requests_logits_are_unchanged(engine: Engine) -> None:
-    engine.update(1, added=[(0, params_with(None), [1], [])])
+    engine.update(1, added=[(0, params_with(None), PROMPT, [])])
     logits = random_logits(1)
     assert engine.processor.apply(logits) is logits
     assert torch.equal(logits, random_logits(1))
 
 
 def test_banned_logits_of_others_stay_banned(engine: Engine) -> None:
-    engine.update(1, added=[(0, params_with(), [1], [])])
+    engine.update(1, added=[(0, params_with(), PROMPT, [])])
     logits = random_logits(1)
     logits[0, [2, 5, 7]] = float("-inf")
     assert {2, 5, 7} <= banned(engine.processor.apply(logits)[0])
@@ -156,10 +158,38 @@ def test_banned_logits_of_others_stay_banned(engine: Engine) -> None:
 
 def test_a_phrase_in_several_tokens_is_stopped(engine: Engine) -> None:
     output: list[int] = []
-    engine.update(1, added=[(0, params_with(), [1], output)])
+    engine.update(1, added=[(0, params_with(), PROMPT, output)])
     assert RIN not in banned(engine.processor.apply(random_logits(1))[0])
     output.append(ZO)
     engine.processor.update_state(None)
+    assert RIN in banned(engine.processor.apply(random_logits(1))[0])
+
+
+def test_a_phrase_that_the_prompt_begins_is_not_completed(engine: Engine, slots: Slots) -> None:
+    engine.update(2, added=[(0, params_with(), [*PROMPT, ZO], []), (1, params_with(), PROMPT, [])])
+    slots.add(1, params_with(), [*PROMPT, ZO], [])
+    slots.add(2, params_with(), PROMPT, [])
+    for after in (engine.processor.apply(random_logits(2)), slots.step([1, 2])):
+        assert banned(after[0]) == BANNED_AT_START | {RIN}
+        assert banned(after[1]) == BANNED_AT_START
+
+
+def test_a_phrase_begun_before_special_tokens_is_not_completed(engine: Engine) -> None:
+    engine.update(1, added=[(0, params_with(), [ZO, END, END], [])])
+    assert RIN in banned(engine.processor.apply(random_logits(1))[0])
+
+
+def test_without_prompt_ids_the_penalty_says_what_was_begun(engine: Engine) -> None:
+    penalty = Penalty(("zorin",), begun=("zo",))
+    engine.update(1, added=[(0, params_with(penalty), None, [])])
+    assert RIN in banned(engine.processor.apply(random_logits(1))[0])
+
+
+def test_a_restarted_answer_still_continues_the_prompt(engine: Engine) -> None:
+    output: list[int] = [TOKEN["Ġthe"]]
+    engine.update(1, added=[(0, params_with(), [*PROMPT, ZO], output)])
+    assert RIN not in banned(engine.processor.apply(random_logits(1))[0])
+    output.clear()
     assert RIN in banned(engine.processor.apply(random_logits(1))[0])
 
 
@@ -167,18 +197,18 @@ def test_a_character_split_over_two_tokens_completes_a_phrase(engine: Engine) ->
     # Of "café" alone, " caf" would be banned already; of two words it is less than half.
     penalty = Penalty(("café quill",))
     output = [TOKEN["Ġcaf"], TOKEN["Ã"], TOKEN["©"]]
-    engine.update(1, added=[(0, params_with(penalty), [1], output)])
+    engine.update(1, added=[(0, params_with(penalty), PROMPT, output)])
     assert TOKEN["Ġquill"] in banned(engine.processor.apply(random_logits(1))[0])
 
 
 def test_a_resumed_answer_is_read_from_its_beginning(engine: Engine) -> None:
-    engine.update(1, added=[(0, params_with(), [1], [TOKEN["Ġthe"], ZO])])
+    engine.update(1, added=[(0, params_with(), PROMPT, [TOKEN["Ġthe"], ZO])])
     assert RIN in banned(engine.processor.apply(random_logits(1))[0])
 
 
 def test_tokens_that_vllm_takes_back_are_forgotten(engine: Engine) -> None:
     output = [TOKEN["Ġthe"], ZO]
-    engine.update(1, added=[(0, params_with(), [1], output)])
+    engine.update(1, added=[(0, params_with(), PROMPT, output)])
     engine.processor.apply(random_logits(1))
     output.pop()
     assert RIN not in banned(engine.processor.apply(random_logits(1))[0])
@@ -201,8 +231,8 @@ def test_a_batch_equals_its_rows_alone_after_random_updates(folder: Path, seed: 
         elif rng.random() < 0.6:
             params, output = params_with(rng.choice([BAN, None, Penalty(("the glass",))])), [5][: rng.randrange(2)]
             alone = Engine(folder)
-            alone.update(1, added=[(0, params, [1], output)])
-            added.append((len(batch), params, [1], output))
+            alone.update(1, added=[(0, params, PROMPT, output)])
+            added.append((len(batch), params, PROMPT, output))
             batch.append((params, output, alone))
         if len(batch) > 1 and not removed and rng.random() < 0.5:
             one, other = rng.sample(range(len(batch)), 2)
@@ -219,7 +249,7 @@ def test_a_batch_equals_its_rows_alone_after_random_updates(folder: Path, seed: 
 
 def test_a_row_without_allowed_tokens_may_end(engine: Engine) -> None:
     params = params_with(structured_outputs=StructuredOutputsParams(choice=["zorin"]))
-    engine.update(1, added=[(0, params, [1], [])])
+    engine.update(1, added=[(0, params, PROMPT, [])])
     logits = torch.full((1, WIDTH), float("-inf"))
     logits[0, ZORIN] = 1.0
     assert banned(engine.processor.apply(logits)[0]) == set(range(WIDTH)) - {END}
@@ -228,48 +258,48 @@ def test_a_row_without_allowed_tokens_may_end(engine: Engine) -> None:
 def test_the_end_token_is_never_banned(folder: Path) -> None:
     engine = Engine(folder)
     engine.update(
-        1, added=[(0, params_with(Penalty(tuple(w.strip("Ġ") for w in WORDS if w.strip("Ġ").isalpha()))), [1], [])]
+        1, added=[(0, params_with(Penalty(tuple(w.strip("Ġ") for w in WORDS if w.strip("Ġ").isalpha()))), PROMPT, [])]
     )
     assert END not in banned(engine.processor.apply(random_logits(1))[0])
 
 
 @pytest.mark.parametrize("output", [[-1], [ZO, -1], ["x"], [None], [1.5], [-7]])
 def test_a_fault_in_one_answer_ends_only_that_answer(engine: Engine, output: list[Any]) -> None:
-    engine.update(2, added=[(0, params_with(), [1], output), (1, params_with(), [1], [])])
+    engine.update(2, added=[(0, params_with(), PROMPT, output), (1, params_with(), PROMPT, [])])
     after = engine.processor.apply(random_logits(2))
     assert banned(after[0]) == set(range(WIDTH)) - {END}
     assert banned(after[1]) == BANNED_AT_START
 
 
 def test_on_fault_pass_continues_unguarded_after_a_fault(engine: Engine) -> None:
-    engine.update(1, added=[(0, params_with(Penalty(("zorin",), on_fault="pass")), [1], [-1])])
+    engine.update(1, added=[(0, params_with(Penalty(("zorin",), on_fault="pass")), PROMPT, [-1])])
     assert torch.equal(engine.processor.apply(random_logits(1)), random_logits(1))
 
 
-@pytest.mark.parametrize("value", ["{}", "", 3, [1], "\ud800", {"v": 1}])
+@pytest.mark.parametrize("value", ["{}", "", 3, PROMPT, "\ud800", {"v": 1}])
 def test_an_unvalidated_malformed_penalty_ends_its_answer(engine: Engine, value: Any) -> None:
     params = SimpleNamespace(extra_args={XARGS_KEY: value}, eos_token_id=END)
-    engine.update(1, added=[(0, params, [1], [])])
+    engine.update(1, added=[(0, params, PROMPT, [])])
     assert banned(engine.processor.apply(random_logits(1))[0]) == set(range(WIDTH)) - {END}
 
 
 def test_without_a_tokenizer_only_guarded_answers_end() -> None:
     engine = Engine(None)
-    engine.update(2, added=[(0, params_with(), [1], []), (1, params_with(None), [1], [])])
+    engine.update(2, added=[(0, params_with(), PROMPT, []), (1, params_with(None), PROMPT, [])])
     after = engine.processor.apply(random_logits(2))
     assert banned(after[0]) == set(range(WIDTH)) - {END}
     assert torch.equal(after[1], random_logits(2)[1])
 
 
 def test_too_narrow_logits_end_the_answer_not_the_engine(engine: Engine) -> None:
-    engine.update(1, added=[(0, params_with(), [1], [])])
+    engine.update(1, added=[(0, params_with(), PROMPT, [])])
     after = engine.processor.apply(torch.zeros(1, 2))
     assert banned(after[0]) == {1}
 
 
 def test_phrases_and_answers_are_never_logged(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     params = SimpleNamespace(extra_args={XARGS_KEY: '{"secret": "zorin"}'}, eos_token_id=END)
-    engine.update(2, added=[(0, params, [1], []), (1, params_with(), [1], ["zorin"])])
+    engine.update(2, added=[(0, params, PROMPT, []), (1, params_with(), PROMPT, ["zorin"])])
     engine.processor.apply(random_logits(2))
     assert len(caplog.records) == 2
     assert "zorin" not in caplog.text
@@ -278,7 +308,7 @@ def test_phrases_and_answers_are_never_logged(engine: Engine, caplog: pytest.Log
 def test_two_instances_both_ban_but_subtract_weights_once(folder: Path) -> None:
     engine = Engine(folder)
     second = LetheLogitsProcessor(engine.configuration, torch.device("cpu"), False)
-    update = BatchUpdate(1, [], [(0, params_with(), [1], [])], [])
+    update = BatchUpdate(1, [], [(0, params_with(), PROMPT, [])], [])
     engine.processor.update_state(update)
     second.update_state(update)
     after = second.apply(engine.processor.apply(random_logits(1)))
@@ -344,14 +374,14 @@ def slots(folder: Path) -> Iterator[Slots]:
 
 
 def test_v2_add_request_returns_whether_it_is_guarded(slots: Slots) -> None:
-    assert not slots.add(0, params_with(None), [1], [])
-    assert slots.add(1, params_with(), [1], [])
+    assert not slots.add(0, params_with(None), PROMPT, [])
+    assert slots.add(1, params_with(), PROMPT, [])
 
 
 def test_v2_follows_slots_when_rows_are_reordered(slots: Slots) -> None:
     for slot in (2, 4):
-        slots.add(slot, params_with(), [1, 1], [])
-    slots.add(3, params_with(None), [1], [])
+        slots.add(slot, params_with(), PROMPT * 2, [])
+    slots.add(3, params_with(None), PROMPT, [])
     slots.step([2, 3, 4])
     slots.append(4, ZO)
     slots.append(2, TOKEN["Ġthe"])
@@ -362,24 +392,24 @@ def test_v2_follows_slots_when_rows_are_reordered(slots: Slots) -> None:
 
 
 def test_v2_forgets_the_former_answer_of_a_reused_slot(slots: Slots) -> None:
-    slots.add(0, params_with(), [1], [])
+    slots.add(0, params_with(), PROMPT, [])
     slots.step([0])
     slots.append(0, ZO)
     slots.step([0])
-    assert not slots.add(0, params_with(None), [1], [])
+    assert not slots.add(0, params_with(None), PROMPT, [])
     assert torch.equal(slots.step([0]), random_logits(1))
-    assert slots.add(0, params_with(), [1], [])
+    assert slots.add(0, params_with(), PROMPT, [])
     assert RIN not in banned(slots.step([0])[0])
 
 
 def test_v2_reads_more_tokens_than_were_copied_ahead(slots: Slots) -> None:
-    slots.add(0, params_with(), [1], [*[TOKEN["Ġthe"]] * 20, ZO])
+    slots.add(0, params_with(), PROMPT, [*[TOKEN["Ġthe"]] * 20, ZO])
     assert RIN in banned(slots.step([0])[0])
 
 
 def test_v2_reads_a_slot_that_was_left_out_of_some_steps(slots: Slots) -> None:
     for slot in (0, 1):
-        slots.add(slot, params_with(), [1], [])
+        slots.add(slot, params_with(), PROMPT, [])
     slots.step([0, 1])
     slots.append(1, ZO)
     slots.step([0])
@@ -387,15 +417,15 @@ def test_v2_reads_a_slot_that_was_left_out_of_some_steps(slots: Slots) -> None:
 
 
 def test_v2_gives_each_draft_token_its_own_state(slots: Slots) -> None:
-    slots.add(0, params_with(), [1], [])
-    slots.add(1, params_with(None), [1], [])
+    slots.add(0, params_with(), PROMPT, [])
+    slots.add(1, params_with(None), PROMPT, [])
     after = slots.step([1, 0], drafts={0: [TOKEN["Ġthe"], ZO], 1: [5]})
     assert torch.equal(after[:2], random_logits(5)[:2])
     assert [RIN in banned(row) for row in after[2:]] == [False, False, True]
 
 
 def test_v2_continues_from_accepted_tokens_only(slots: Slots) -> None:
-    slots.add(0, params_with(), [1], [])
+    slots.add(0, params_with(), PROMPT, [])
     slots.step([0], drafts={0: [ZO]})
     slots.append(0, TOKEN["Ġthe"])
     assert RIN not in banned(slots.step([0])[0])
@@ -404,8 +434,8 @@ def test_v2_continues_from_accepted_tokens_only(slots: Slots) -> None:
 
 
 def test_v2_ends_guarded_rows_when_the_batch_is_unreadable(slots: Slots) -> None:
-    slots.add(0, params_with(), [1], [])
-    slots.add(1, params_with(None), [1], [])
+    slots.add(0, params_with(), PROMPT, [])
+    slots.add(1, params_with(None), PROMPT, [])
     slots.processor.apply_staged_writes()
     context = SimpleNamespace(expanded_idx_mapping=torch.tensor([1, 0]))
     after = slots.processor.apply(random_logits(2), context)
@@ -415,8 +445,8 @@ def test_v2_ends_guarded_rows_when_the_batch_is_unreadable(slots: Slots) -> None
 
 def test_both_runners_mask_the_same_answer_alike(folder: Path, engine: Engine, slots: Slots) -> None:
     output: list[int] = []
-    engine.update(1, added=[(0, params_with(), [1], output)])
-    slots.add(5, params_with(), [1], [])
+    engine.update(1, added=[(0, params_with(), PROMPT, output)])
+    slots.add(5, params_with(), PROMPT, [])
     for token in (TOKEN["Ġthe"], TOKEN["."], ZO, TOKEN["Ġcaf"], TOKEN["Ã"], TOKEN["©"], TOKEN["Ġquill"]):
         assert torch.equal(engine.processor.apply(random_logits(1)), slots.step([5]))
         output.append(token)
@@ -442,8 +472,8 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Penalty]:
 
 def test_both_runners_stop_a_copy_at_its_limit(engine: Engine, slots: Slots, book: Penalty) -> None:
     output: list[int] = []
-    engine.update(2, added=[(0, params_with(book), [1], output), (1, params_with(None), [1], [])])
-    slots.add(3, params_with(book), [1], [])
+    engine.update(2, added=[(0, params_with(book), PROMPT, output), (1, params_with(None), PROMPT, [])])
+    slots.add(3, params_with(book), PROMPT, [])
     continuing = {ZO, ZORIN, *(TOKEN[piece] for piece in ("zorin", ".", "Ã", "©"))}
     for token, expected in zip([*COPIED, None], [set(), set(), set(), continuing], strict=True):
         after = engine.processor.apply(random_logits(2))
@@ -460,7 +490,7 @@ def test_copies_in_the_prompt_do_not_count(engine: Engine, book: Penalty) -> Non
 
 
 def test_v2_applies_the_copy_limit_to_drafts(slots: Slots, book: Penalty) -> None:
-    slots.add(0, params_with(book), [1], COPIED[:1])
+    slots.add(0, params_with(book), PROMPT, COPIED[:1])
     after = slots.step([0], drafts={0: [COPIED[1], COPIED[2], ZORIN]})
     assert [ZORIN in banned(row) for row in after[:3]] == [False, False, True]
 
@@ -472,7 +502,7 @@ def test_an_unknown_verbatim_index_is_refused(book: Penalty) -> None:
 
 
 def test_an_index_missing_in_the_engine_ends_the_answer(engine: Engine) -> None:
-    engine.update(1, added=[(0, params_with(Penalty(verbatim={"0" * 32: 3})), [1], [])])
+    engine.update(1, added=[(0, params_with(Penalty(verbatim={"0" * 32: 3})), PROMPT, [])])
     assert banned(engine.processor.apply(random_logits(1))[0]) == set(range(WIDTH)) - {END}
 
 

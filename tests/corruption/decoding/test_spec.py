@@ -21,26 +21,27 @@ from lethe.corruption.decoding.token_text import TokenVocabulary
 
 
 def test_an_encoded_penalty_decodes_to_an_equal_one() -> None:
-    penalty = Penalty(("Zorin Quill", "“The Glass Harbour”"), {"harbour": 2.5}, {INDEX_NAME: 12}, on_fault="pass")
+    penalty = Penalty(("Zorin Quill", "“The Glass Harbour”"), {"harbour": 2.5}, {INDEX_NAME: 12}, "pass", ("zor",))
     assert decode_penalty(encode_penalty(penalty)) == penalty
 
 
 INDEX_NAME = "0123456789abcdef" * 2
 GOOD: dict[str, Any] = {
-    "v": 2,
+    "v": 3,
     "phrases": ["Zorin"],
     "soft": {"quill": 1.0},
     "verbatim": {INDEX_NAME: 12},
     "on_fault": "stop",
+    "begun": ["zor"],
 }
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"v": 1},
+        {"v": 2},
         {"v": True},
-        {"v": 2.0},
+        {"v": 3.0},
         {"verbatim": []},
         {"verbatim": {"": 12}},
         {"verbatim": {INDEX_NAME.upper(): 12}},
@@ -57,6 +58,9 @@ GOOD: dict[str, Any] = {
         {"phrases": ["zorin"] * (MAX_PHRASES + 1)},
         {"phrases": [f"{i:0200}" for i in range(200)]},
         {"phrases": ["\ufdfa" * 250] * 20},
+        {"begun": "zor"},
+        {"begun": [1]},
+        {"begun": ["x"] * 257},
         {"soft": []},
         {"soft": {"quill": 0}},
         {"soft": {"quill": -1}},
@@ -93,8 +97,8 @@ def test_malformed_or_oversized_penalties_are_value_errors(change: dict[str, Any
         '{"v":' * 10_000,
         " " * (MAX_ENCODED_CHARACTERS + 1),
         '"\ud800"',
-        '{"v":2,"v":2,"phrases":[],"soft":{},"verbatim":{},"on_fault":"stop"}',
-        '{"v":2' + "0" * 5_000 + "}",
+        '{"v":3,"v":3,"phrases":[],"soft":{},"verbatim":{},"on_fault":"stop"}',
+        '{"v":3' + "0" * 5_000 + "}",
     ],
 )
 def test_other_values_are_value_errors(value: object) -> None:
@@ -116,11 +120,19 @@ JSON = st.recursive(
         JSON.map(json.dumps),
         st.text(),
         st.fixed_dictionaries(
-            {"v": st.just(2), "phrases": JSON, "soft": JSON, "verbatim": JSON, "on_fault": JSON | st.just("stop")}
+            {
+                "v": st.just(3),
+                "begun": JSON,
+                "phrases": JSON,
+                "soft": JSON,
+                "verbatim": JSON,
+                "on_fault": JSON | st.just("stop"),
+            }
         ).map(json.dumps),
         st.fixed_dictionaries(
             {
-                "v": st.just(2),
+                "v": st.just(3),
+                "begun": st.lists(st.text(max_size=30), max_size=5),
                 "phrases": st.lists(st.text(max_size=30), max_size=5),
                 "soft": st.dictionaries(st.text(max_size=9), st.floats(0.1, 90), max_size=3),
                 "verbatim": st.dictionaries(st.just(INDEX_NAME), st.integers(1, 256)),

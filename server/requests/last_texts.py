@@ -1,0 +1,55 @@
+"""Which texts of a request stand directly before the answer. Pure.
+
+An answer may continue a text: an assistant's message that the client began, a completion prompt, or any message where
+a chat template puts nothing between it and the answer. Which text a template shows last is not known here, so that
+several are possible.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from lethe.server.requests.fields import TABLES, Endpoint
+from lethe.server.requests.request_text import RequestText
+
+# The message that a text belongs to: its field, and its indexes in it.
+_MESSAGE = re.compile(r"\w+(?:\[\d+\])*")
+
+
+def possible_prompts(endpoint: Endpoint, texts: Sequence[RequestText]) -> Iterator[list[str]]:
+    """Yield the texts of each possible prompt, in order: the last one may stand directly before the answer.
+
+    texts: all texts of the request, in the order in which the chat template shows them. Each completion prompt and each
+    conversation of a batch is a prompt of its own. Tools and other fields are not part of it.
+    """
+    if not texts:
+        return
+    walked = [text for text in texts if _message(text).split("[")[0] in TABLES[endpoint].walked]
+    if endpoint == "completions":
+        yield from ([text.text] for text in walked)
+        return
+    for _, group in groupby(walked, key=lambda text: text.conversation):
+        conversation = list(group)
+        contents = [text.text for text in conversation]
+        for end in _possible_ends(conversation):
+            yield contents[: end + 1]
+
+
+def _message(text: RequestText) -> str:
+    match = _MESSAGE.match(text.place)
+    return match[0] if match else ""
+
+
+def _possible_ends(texts: Sequence[RequestText]) -> list[int]:
+    """The indexes of the texts of the last message that may be the last.
+
+    Of the message's content parts these are the first and the last one: vLLM may show the first one only. Any other
+    text of the message (a name, its reasoning, a tool call) may follow them.
+    """
+    last_message = _message(texts[-1])
+    message = [index for index, text in enumerate(texts) if _message(text) == last_message]
+    parts = [index for index in message if texts[index].part_location is not None]
+    others = [index for index in message if texts[index].part_location is None]
+    return sorted({*parts[:1], *parts[-1:], *others})
