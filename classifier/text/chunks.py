@@ -13,14 +13,17 @@ from zlib import crc32
 # Characters from which a text is cut. Chosen: a chunk's edges cost a little more work, and shorter texts are judged in
 # about a tenth of a second.
 MIN_CUT_CHARACTERS = 40_000
-# Characters of a chunk, without its overlap: after the first number a chunk ends with the next line that has the right
-# hash, after the second with any word. Chosen: about 20 ms of judging, and few edges.
-MIN_CHUNK_CHARACTERS, MAX_CHUNK_CHARACTERS = 6_000, 12_000
-# One line in this many may end a chunk. Chosen: lines of 40 characters end it after 640 more.
-LINES_PER_EDGE = 16
+# Fewest and most characters of a chunk, without its overlap and but for long runs without white space. Chosen: about
+# 20 ms of judging, and few edges.
+MIN_CHUNK_CHARACTERS, MAX_CHUNK_CHARACTERS = 2_000, 12_000
+# After the minimum, one character in this many is in a line that ends a chunk. Chosen: between the two.
+CHARACTERS_PER_EDGE = 5_000
 # Characters that a chunk shares with the one before it. Chosen: about a wide window, so that a question across the edge
 # is whole in one of them, also with each letter apart.
 OVERLAP_CHARACTERS = 1_500
+# A run without white space is cut at multiples of this many characters, and its chunks overlap by as many. Chosen:
+# divisible by 2, 3, 4, 5, 6 and 8, the characters of one encoded byte or group, and by 4³ for Base64 inside Base64.
+RUN_STEP = 3_840
 
 _LINE = re.compile(r"[^\n]*\n")
 _SPACE = re.compile(r"\s")
@@ -36,14 +39,15 @@ class Chunk(NamedTuple):
 def chunks_of(text: str) -> list[Chunk]:
     """Return the text in chunks; in one, if it is short. Together they hold every character.
 
-    A run without white space is never cut, so a chunk may be as long as the text.
+    Only runs without white space that are longer than a chunk are cut inside, at a multiple of RUN_STEP: so what is
+    encoded in them can be decoded.
     """
     if len(text) < MIN_CUT_CHARACTERS:
         return [Chunk(0, text)]
     chunks, start = [], 0
     while start < len(text):
         end = _end_of_chunk(text, start)
-        first = _after_space(text, max(start - OVERLAP_CHARACTERS, 0), start)
+        first = _start_of_overlap(text, start)
         chunks.append(Chunk(first, text[first:end]))
         start = end
     return chunks
@@ -61,15 +65,22 @@ def _end_of_chunk(text: str, start: int) -> int:
         if line is None:
             break
         at = line.end()
-        if crc32(line[0].encode("utf-8", "surrogatepass")) % LINES_PER_EDGE == 0:
+        if crc32(line[0].encode("utf-8", "surrogatepass")) % CHARACTERS_PER_EDGE < len(line[0]):
             return at
-    space = _SPACE.search(text, last)
-    return space.end() if space else len(text)
+    space = _SPACE.search(text, last, last + MAX_CHUNK_CHARACTERS)
+    if space:
+        return space.end()
+    # The run without white space that reaches past `last`, or begins there.
+    run = last if text[last - 1].isspace() else last - len(text[start:last].rsplit(None, 1)[-1])
+    return run if run > start else min(start + MAX_CHUNK_CHARACTERS // RUN_STEP * RUN_STEP, len(text))
 
 
-def _after_space(text: str, at: int, end: int) -> int:
-    """The first place from `at` on, and before `end`, that follows white space; `at` itself if it does, or is 0."""
+def _start_of_overlap(text: str, start: int) -> int:
+    """Where the chunk begins whose own characters begin at `start`: after white space, or inside a long run."""
+    if start and not text[start - 1].isspace():
+        return start - RUN_STEP
+    at = max(start - OVERLAP_CHARACTERS, 0)
     if at == 0:
         return 0
-    space = _SPACE.search(text, at - 1, end)
-    return space.end() if space else end
+    space = _SPACE.search(text, at - 1, start)
+    return space.end() if space else start

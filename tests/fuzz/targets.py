@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import re
@@ -16,18 +18,24 @@ from typing import Any, get_args
 import orjson
 
 from benchmarks.watch_streams import REPLACEMENT, occurrences, replaced
+from lethe.classifier import artifact_io
+from lethe.classifier.encoder.load import load_encoder
+from lethe.classifier.judge import Judge
 from lethe.classifier.text.views import EXTRA_CHARACTERS, MAX_GROWTH, text_views
+from lethe.classifier.work_limit import WorkExceeded, WorkLimit
 from lethe.corruption.phrases.normalize import fold
 from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
 from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule
 from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
+from lethe.evaluation.demo import demo
 from lethe.server.errors import BadRequest, GatewayError, Refused
+from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.output import sse
 from lethe.server.output.filter import DONE, ResponseFilter
 from lethe.server.requests import request_body as bodies
 from lethe.server.requests.extract import extract_texts
 from lethe.server.requests.fields import Endpoint
-from tests.corruption.phrases.test_trie import first_fault
+from tests.corruption.phrases.test_trie import is_forbidden
 from tests.server.requests.test_conversation_windows import joined_strings
 
 
@@ -133,8 +141,8 @@ def matcher(data: bytes) -> None:
     for part in cut(given, said):
         pieces = made.step(pieces, fold(part))
     assert pieces == state
-    if not first_fault(phrases, said):
-        assert made.forbids(state, fold(more)) == first_fault(phrases, said + more)
+    if not is_forbidden(phrases, said):
+        assert made.forbids(state, fold(more)) == is_forbidden(phrases, said + more)
     for node in state:
         for way in made.continuations(node, 8):
             assert way.text and (not way.at_end or made.forbids((node,), way.text))
@@ -263,10 +271,69 @@ def growth(data: bytes) -> None:
         assert min(_seconds(longer), _seconds(longer)) < max(MOST_GROWTH * min(_seconds(long), _seconds(long)), LEAST_S)
 
 
+# Work of a request. Judged texts have this many characters at most, the default of LETHE_MAX_PROMPT_CHARS.
+MOST_CHARACTERS = 400_000
+# Processor seconds of a step of judging: the limit on the work of a request is looked at between steps, and others that
+# wait may go first. Three times what the slowest step was seen to take.
+MOST_STEP_S = 1.0
+
+
+class StepTimes(WorkLimit):
+    """A limit that measures the processor time between two looks at it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.longest_s, self._last_s = 0.0, time.thread_time()
+
+    def check(self) -> None:
+        self.measure()
+        super().check()
+
+    def measure(self) -> None:
+        now = time.thread_time()
+        self.longest_s, self._last_s = max(self.longest_s, now - self._last_s), now
+
+
+@functools.cache
+def _work_judge() -> Judge:
+    return Judge({"a": artifact_io.load_artifact(demo.ARTIFACTS / demo.ARTIFACT)}, load_encoder())
+
+
+def work_seconds(data: bytes) -> tuple[float, float]:
+    """Judge a conversation of repeated pieces under the limit; processor seconds in all, and of the longest step."""
+    sizes, _, said = data.partition(b"\0")
+    texts = [part for part in _text(said[:600]).split("\x1f") if part][:8]
+    scale = 1 + (sizes[0] if sizes else 0) % 16
+    size = MOST_CHARACTERS * scale // 16 // max(len(texts), 1)
+    # A different number in each repetition, so that no two pieces are alike, where the second byte asks for it.
+    counted = len(sizes) > 1 and sizes[1] % 2
+    long = [
+        "".join(f"{text}{i}" if counted else text for i in range(math.ceil(size / len(text))))[:size] for text in texts
+    ]
+    roles = ("user", "system", "assistant")
+    body = {"messages": [{"role": roles[i % 3], "content": text} for i, text in enumerate(long)]}
+    judged = ParsedRequest("chat", body, extract_texts("chat", body)).texts
+    judge, limit = _work_judge(), StepTimes(2.0)
+    judge.clear_cache()
+    started = time.thread_time()
+    with contextlib.suppress(WorkExceeded):
+        limit.run(lambda: judge.judge(judged))
+    limit.measure()
+    return time.thread_time() - started, limit.longest_s
+
+
+def work(data: bytes) -> None:
+    """No step of judging takes long, whatever is judged, so that the limit on a request's work holds."""
+    _, longest = work_seconds(data)
+    if longest > MOST_STEP_S:
+        # Once more, since anything may hold up a process once.
+        assert min(work_seconds(data)[1], work_seconds(data)[1]) < MOST_STEP_S
+
+
 CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n'
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "events": events, "body": body, "matcher": matcher, "watch": watch, "answer": answer, "readings": readings,
-    "growth": growth,
+    "growth": growth, "work": work,
 }  # fmt: skip
 SEEDS: dict[str, list[bytes]] = {
     "events": [
@@ -313,5 +380,10 @@ SEEDS: dict[str, list[bytes]] = {
         b"&#65;",
         b"vardholmvardhol", "é́".encode(), b"\\", b"=41", b"&amp;", b"a\n", b"Vardh0lm ", b"1 2 3 ",
         b"mlohdrav ", b"aaaab",
+    ],
+    "work": [
+        b"\0\0(a", b"\1\1aaaab", b"\1\1Hsaio Yun-Hwa's birthplce ", b"\1\1h s i a o \x1fWho is Hsiao",
+        b"\2\1vardholmvardhol",
+        b"\2\1<p>Hsiao</p>", b"\2\0V2hh", b"\2\1x = foo(bar, 'baz')\n",
     ],
 }  # fmt: skip

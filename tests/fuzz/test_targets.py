@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.conftest import FACTOR
-from tests.fuzz.targets import SEEDS, TARGETS
+from tests.fuzz.expensive import search
+from tests.fuzz.targets import MOST_STEP_S, SEEDS, TARGETS
 
 # What a law once did not hold for, or what took too long. Each is mended; none may come back.
 FINDINGS = [
@@ -19,7 +20,7 @@ FINDINGS = [
 @pytest.mark.parametrize("name", TARGETS)
 def test_laws_hold_for_the_seeds(name: str) -> None:
     # Those that take their time are for longer runs.
-    some = SEEDS[name] if name != "growth" or FACTOR > 1 else SEEDS[name][:6]
+    some = SEEDS[name] if name not in ("growth", "work") or FACTOR > 1 else SEEDS[name][:6]
     for seed in some:
         TARGETS[name](seed)
 
@@ -29,7 +30,7 @@ def test_laws_hold_for_what_was_found(name: str, data: bytes) -> None:
     TARGETS[name](data)
 
 
-@pytest.mark.parametrize("name", [name for name in TARGETS if name != "growth"])
+@pytest.mark.parametrize("name", [name for name in TARGETS if name not in ("growth", "work")])
 @settings(max_examples=40 * FACTOR, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_laws_hold_for_spoilt_seeds(name: str, data: st.DataObject) -> None:
@@ -38,3 +39,10 @@ def test_laws_hold_for_spoilt_seeds(name: str, data: st.DataObject) -> None:
         at, size = data.draw(st.integers(0, len(raw))), data.draw(st.integers(0, 6))
         raw = raw[:at] + data.draw(st.binary(max_size=6) | st.sampled_from(SEEDS[name])) + raw[at + size :]
     TARGETS[name](raw)
+
+
+def test_a_short_search_finds_no_step_that_takes_long() -> None:
+    dearest = search(seconds=10.0 * FACTOR, seed=1)
+    assert dearest and max(cost.longest_s for cost in dearest) < MOST_STEP_S
+    # Work that exceeds its limit stops one step later.
+    assert max(cost.seconds for cost in dearest) < 2.0 + 2 * MOST_STEP_S
