@@ -36,6 +36,26 @@ ANTHROPIC_KINDS: Final = {
     503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
 
+# The code by which OpenAI's clients know that a prompt is too long.
+TOO_LONG: Final = "context_length_exceeded"
+# Characters of a token, to state a limit in characters in tokens. A usual rule of thumb for English.
+CHARACTERS_PER_TOKEN: Final = 4
+# How vLLM's messages say that a prompt is too long (0.11 to 0.33): the numbers of tokens of prompt and limit.
+_TOO_LONG_MESSAGES: Final = (
+    re.compile(r"maximum context length is (?P<max>\d+) tokens\. However, your (?:prompt|request) (?:contains|has) "
+               r"(?:at least )?(?P<tokens>\d+) input tokens"),
+    re.compile(r"maximum context length is (?P<max>\d+) tokens\. However, your prompt contains (?P<characters>\d+) "
+               r"characters \(more than (?P<max_characters>\d+) characters"),
+    re.compile(r"maximum context length is (?P<max>\d+) tokens\. However, you requested (?P<tokens>\d+) tokens"),
+    re.compile(r"Input length \((?P<tokens>\d+)\) exceeds model's maximum context length \((?P<max>\d+)\)"),
+    re.compile(r"prompt \((?:total )?length (?P<tokens>\d+)\).{0,80} longer than the maximum model length of "
+               r"(?P<max>\d+)"),
+)  # fmt: skip
+# Prompt and answer together are too long: vLLM's words, and Anthropic's.
+_NO_ROOM: Final = re.compile(
+    r"(?P<answer>\d+)\. This model's maximum context length is (?P<max>\d+) tokens and your request has "
+    r"(?P<tokens>\d+) input tokens"
+)
 # Characters of an upstream error message that are repeated to the client. Chosen: several lines.
 MAX_MESSAGE_CHARS: Final = 2000
 # Only matches a JSON key: inside a string its quotation marks would be escaped.
@@ -68,6 +88,41 @@ class GatewayError(Exception):
 class BadRequest(GatewayError):
     status = 400
     kind = "invalid_request_error"
+
+
+class PromptTooLong(BadRequest):
+    """The prompt is longer than the model, or the gateway, reads. Agents that know it by its words shorten the prompt.
+
+    tokens, max_tokens: of the prompt, if known, and of what is read at most.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        tokens: int | None = None,
+        max_tokens: int = 0,
+        param: str | None = None,
+        code: str = TOO_LONG,
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        # In this form Claude Code recognises it; the second number must be smaller.
+        self.anthropic_message = (
+            message
+            if tokens is None
+            else f"prompt is too long: {max(tokens, max_tokens + 1)} tokens > {max_tokens} maximum"
+        )
+
+    @classmethod
+    def in_characters(cls, characters: int, max_characters: int) -> PromptTooLong:
+        """The gateway's own limit, which counts characters."""
+        tokens, max_tokens = math.ceil(characters / CHARACTERS_PER_TOKEN), max_characters // CHARACTERS_PER_TOKEN
+        message = (
+            f"This model's maximum context length is {max_tokens} tokens. However, your prompt has {characters} "
+            f"characters, about {tokens} tokens; at most {max_characters} characters are judged "
+            "(LETHE_MAX_PROMPT_CHARS). Please reduce the length of the prompt."
+        )
+        return cls(message, tokens=tokens, max_tokens=max_tokens, param="messages")
 
 
 class Unauthorized(GatewayError):
@@ -108,6 +163,8 @@ class RateLimited(GatewayError):
 class Refused(GatewayError):
     """A policy refused the request. as_answer: the client gets an ordinary answer that says so, not an error.
 
+    failed_stage, failure: where the guard failed and why, if the refusal stands in for what it could not do. They are
+    for the audit trail; the client is told neither.
     400 and not 403, which agents read as a broken login, and retry.
     """
 
@@ -119,6 +176,8 @@ class Refused(GatewayError):
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.as_answer = as_answer
+        self.failed_stage: str | None = None
+        self.failure: str | None = None
 
 
 class UpstreamFailed(GatewayError):
@@ -179,7 +238,8 @@ def error_response(
 def error_body(error: GatewayError, dialect: Dialect = "openai", request_id: str | None = None) -> bytes:
     """The JSON body: OpenAI's, always with all four keys, or Anthropic's."""
     if dialect == "anthropic":
-        return _anthropic_body(error.status, error.message, request_id)
+        message = error.anthropic_message if isinstance(error, PromptTooLong) else error.message
+        return _anthropic_body(error.status, message, request_id)
     return orjson.dumps({"error": _openai_fields(error)})
 
 
@@ -200,6 +260,10 @@ def translate_upstream_error(status: int, raw: bytes, dialect: Dialect, request_
         parsed = None
     body = parsed if isinstance(parsed, dict) else {}
     error = body["error"] if isinstance(body.get("error"), dict) else {}
+    if status == BadRequest.status and (
+        too_long := _too_long_body(_message_in(body, error), error, dialect, request_id)
+    ):
+        return too_long
     if _has_form(body, error, dialect):
         return None
     message = _message_in(body, error) or f"upstream returned status {status}"
@@ -208,6 +272,29 @@ def translate_upstream_error(status: int, raw: bytes, dialect: Dialect, request_
     kind = OPENAI_KINDS.get(status, BadRequest.kind if status < 500 else UpstreamFailed.kind)
     param, code = (value if isinstance(value := error.get(key), str) else None for key in ("param", "code"))
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def _too_long_body(message: str, error: dict[str, Any], dialect: Dialect, request_id: str) -> bytes | None:
+    """The error body for vLLM's message that a prompt is too long, in the words of the dialect; None for any other."""
+    no_room = _NO_ROOM.search(message)
+    matches = (pattern.search(message) for pattern in _TOO_LONG_MESSAGES)
+    match = no_room or next((match for match in matches if match), None)
+    if match is None:
+        return None
+    numbers = {name: int(value) for name, value in match.groupdict().items()}
+    param = error.get("param")
+    param = param if isinstance(param, str) else None
+    if no_room and dialect == "anthropic":
+        message = (
+            f"input length and `max_tokens` exceed context limit: {numbers['tokens']} + {numbers['answer']} > "
+            f"{numbers['max']}, decrease input length or `max_tokens` and try again"
+        )
+        return _anthropic_body(BadRequest.status, message, request_id)
+    if "characters" in numbers:
+        numbers["tokens"] = numbers["characters"] * numbers["max"] // max(numbers["max_characters"], 1)
+    return error_body(
+        PromptTooLong(message, tokens=numbers["tokens"], max_tokens=numbers["max"], param=param), dialect, request_id
+    )
 
 
 def message_of(raw: bytes) -> str:

@@ -19,9 +19,10 @@ from prometheus_client import Counter
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.judge import Judge, Score
 from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
-from lethe.server.errors import BadRequest, Refused
+from lethe.server.errors import BadRequest, PromptTooLong, Refused
+from lethe.server.guard.constraints import ConstraintCheck, LazySecretNames
 from lethe.server.guard.copy_limits import copy_limits
-from lethe.server.guard.corrupt import corrupt
+from lethe.server.guard.corrupt import MODEL_LIMIT, TAKES_EMBEDDINGS, corrupt
 from lethe.server.guard.decision import Decision, Forward, Reply
 from lethe.server.guard.forget_answers import LazyArtifactWords, every_phrase
 from lethe.server.guard.output_filter import output_filter_steps
@@ -34,7 +35,8 @@ from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy
 from lethe.server.policy.verdict import Verdict, decide
 from lethe.server.requests.extract import extract_texts
-from lethe.server.requests.fields import Endpoint
+from lethe.server.requests.fields import TABLES, Endpoint
+from lethe.server.requests.validation import with_plain_values
 from lethe.server.upstream.capabilities import Capabilities
 
 if TYPE_CHECKING:
@@ -125,6 +127,14 @@ class Guard:
             self._words.update(
                 (name, words) for name, words in prepared if previous.artifacts[name] is artifacts.get(name)
             )
+        self._names = LazySecretNames(artifacts, self._words)
+        if previous is not None:
+            self._names.update(
+                (name, names)
+                for name, names in list(previous._names.items())
+                if previous.artifacts[name] is artifacts.get(name)
+            )
+        self._constraints = ConstraintCheck(artifacts, self._names, decode)
         self._resources = Resources(
             artifacts=artifacts,
             words=self._words,
@@ -157,11 +167,19 @@ class Guard:
         pieces = extract_texts(endpoint, body, decode=self._decode)
         characters = sum(len(piece.text) for piece in pieces)
         if characters > self._max_prompt_chars:
-            raise BadRequest(
-                f"the prompt has {characters} characters; at most {self._max_prompt_chars} are judged",
-                code="prompt_too_long",
-            )
-        return ParsedRequest(endpoint, body, pieces)
+            raise PromptTooLong.in_characters(characters, self._max_prompt_chars)
+        return ParsedRequest(endpoint, with_plain_values(endpoint, body) if endpoint in TABLES else body, pieces)
+
+    def check_supported(self, request: ParsedRequest) -> None:
+        """Raises BadRequest for what can't be served once a request is flagged, so that it is refused to all alike."""
+        policies = [policy for policy, _ in self.policies_for(request.model).values() if policy.mode == "enforce"]
+        truncation = request.body.get("truncate_prompt_tokens")
+        is_cut = truncation is not None and truncation != MODEL_LIMIT and request.endpoint in TAKES_EMBEDDINGS
+        if is_cut and any(policy.corrupts for policy in policies):
+            message = "Prompts are not truncated for this model."
+            raise BadRequest(message, param="truncate_prompt_tokens", code="unsupported")
+        if request.body.get("use_beam_search") is True and any(policy.needs_plugin for policy in policies):
+            raise BadRequest("Beam search is not supported by this model.", param="use_beam_search", code="unsupported")
 
     def restricted_to(self, names: Collection[str]) -> Guard:
         """This guard with only the policies in `names`."""
@@ -189,7 +207,9 @@ class Guard:
             return decide({}, {})
         assert self._judge is not None
         model_policies = policies if isinstance(policies, ModelPolicies) else ModelPolicies(policies)
-        return _verdict_over(policies, self._judge.judge(request.texts, thresholds=model_policies.lowest_thresholds))
+        scores = self._judge.judge(request.texts, thresholds=model_policies.lowest_thresholds)
+        scores = self._constraints.with_steered(request, scores, model_policies.lowest_thresholds)
+        return _verdict_over(policies, scores)
 
     def decide(self, request: ParsedRequest, capabilities: Capabilities) -> Decision:
         """Judge the request, and plan what is done with it. capabilities: what the replicas can do now."""
@@ -204,7 +224,7 @@ class Guard:
         if self._judge is None or not policies:
             return None
         scores = self._judge.judge_cached(request.texts, thresholds=policies.lowest_thresholds)
-        if scores is None:
+        if scores is None or not self._constraints.is_known_to_be_harmless(request, policies.lowest_thresholds):
             return None
         verdict = _verdict_over(policies, scores)
         if any(finding.flagged for finding in verdict.findings):
@@ -238,7 +258,7 @@ class Guard:
             plan = self._plan(request, verdict, capabilities)
             result, action, note = _forward(request, plan), plan.action, plan.note
         except Refused as error:
-            result, action, note = Reply(error), "refuse", error.code
+            result, action, note = Reply(error), "refuse", error.failure or error.code
         finished = time.perf_counter()
         return Decision(result, verdict, action, note, (judged - started) * 1e3, (finished - judged) * 1e3)
 

@@ -54,7 +54,7 @@ from lethe.server.output.filter import ResponseFilter
 from lethe.server.policy.schema import Policy
 from lethe.server.requests import request_body
 from lethe.server.requests.fields import RELAYED, Endpoint
-from lethe.server.requests.validation import may_be_invalid
+from lethe.server.requests.validation import may_be_invalid, with_plain_values
 from lethe.server.settings import Settings
 from lethe.server.upstream.http1 import UpstreamResponse
 from lethe.server.upstream.pool import ReplicaPool, conversation_digest
@@ -200,6 +200,7 @@ class Gateway:
         # Before the guard: where no replica can answer, a flagged request must look like any other, and a guard that
         # needs a replica must not seem to fail.
         self._check_available(request)
+        guard.check_supported(request)
         decision = await self._decide(exchange, guard, request, len(raw))
         original = OriginalRequest(request.model, raw, affinity)
         if refusal := await self._vllm_rejection(exchange, request, decision, original):
@@ -234,6 +235,12 @@ class Gateway:
         if key is not None:
             key.check_model(request.body)
         return guard, request
+
+    def _is_doubtful(self, endpoint: Endpoint, raw: bytes) -> bool:
+        """Whether vLLM may reject the request as it came: the guard reads its values in plain spelling."""
+        limits = self._settings
+        body = request_body.parse(raw, max_depth=limits.max_json_depth, max_values=limits.max_json_values)
+        return may_be_invalid(endpoint, body) or with_plain_values(endpoint, body) is not body
 
     def _parse(self, guard: Guard, raw: bytes, endpoint: Endpoint) -> ParsedRequest:
         limits = self._settings
@@ -278,7 +285,7 @@ class Gateway:
         """
         if not decision.is_hidden or decision.verdict is None:
             return None
-        if not await self._worker_thread.run(len(original.body), may_be_invalid, request.endpoint, request.body):
+        if not await self._worker_thread.run(len(original.body), self._is_doubtful, request.endpoint, original.body):
             return None
         return await rejection_of_original(exchange, self._pool, self._upstream_headers(exchange), original)
 

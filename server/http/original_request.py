@@ -21,8 +21,9 @@ from lethe.server.upstream.client import response_headers
 from lethe.server.upstream.http1 import UpstreamResponse
 from lethe.server.upstream.pool import ReplicaPool
 
-# Statuses with which vLLM refuses a request that it finds invalid.
-INVALID_REQUEST = frozenset([400, 404, 422])
+# Statuses with which vLLM refuses a request that it finds invalid, or fails on it: some fields make it fail (500), or
+# are not implemented (501).
+INVALID_REQUEST = frozenset([400, 404, 422, 500, 501])
 # Seconds in which vLLM has to refuse a request, and again as long for the error; it refuses before any work. Chosen.
 REJECTION_TIMEOUT_S = 5.0
 # Bytes of an error body, which is read whole; a longer one is passed on without a body. Chosen, not measured.

@@ -8,6 +8,7 @@ ignores) is judged: every string in it, keys included, at any depth. Pure: no I/
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER
@@ -27,6 +28,7 @@ from lethe.server.requests.fields import (
     Endpoint,
 )
 from lethe.server.requests.messages import DecodeIds, check_no_embeddings, embedding_kinds
+from lethe.server.requests.output_constraints import preferred_tokens
 from lethe.server.requests.request_text import RequestText, value_as_text, without_known_words
 
 # The fields that the table of an endpoint lists.
@@ -35,9 +37,12 @@ KNOWN_FIELDS: Final = {
     for endpoint, table in TABLES.items()
 }
 
-# Maximum number of separate texts in a request. Chosen to bound the work: each text costs at least one pass of
-# the encoder, however short it is.
-MAX_TEXTS: Final = 4096
+# Preferred tokens that are read as a text, at most. Chosen: more than a steered answer needs. Whether more of them spell
+# a name is checked in `server/guard/constraints.py`.
+MAX_SPELLED_TOKENS: Final = 256
+# Maximum number of separate texts in a request. Chosen: an agent's 2,100 round trips with tools have up to 12,600
+# (ids, names, arguments, results). It bounds the work, since each text costs some, however short it is.
+MAX_TEXTS: Final = 16_384
 
 
 def extract_texts(endpoint: Endpoint, body: dict[str, Any], *, decode: DecodeIds | None = None) -> list[RequestText]:
@@ -73,6 +78,8 @@ def _texts(endpoint: Endpoint, body: dict[str, Any], decode: DecodeIds | None) -
     for key in table.walked:
         yield from _conversation_texts(endpoint, key, body.get(key), decode)
     for at, (key, value) in enumerate(body.items()):
+        if key in ("logit_bias", "allowed_token_ids"):
+            yield from _preferred_text(key, value, decode)
         if key in table.words:
             unknown = without_known_words(value, table.words[key])
             yield from value_as_text(key, unknown, message=True)
@@ -85,6 +92,14 @@ def _texts(endpoint: Endpoint, body: dict[str, Any], decode: DecodeIds | None) -
             if key in ("documents", "chat_template_kwargs"):
                 check_no_embeddings(value, key)
             yield from value_as_text(key, value, message=key in table.shown)
+
+
+def _preferred_text(key: str, value: Any, decode: DecodeIds | None) -> Iterator[RequestText]:
+    """What the tokens that a request prefers spell, in their order. vLLM rejects ids that the model doesn't have."""
+    tokens = list(preferred_tokens(key, value)[:MAX_SPELLED_TOKENS])
+    if tokens and decode is not None:
+        with suppress(ValueError, OverflowError):
+            yield RequestText(key, decode(tokens))
 
 
 def _conversation_texts(endpoint: Endpoint, key: str, value: Any, decode: DecodeIds | None) -> Iterator[RequestText]:

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from lethe.server.requests.field_types import ADAPTERS, REQUIRED_FIELDS
-from lethe.server.requests.fields import Endpoint
+from lethe.server.requests.field_types import ADAPTERS, REQUIRED_FIELDS, as_boolean
+from lethe.server.requests.fields import TABLES, Endpoint
 
 # vLLM's default of `max_tokens` for completions, in tokens.
 DEFAULT_COMPLETION_TOKENS: Final = 16
@@ -24,7 +24,47 @@ UNLIMITED_TOKENS: Final = 100_000
 # Members of `structured_outputs` of which a request may have one.
 OUTPUT_CONSTRAINTS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
+# Members of `chat_template_kwargs` that are arguments of the function which renders templates, not variables of a
+# template: vLLM or transformers may refuse them.
+TEMPLATE_ARGUMENTS: Final = frozenset({
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
+    "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize",
+    "tokenizer_kwargs", "tools", "truncation",
+})  # fmt: skip
+
 GetField = Callable[[str], Any]
+
+
+def with_plain_values(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
+    """The body with numbers and booleans as vLLM reads them ("false" is False, "5" is 5); itself if all are plain.
+
+    Values that vLLM refuses stay as they are. Without this, what is done with a flagged request could depend on the
+    spelling of a value.
+    """
+    adapters, changed = ADAPTERS[endpoint], {}
+    for name, value in body.items():
+        if isinstance(value, str | int | float) and name in TABLES[endpoint].numeric and name in adapters:
+            changed[name] = _plain_value(adapters[name], value)
+    options = body.get("stream_options")
+    if isinstance(options, dict):
+        changed["stream_options"] = {key: _plain_option(value) for key, value in options.items()}
+    is_same = all(
+        value is body[name] or (type(value), value) == (type(body[name]), body[name]) for name, value in changed.items()
+    )
+    return body if is_same else {**body, **changed}
+
+
+def _plain_value(adapter: TypeAdapter[Any], value: Any) -> Any:
+    try:
+        plain = adapter.validate_python(value)
+    except ValidationError:
+        return value
+    return plain if isinstance(plain, bool | int | float) else value
+
+
+def _plain_option(value: Any) -> Any:
+    plain = as_boolean(value) if isinstance(value, str | int | float) else None
+    return value if plain is None else plain
 
 
 def may_be_invalid(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
@@ -48,12 +88,15 @@ def _has_contradiction(endpoint: Endpoint, field: GetField) -> bool:
         (field("stream_options") is not None and not is_streamed)
         or (field("prompt_logprobs") and is_streamed)
         or (needs_logprobs and endpoint in ("chat", "batch", "completions") and field("logprobs") in (None, False))
-        or (token_ids and (uses_beams or field("echo")))
+        # An id that the model does not have is an error, and penalizing drops the field.
+        or token_ids
         or (uses_beams and (endpoint == "batch" or field("echo")))
         or (field("continue_final_message") and (endpoint == "batch" or field("add_generation_prompt")))
         or (tool_choice is not None and tool_choice not in ("none", "auto") and not _is_offered(tool_choice, tools))
         or (tool_choice == "auto" and endpoint in ("chat", "batch") and not tools)
         or _has_not_one_constraint(field("structured_outputs"))
+        or _has_odd_choices(field("structured_outputs"))
+        or not TEMPLATE_ARGUMENTS.isdisjoint(field("chat_template_kwargs") or ())
         or _lacks_schema(field("response_format"))
         or (field("temperature") == 0 and (field("n") or 1) > 1)
         or (field("min_tokens") or 0) > _max_tokens(endpoint, field)
@@ -78,6 +121,13 @@ def _max_tokens(endpoint: Endpoint, field: GetField) -> int:
 
 def _has_not_one_constraint(outputs: Any) -> bool:
     return outputs is not None and sum(outputs.get(kind) is not None for kind in OUTPUT_CONSTRAINTS) != 1
+
+
+def _has_odd_choices(outputs: Any) -> bool:
+    choices = None if outputs is None else outputs.get("choice")
+    if choices is None:
+        return False
+    return not (isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices))
 
 
 def _lacks_schema(response_format: Any) -> bool:

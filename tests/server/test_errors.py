@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lethe.server import errors
 from lethe.server.errors import (
@@ -13,6 +16,7 @@ from lethe.server.errors import (
     HeadTooLarge,
     NotFound,
     Overloaded,
+    PromptTooLong,
     RateLimited,
     Refused,
     TooLarge,
@@ -59,7 +63,8 @@ def test_status_body_and_headers_of_every_error(
 
 
 def test_the_table_is_complete() -> None:
-    kinds = {GatewayError, *GatewayError.__subclasses__(), *TooLarge.__subclasses__()}
+    # A BadRequest of its own words, which has a test of its own.
+    kinds = {GatewayError, *GatewayError.__subclasses__(), *TooLarge.__subclasses__()} - {PromptTooLong}
     assert {row[0] for row in TABLE} == {kind for kind in kinds if kind.__module__ == errors.__name__}
 
 
@@ -203,3 +208,76 @@ def test_other_upstream_errors_are_translated_to_anthropics_form(status: int, ra
 def test_upstream_messages_are_cut_at_the_maximum_length() -> None:
     translated = errors.translate_upstream_error(500, json.dumps({"message": "a" * 10_000}).encode(), "openai", "r")
     assert translated is not None and json.loads(translated)["error"]["message"] == "a" * errors.MAX_MESSAGE_CHARS
+
+
+# vLLM's messages, by the module that has them; {n}: tokens of the prompt, {m}: the model's maximum.
+TOO_LONG = [
+    # renderers/params.py
+    "This model's maximum context length is {m} tokens. However, your prompt contains {n} input tokens, which exceeds "
+    "this limit even without any output tokens. Please reduce the length of the input prompt.",
+    "This model's maximum context length is {m} tokens. However, your prompt contains at least {n} input tokens, which "
+    "exceeds this limit even without any output tokens.",
+    # entrypoints/serve/utils/api_utils.py
+    "Input length ({n}) exceeds model's maximum context length ({m}).",
+    # v1/engine/input_processor.py
+    "The decoder prompt (length {n}) is longer than the maximum model length of {m}. Make sure that `max_model_len` is "
+    "no smaller than the number of text tokens.",
+    "The decoder prompt (length {n}) plus the number of requested output tokens (at least 1) is longer than the "
+    "maximum model length of {m}. Make sure",
+    # of 0.11 and earlier
+    "This model's maximum context length is {m} tokens. However, you requested {n} tokens (1 in the messages, 2 in the "
+    "completion). Please reduce the length of the messages or completion.",
+    "This model's maximum context length is {m} tokens. However, your request has {n} input tokens.",
+]
+
+
+@given(st.sampled_from(TOO_LONG), st.integers(1, 10**7), st.integers(0, 10**7), st.sampled_from([None, "input_tokens"]))
+def test_upstreams_words_on_a_long_prompt_are_the_clients(text: str, limit: int, more: int, param: str | None) -> None:
+    message = text.format(n=limit + more, m=limit)
+    openai = {"error": {"message": message, "type": "BadRequestError", "param": param, "code": 400}}
+    anthropic = {"type": "error", "error": {"type": "BadRequestError", "message": message}}
+    for raw in (json.dumps(openai).encode(), json.dumps(anthropic).encode()):
+        for dialect in ("openai", "responses"):
+            translated = errors.translate_upstream_error(400, raw, dialect, "r")
+            assert translated is not None
+            error = json.loads(translated)["error"]
+            assert (error["code"], error["type"], error["message"]) == (
+                "context_length_exceeded", "invalid_request_error", message)  # fmt: skip
+        translated = errors.translate_upstream_error(400, raw, "anthropic", "r")
+        assert translated is not None
+        body = json.loads(translated)
+        found = re.fullmatch(r"prompt is too long: (\d+) tokens > (\d+) maximum", body["error"]["message"])
+        assert found is not None and body["error"]["type"] == "invalid_request_error" and body["type"] == "error"
+        assert int(found[1]) > int(found[2]) == limit and int(found[1]) in (limit + more, limit + 1)
+
+
+def test_a_prompt_counted_in_characters_is_told_in_tokens() -> None:
+    message = (
+        "This model's maximum context length is 1000 tokens. However, your prompt contains 90000 characters (more than "
+        "8000 characters, which is the upper bound for 1000 input tokens). Please reduce"
+    )
+    translated = errors.translate_upstream_error(400, json.dumps({"message": message}).encode(), "anthropic", "r")
+    assert translated is not None and b"prompt is too long: 11250 tokens > 1000 maximum" in translated
+    own = PromptTooLong.in_characters(10_001, 10_000)
+    assert b"prompt is too long: 2501 tokens > 2500 maximum" in errors.error_body(own, "anthropic")
+    error = json.loads(errors.error_body(own))["error"]
+    assert error["code"] == "context_length_exceeded" and "maximum context length is 2500 tokens" in error["message"]
+
+
+def test_no_room_for_the_answer_is_told_in_anthropics_words() -> None:
+    message = (
+        "'max_tokens' or 'max_completion_tokens' is too large: 900. This model's maximum context length is 1000 tokens "
+        "and your request has 200 input tokens (900 > 1000 - 200)."
+    )
+    raw = json.dumps({"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}).encode()
+    translated = errors.translate_upstream_error(400, raw, "anthropic", "r")
+    assert translated is not None and b"exceed context limit: 200 + 900 > 1000, decrease" in translated
+    assert (
+        json.loads(errors.translate_upstream_error(400, raw, "openai", "r") or b"")["error"]["code"] == errors.TOO_LONG
+    )
+
+
+def test_other_statuses_and_words_are_no_long_prompts() -> None:
+    for status, message in [(500, TOO_LONG[2]), (400, "maximum context length"), (400, "Input length (x)")]:
+        raw = json.dumps({"error": {"message": message, "type": "t", "param": None, "code": 400}}).encode()
+        assert errors.translate_upstream_error(status, raw, "openai", "r") is None

@@ -234,7 +234,7 @@ async def test_a_failure_while_reading_never_forwards(
             json.dumps({"messages": [{"role": "user", "content": "a " * 600}]}).encode(),
             {},
             400,
-            "prompt_too_long",
+            "context_length_exceeded",
         ),
     ],
 )
