@@ -195,9 +195,20 @@ async def _check_upstream(
         try:
             parity = await parity_probe.probe_parity(upstream, corruptor)
         except GatewayError as error:
-            parity = parity_probe.ParityResult(False, error.message)
-        fix = "start vLLM with --enable-prompt-embeds and give the gateway the same model folder"
-        yield CheckResult(parity.holds, f"parity of clean embeddings: {parity.reason}", fix)
+            # A slow or broken answer says nothing about vLLM's flags.
+            fix = "vLLM may be busy or still warming up: run `lethe doctor` again, and see the log of vLLM"
+            yield CheckResult(False, f"the parity probe got no answer: {error.message}", fix)
+            return
+        yield CheckResult(parity.holds, f"parity of clean embeddings: {parity.reason}", _parity_fix(parity.reason))
+
+
+def _parity_fix(reason: str) -> str:
+    """What to do about a parity probe that failed for this reason."""
+    if "--enable-prompt-embeds" in reason:
+        return "start vLLM with --enable-prompt-embeds"
+    if "returned 5" in reason or "returned 429" in reason:
+        return "see the log of vLLM, and run `lethe doctor` again"
+    return "give the gateway the model folder that vLLM serves (LETHE_MODEL_DIR)"
 
 
 async def _check_indexes(
@@ -205,8 +216,9 @@ async def _check_indexes(
 ) -> AsyncIterator[CheckResult]:
     """Whether vLLM has loaded the verbatim indexes that the policies need."""
     try:
-        enforced = [policy for policy in policies if policy.mode == "enforce"]
-        indexes = find_indexes(enforced, {policy.artifact: load_artifact(settings, policy) for policy in enforced})
+        # Those in shadow mode too: what they lack would be missed when they are enforced.
+        active = [policy for policy in policies if policy.mode != "off"]
+        indexes = find_indexes(active, {policy.artifact: load_artifact(settings, policy) for policy in active})
         loaded = await loaded_indexes(upstream, model, indexes.values())
     except PolicyError as error:
         yield CheckResult(False, str(error), "correct the policy, or fit its artifact with documents")

@@ -46,7 +46,11 @@ def add_command(commands: Commands) -> None:
         "3,17-20)",
     )  # fmt: skip
     command.add_argument(
-        "--retain", type=Path, metavar="FILE", help="JSON lines of requests that must not be flagged (optional)"
+        "--retain",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines of requests that must not be flagged (optional), in the form of --forget: a prompt needs its "
+        "answer here too",
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: LETHE_ARTIFACTS)")
     command.add_argument(

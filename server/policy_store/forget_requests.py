@@ -32,6 +32,13 @@ from lethe.server.policy_store.store import PolicyStore
 from lethe.server.upstream import verbatim_index
 
 
+# What the answer says where the policy's documents have a verbatim index.
+INDEX_NOTE = (
+    "vLLM needs the index of the documents: copy the artifact's folder to LETHE_VERBATIM on its host. Until vLLM has "
+    "it, the output filter limits copies in answers to flagged requests; `penalize.always` follows `on_failure`"
+)
+
+
 class ForgetConflict(ValueError):
     """The request contradicts the current policies. The message says why."""
 
@@ -138,6 +145,8 @@ def add_forget_request(store: PolicyStore, request: ForgetRequest, by: str) -> d
         raise
     policy = _find_policy(store, record.policy)
     assert policy is not None and store.version is not None
+    index = store.loaded.guard.indexes.get(record.artifact)
+    waiting = {} if index is None else {"index": index, "note": INDEX_NOTE}
     return {
         "id": record.id,
         "policy": policy.name,
@@ -148,6 +157,7 @@ def add_forget_request(store: PolicyStore, request: ForgetRequest, by: str) -> d
         "items": len(record.items),
         "added": added,
         "seconds": round(time.perf_counter() - started, 3),
+        **waiting,
     }
 
 

@@ -78,6 +78,8 @@ class Replica:
         self.check_soon = asyncio.Event()  # set: the next check needn't wait for its interval
         self._capabilities: tuple[object, ReplicaCapabilities] = None, ReplicaCapabilities()
         self._parity_checked = self._indexes_checked = False
+        # Once since it came up; later policies may need more: see `is_ready`.
+        self._had_all_indexes = False
         self._process_start: float | None = None
         self._consecutive_failures = 0
         self._ejections = 0
@@ -167,7 +169,7 @@ class Replica:
 
     def reset_capabilities(self, reason: str) -> None:
         """Forget parity and indexes, so that the next check finds them out again."""
-        self._parity_checked = self._indexes_checked = False
+        self._parity_checked = self._indexes_checked = self._had_all_indexes = False
         self.indexes, self.plugin = frozenset(), False
         self._probe_interval_s, self._next_probe = 0.0, -math.inf
         self._plugin_interval_s, self._next_plugin_probe = 0.0, -math.inf
@@ -261,7 +263,7 @@ class Replica:
     async def _check_indexes(self, required: frozenset[str]) -> None:
         """Find out which of the required verbatim indexes the replica has loaded, until it has all of them."""
         if required <= self.indexes:
-            self._indexes_checked = True
+            self._indexes_checked = self._had_all_indexes = True
             return
         model = self.model_cards[0]["id"] if self.model_cards else ""
         loaded = await loaded_indexes(self.upstream, model, required)
@@ -269,6 +271,7 @@ class Replica:
             level = logging.INFO if required <= loaded else logging.WARNING
             log.log(level, "replica %s has %d of %d verbatim indexes", self.url, len(loaded), len(required))
         self.indexes, self._indexes_checked = self.indexes | loaded, True
+        self._had_all_indexes |= required <= loaded
 
     async def _check_plugin(self, interval_s: float) -> None:
         """Probe until the plugin is found, with growing pauses: the replica may never have it."""
@@ -282,9 +285,13 @@ class Replica:
     # Status
 
     def is_ready(self, requirements: Requirements) -> bool:
-        """Whether it is up, and it is known which of the requirements it meets."""
+        """Whether it is up, it is known which of the requirements it meets, and it has had all indexes.
+
+        An index that a later policy needs does not make it unready: a document that is forgotten over HTTP must not
+        take every gateway out of service until its index has been copied. `status` says how many are missing.
+        """
         parity_known = self._parity_checked or requirements.corruptor is None
-        indexes_known = self._indexes_checked or not requirements.indexes
+        indexes_known = (self._indexes_checked and self._had_all_indexes) or not requirements.indexes
         return bool(self.up) and parity_known and indexes_known
 
     def status(self, requirements: Requirements) -> dict[str, Any]:

@@ -149,3 +149,17 @@ async def test_replicas_are_probed_for_new_requirements() -> None:
         assert not pool.ready and not pool.capabilities().covers("m", Needs(parity=True))
         await pool.check()
         assert pool.ready and pool.capabilities().covers("m", Needs(parity=True, indexes=frozenset([INDEX])))
+
+
+async def test_a_replica_is_ready_when_it_has_had_all_indexes() -> None:
+    one = FakeVllm()
+    requirements = Requirements(indexes=frozenset([INDEX]))
+    async with running(one), pool_of(one, requirements=requirements) as pool:
+        assert not pool.ready and pool.status(details=False)["replicas"][0]["indexes"] == "0 of 1"
+        one.indexes = frozenset([INDEX])
+        await pool.check()
+        assert pool.ready
+        # A document that is forgotten while requests are served takes no gateway out of service.
+        pool.require(Requirements(indexes=frozenset([INDEX, "2" * 32])))
+        await pool.check()
+        assert pool.ready and pool.status(details=False)["replicas"][0]["indexes"] == "1 of 2"
