@@ -91,7 +91,7 @@ ERROR_CODES = {
     "transfer_encoding": "The body has neither a length nor `transfer-encoding: chunked`, or both.",
     "unknown_policy": "Admin API: there is no policy of that name.",
     "unknown_route": "The gateway does not serve this route.",
-    "upgrade": "The request asks for another protocol (`Upgrade` header).",
+    "upgrade": "The method is CONNECT.",
     "url_too_long": "The URL exceeds `LETHE_MAX_URL_BYTES`.",
 }
 # Folders whose errors reach clients or users of the admin API.
@@ -212,7 +212,7 @@ def policy_page() -> str:
 
     def rows(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
         return [
-            (f"`{prefix}{name}`", default_value(field), accepted_values(field), str(field.description))
+            (f"`{prefix}{field.alias or name}`", default_value(field), accepted_values(field), str(field.description))
             for name, field in model.model_fields.items()
             if not (model is Policy and name in ("hash", "source"))
         ]

@@ -90,6 +90,15 @@ class BadRequest(GatewayError):
     kind = "invalid_request_error"
 
 
+class Unreadable(BadRequest):
+    """What the gateway can't read, and vLLM may refuse in its own words, which the client then gets.
+
+    body: the parsed body, where it can't be serialised again.
+    """
+
+    body: dict[str, Any] | None = None
+
+
 class PromptTooLong(BadRequest):
     """The prompt is longer than the model, or the gateway, reads. Agents that know it by its words shorten the prompt.
 

@@ -23,7 +23,7 @@ from lethe.server.admission.api_keys import CREDENTIALS, Keyring
 from lethe.server.admission.concurrency import RequestLimits
 from lethe.server.admission.connection_limits import DISCONNECT_CALLBACK
 from lethe.server.admission.rate_limits import KeyLimits
-from lethe.server.errors import GatewayError, Overloaded, Refused
+from lethe.server.errors import GatewayError, Overloaded, Refused, Unreadable
 from lethe.server.guard.decision import Decision, Forward, Reply
 from lethe.server.guard.executor import JudgeExecutor
 from lethe.server.guard.guard import Guard
@@ -53,6 +53,7 @@ from lethe.server.observability.metrics import Metrics
 from lethe.server.output.filter import ResponseFilter
 from lethe.server.policy.schema import Policy
 from lethe.server.requests import request_body
+from lethe.server.requests.extract import check_no_refused_field
 from lethe.server.requests.fields import RELAYED, Endpoint
 from lethe.server.requests.validation import may_be_invalid, with_plain_values
 from lethe.server.settings import Settings
@@ -188,7 +189,13 @@ class Gateway:
             else:
                 await exchange.response.send_json(models)
             return
-        guard, request = await self._parse_request(exchange, raw, exchange.context.endpoint)
+        try:
+            guard, request = await self._parse_request(exchange, raw, exchange.context.endpoint)
+        except Unreadable as unreadable:
+            if (rejection := await self._vllm_words(exchange, raw, exchange.context.endpoint, unreadable)) is None:
+                raise
+            await send_error(exchange, rejection)
+            return
         if self._settings.sse_comment_s and wants_stream(request.endpoint, request.body):
             exchange.response.allow_comments()
         affinity = conversation_digest(request.body) if self._pool.has_several else None
@@ -235,6 +242,21 @@ class Gateway:
         if key is not None:
             key.check_model(request.body)
         return guard, request
+
+    async def _vllm_words(
+        self, exchange: Exchange, raw: bytes, endpoint: Endpoint, error: Unreadable
+    ) -> UpstreamError | None:
+        """vLLM's error for a request that can't be judged, so that it is never answered; None where vLLM has none.
+
+        Raises BadRequest for what vLLM must not even be asked about, NotFound for a model that the key may not use.
+        """
+        limits = self._settings
+        body = error.body or request_body.parse(raw, max_depth=limits.max_json_depth, max_values=limits.max_json_values)
+        check_no_refused_field(endpoint, body)
+        if exchange.context.key is not None:
+            exchange.context.key.check_model(body)
+        original = OriginalRequest(body.get("model"), raw, None)
+        return await rejection_of_original(exchange, self._pool, self._upstream_headers(exchange), original)
 
     def _is_doubtful(self, endpoint: Endpoint, raw: bytes) -> bool:
         """Whether vLLM may reject the request as it came: the guard reads its values in plain spelling."""

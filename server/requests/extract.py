@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER
-from lethe.server.errors import BadRequest
+from lethe.server.errors import BadRequest, Unreadable
 from lethe.server.requests import messages
 from lethe.server.requests.conversation_windows import messages_without_separators
 from lethe.server.requests.fields import (
@@ -31,14 +31,16 @@ from lethe.server.requests.messages import DecodeIds, check_no_embeddings, embed
 from lethe.server.requests.output_constraints import preferred_tokens
 from lethe.server.requests.request_text import RequestText, value_as_text, without_known_words
 
+# A field that is as if it were missing where it is an empty list: vLLM then reads the prompt, or refuses the request.
+EMPTY_EMBEDS: Final = "prompt_embeds"
 # The fields that the table of an endpoint lists.
 KNOWN_FIELDS: Final = {
     endpoint: table.shown.union(table.judged, table.numeric, table.harmless, table.refused, table.walked)
     for endpoint, table in TABLES.items()
 }
 
-# Preferred tokens that are read as a text, at most. Chosen: more than a steered answer needs. Whether more of them spell
-# a name is checked in `server/guard/constraints.py`.
+# Preferred tokens that are read as a text, at most. Chosen: more than a steered answer needs. Names that they spell in
+# another order are found in `server/guard/constraints.py`.
 MAX_SPELLED_TOKENS: Final = 256
 # Maximum number of separate texts in a request. Chosen: an agent's 2,100 round trips with tools have up to 12,600
 # (ids, names, arguments, results). It bounds the work, since each text costs some, however short it is.
@@ -125,14 +127,14 @@ def _conversation_texts(endpoint: Endpoint, key: str, value: Any, decode: Decode
 
 def _check_field(key: str, value: Any, refused: Mapping[str, str]) -> None:
     """Raise BadRequest if the field is refused, or has a member that is."""
-    is_off = value is None or (key in SWITCHES and value is False)
+    is_off = value is None or (key in SWITCHES and value is False) or (key == EMPTY_EMBEDS and value == [])
     if key in refused and not is_off:
         raise BadRequest(f"the field {key!r} is refused: {refused[key]}", param=key, code="refused_field")
     refused_members = REFUSED_INSIDE.get(key)
     if refused_members is None:
         return
     if not isinstance(value, dict | None):
-        raise BadRequest(f"{key} is not an object", param=key)
+        raise Unreadable(f"{key} is not an object", param=key)
     for name in refused_members.keys() & (value or {}).keys():
         raise BadRequest(f"{key}[{name!r}] is refused: {refused_members[name]}", param=key, code="refused_field")
 
@@ -145,6 +147,15 @@ def _check_tools(tools: Any) -> None:
             raise BadRequest(
                 f"tools[{at}]: a tool of type {kind!r} is refused: {SERVER_TOOL}", param="tools", code="refused_field"
             )
+
+
+def check_no_refused_field(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    """Raise BadRequest for what vLLM must not even be asked about: what it would load or run, anywhere in the body."""
+    # What should be an object and is none has no members to refuse; vLLM says so.
+    read = {key: value for key, value in body.items() if isinstance(value, dict) or key not in REFUSED_INSIDE}
+    for key, value in read.items():
+        _check_field(key, value, TABLES[endpoint].refused if endpoint in TABLES else REFUSED_RELAYED)
+    _check_relayed_body(read)
 
 
 def _check_relayed_body(body: dict[str, Any]) -> None:

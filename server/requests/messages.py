@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from lethe.corruption.prompt.message_parts import BILLING_HEADER, TEXT_PARTS, PartLocation
-from lethe.server.errors import BadRequest
+from lethe.server.errors import BadRequest, Unreadable
 from lethe.server.requests.fields import (
     BLOCKS,
     EMBEDS,
@@ -280,11 +280,11 @@ def prompt_texts(value: Any, decode: DecodeIds | None) -> Iterator[RequestText]:
     elif isinstance(value, list):
         for i, item in enumerate(value):
             if not isinstance(item, str) and not is_token_ids(item):
-                raise BadRequest(f"prompt[{i}] is neither text nor a list of token ids", param="prompt")
+                raise Unreadable(f"prompt[{i}] is neither text nor a list of token ids", param="prompt")
             text = item if isinstance(item, str) else _decode_ids(item, decode)
             yield RequestText(f"prompt[{i}]", text, (i, None), message=True, role="user")
     elif value is not None:
-        raise BadRequest("prompt is neither text nor a list of token ids", param="prompt")
+        raise Unreadable("prompt is neither text nor a list of token ids", param="prompt")
 
 
 def is_token_ids(value: Any) -> bool:
@@ -302,4 +302,4 @@ def _decode_ids(ids: list[int], decode: DecodeIds | None) -> str:
     try:
         return decode(ids)
     except (ValueError, OverflowError):
-        raise BadRequest("prompt holds a token id that the model does not have", param="prompt") from None
+        raise Unreadable("prompt holds a token id that the model does not have", param="prompt") from None

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from lethe.server.errors import BadRequest
+from lethe.server.errors import BadRequest, Unreadable
 
 
 def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -158,6 +158,10 @@ def parse(raw: bytes, *, max_depth: int = 254, max_values: int = 1_000_000) -> d
     try:
         orjson.dumps(value)
     except orjson.JSONEncodeError as error:
+        if "64-bit" in str(error):
+            unreadable = Unreadable(f"the body can't be serialised again: {error}", code="invalid_json")
+            unreadable.body = value
+            raise unreadable from None
         # Numbers past 64 bits, lone surrogates, depth. orjson's messages never quote the body.
         raise BadRequest(f"the body can't be serialised again: {error}", code="invalid_json") from None
     return value

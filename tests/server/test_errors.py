@@ -22,6 +22,7 @@ from lethe.server.errors import (
     TooLarge,
     TooSlow,
     Unauthorized,
+    Unreadable,
     UpstreamDown,
     UpstreamFailed,
     UpstreamTimeout,
@@ -64,7 +65,7 @@ def test_status_body_and_headers_of_every_error(
 
 def test_the_table_is_complete() -> None:
     # A BadRequest of its own words, which has a test of its own.
-    kinds = {GatewayError, *GatewayError.__subclasses__(), *TooLarge.__subclasses__()} - {PromptTooLong}
+    kinds = {GatewayError, *GatewayError.__subclasses__(), *TooLarge.__subclasses__()} - {PromptTooLong, Unreadable}
     assert {row[0] for row in TABLE} == {kind for kind in kinds if kind.__module__ == errors.__name__}
 
 

@@ -401,3 +401,45 @@ async def test_a_valid_request_is_not_sent_to_vllm_twice() -> None:
     async with upstream(answer) as fake, gateway(fake.url, guard) as gate, of_openai(gate.url) as client:
         await client.chat.completions.create(model="m", messages=FLAGGED, logprobs=True, top_logprobs=20)
         assert [json.loads(body)["model"] for body in fake.bodies] == ["twin"]
+
+
+UNREADABLE: list[tuple[str, dict[str, Any]]] = [
+    ("chat/completions", {"messages": ASKED, "seed": 2**64}),
+    ("completions", {"prompt": "hello", "seed": -(2**70)}),
+    ("completions", {"prompt": [10**9]}), ("completions", {"prompt": [1.5]}), ("completions", {"prompt": 5}),
+    ("completions", {"prompt_embeds": []}), ("completions", {"prompt": None, "prompt_embeds": []}),
+    ("chat/completions", {"messages": ASKED, "chat_template_kwargs": [1]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body"), UNREADABLE)
+async def test_what_cant_be_read_is_refused_in_vllms_words(path: str, body: Any, http: aiohttp.ClientSession) -> None:
+    def decode(ids: list[int]) -> str:
+        raise ValueError("no such id")
+
+    takes = False
+
+    async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        if takes or request.method == "GET":
+            return web.json_response({"choices": [{"text": "unguarded"}]})
+        return web.Response(status=400, body=VLLMS, content_type="application/json")
+
+    async with upstream(handler) as fake, gateway(fake.url, make_guard(policy(), decode=decode)) as gate:
+        raw = json.dumps({"model": "m", **body}).encode()
+        headers = {"content-type": "application/json"}
+        async with http.post(f"{gate.url}/v1/{path}", data=raw, headers=headers) as got:
+            assert (got.status, await got.read()) == (400, VLLMS)
+        if body.get("prompt_embeds") != []:
+            # What vLLM takes after all is not answered: nothing of it was judged.
+            takes = True
+            async with http.post(f"{gate.url}/v1/{path}", data=raw, headers=headers) as got:
+                assert got.status == 400 and b"unguarded" not in await got.read()
+        # vLLM is never asked about what it would load or run.
+        sent = len(fake.bodies)
+        for bad in ({"chat_template": "x"}, {"kv_transfer_params": {}}, {"x": [{"type": "prompt_embeds"}]}):
+            if body.get("prompt_embeds") == []:
+                continue
+            raw = json.dumps({"model": "m", **body, **bad}).encode()
+            async with http.post(f"{gate.url}/v1/{path}", data=raw, headers=headers) as got:
+                assert (got.status, (await got.json())["error"]["code"]) == (400, "refused_field"), bad
+        assert len(fake.bodies) == sent
