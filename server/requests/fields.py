@@ -8,6 +8,7 @@ of each. docs/reference/endpoints.md is generated from these tables.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -89,17 +90,17 @@ IDENTITIES: Final = NAMES | {
     "user": "ignored by vLLM",
     "request_id": "names the request in logs and in the response",
     "session_id": "names the session, for routing",
-    "stop": "compared with the response",
-    "logit_bias": "weights of single tokens, keyed by id; the model decides their order in the response",
+    "logit_bias": "weights of single tokens, keyed by id; the text that those with a positive weight spell is judged",
 }
 HARMLESS: Final = IDENTITIES | {
-    "bad_words": "removes words from the response; it can't add any",
     "stream_options": "two booleans; their names are not read",
     "repetition_detection": "numbers that end a response; their names are not read",
 }
 
 # A forced response returns to the model as its own words; vllm_xargs is passed to plugins.
 STRUCTURED: Final = frozenset({"structured_outputs", "vllm_xargs"})
+# Words that end an answer, or that it may not have: the answer tells whether it would have had them.
+ANSWER_WORDS: Final = frozenset({"stop", "bad_words"})
 MEDIA_KWARGS: Final = frozenset({"media_io_kwargs", "mm_processor_kwargs"})
 
 EMBEDS: Final = "client-made embeddings can't be judged as text"
@@ -113,7 +114,7 @@ TRANSFERS: Final = {"kv_transfer_params": TRANSFER, "ec_transfer_params": TRANSF
 _CHAT: Final = FieldsTable(
     walked=("messages",),
     shown=frozenset({"tools", "documents", "chat_template_kwargs", "response_format"}),
-    judged=STRUCTURED | MEDIA_KWARGS,
+    judged=STRUCTURED | MEDIA_KWARGS | ANSWER_WORDS,
     words=REASONING_EFFORT | TOOL_CHOICE | TRUNCATION | MM_PAYLOAD,
     numeric=CHAT,
     harmless=HARMLESS,
@@ -122,7 +123,7 @@ _CHAT: Final = FieldsTable(
 _MESSAGES: Final = FieldsTable(
     walked=("system", "messages"),
     shown=frozenset({"tools", "chat_template_kwargs"}),
-    judged=frozenset({"vllm_xargs"}),
+    judged=frozenset({"vllm_xargs", "stop_sequences"}),
     words={
         "output_config": {"effort": ANTHROPIC_EFFORTS, "format": {"type": frozenset({"json_schema"})}},
         "thinking": {
@@ -134,7 +135,7 @@ _MESSAGES: Final = FieldsTable(
         **MM_PAYLOAD,
     },
     numeric=frozenset({"max_tokens", "return_mm_kwargs", "stream", "temperature", "top_k", "top_p", "watermarking"}),
-    harmless=NAMES | {"metadata": "ignored by vLLM", "stop_sequences": "compared with the response"},
+    harmless=NAMES | {"metadata": "ignored by vLLM"},
     refused={**EMBEDS_REFUSED, **TRANSFERS},
 )
 TABLES: Final[dict[Endpoint, FieldsTable]] = {
@@ -152,7 +153,7 @@ TABLES: Final[dict[Endpoint, FieldsTable]] = {
     "completions": FieldsTable(
         walked=("prompt",),
         shown=frozenset({"suffix", "response_format"}),
-        judged=STRUCTURED,
+        judged=STRUCTURED | ANSWER_WORDS,
         words=TRUNCATION | MM_PAYLOAD,
         numeric=GENERATION,
         harmless=HARMLESS,
@@ -161,7 +162,7 @@ TABLES: Final[dict[Endpoint, FieldsTable]] = {
     "responses": FieldsTable(
         walked=("instructions", "previous_input_messages", "input"),
         shown=frozenset({"tools", "chat_template_kwargs"}),
-        judged=STRUCTURED | MEDIA_KWARGS,
+        judged=STRUCTURED | MEDIA_KWARGS | {"stop"},
         words={
             "include": INCLUDES,
             "reasoning": {"effort": EFFORTS, "summary": SUMMARIES, "generate_summary": SUMMARIES},
@@ -274,4 +275,8 @@ ITEM_KEYS: Final = MESSAGE_KEYS | {
 HARMLESS_INSIDE: Final = {
     "InputAudio.data": "a sound in base64, which is not judged (docs/security.md)",
 }
-MEDIA: Final = ("data:image/", "data:audio/", "data:video/")
+# Members of message parts that hold the address of an image, sound or film, or the data itself.
+MEDIA_URLS: Final = frozenset({"image_url", "audio_url", "video_url"})
+# The beginning of data in base64, with any media type and parameters.
+DATA_URL: Final = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+MEDIA_TYPE: Final = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,60}", re.ASCII)

@@ -16,6 +16,7 @@ from lethe.corruption.prompt.message_parts import BILLING_HEADER, TEXT_PARTS, Pa
 from lethe.server.errors import BadRequest, Unreadable
 from lethe.server.requests.fields import (
     BLOCKS,
+    DATA_URL,
     EMBEDS,
     EMBEDS_SUFFIX,
     FILE_PARTS,
@@ -24,7 +25,8 @@ from lethe.server.requests.fields import (
     ITEM_PARTS,
     ITEMS,
     MARKS,
-    MEDIA,
+    MEDIA_TYPE,
+    MEDIA_URLS,
     MESSAGE_KEYS,
     OTHER_ITEMS,
     OTHER_PARTS,
@@ -41,16 +43,26 @@ from lethe.server.requests.request_text import RequestText, value_as_text, witho
 DecodeIds = Callable[[list[int]], str]
 
 
-def _is_media(key: str, value: Any) -> bool:
-    """Whether a member of a part is an image or a sound: its base64 is not text to the model."""
-    if key == "input_audio":
-        return isinstance(value, dict) and set(value) <= {"data", "format"}
-    if key == "source":
-        kind = value.get("media_type") if isinstance(value, dict) else None
-        is_base64 = isinstance(value, dict) and set(value) <= {"type", "media_type", "data"}
-        return is_base64 and value.get("type") == "base64" and isinstance(kind, str) and kind.startswith("image/")
-    url = value.get("url") if isinstance(value, dict) and set(value) <= {"url", "detail"} else value
-    return key in ("image_url", "audio_url", "video_url") and isinstance(url, str) and url.lower().startswith(MEDIA)
+def _without_media(key: str, value: Any) -> Any:
+    """A member of a part without the images and sounds in it, whose base64 is no text to the model; None if all is.
+
+    Members beside them are judged, and so is the address of a picture that is not in the request.
+    """
+    if key == "input_audio" and isinstance(value, dict):
+        known = {"data", "format"}
+    elif key == "source" and isinstance(value, dict) and value.get("type") == "base64":
+        has_type = isinstance(value.get("media_type"), str) and MEDIA_TYPE.fullmatch(value["media_type"])
+        known = {"type", "data", *(("media_type",) if has_type else ())}
+    elif key in MEDIA_URLS and isinstance(value, dict) and _is_data_url(value.get("url")):
+        known = {"url", "detail"}
+    else:
+        return None if key in MEDIA_URLS and _is_data_url(value) else value
+    return {name: member for name, member in value.items() if name not in known} or None
+
+
+def _is_data_url(url: Any) -> bool:
+    """Whether an address holds the data itself, in base64: vLLM decodes it, whatever media type it states."""
+    return isinstance(url, str) and DATA_URL.match(url) is not None
 
 
 def embedding_kinds(part: Mapping[str, Any]) -> list[str]:
@@ -112,9 +124,11 @@ def _part_texts(part: Any, place: str, part_location: PartLocation, form: Messag
         return
     _check_kind(part.get("type"), form.kinds, place)
     members = {
-        key: value
+        key: rest
         for key, value in part.items()
-        if not _is_media(key, value) and (key not in MARKS or without_known_words(value, MARKS[key]) is not None)
+        for rest in [_without_media(key, value)]
+        if (rest is not None or value is None)
+        and (key not in MARKS or without_known_words(value, MARKS[key]) is not None)
     }
     kind = part.get("type")
     if isinstance(kind, str) and (kind in form.text_keys or kind in form.other_parts):

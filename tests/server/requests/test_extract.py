@@ -141,6 +141,8 @@ RICH_CHAT: dict[str, Any] = {
     "M97": {"M98": [{"M99": "M100"}]},
     "temperature": "M101",
     "allowed_token_ids": [1, "M102"],
+    "stop": ["M103", "M104"],
+    "bad_words": ["M105"],
 }  # fmt: skip
 RICH_COMPLETIONS: dict[str, Any] = {
     "prompt": ["M1", "M2"],
@@ -154,6 +156,8 @@ RICH_COMPLETIONS: dict[str, Any] = {
     "documents": ["M13"],
     "truncation_side": "M14",
     "mm_payload": ["M15"],
+    "stop": "M16",
+    "bad_words": ["M17"],
 }
 
 
@@ -192,6 +196,70 @@ def test_base64_media_is_not_text() -> None:
         {"type": "video_url", "video_url": {"url": data.replace("image/png", "video/mp4")}},
     ]  # fmt: skip
     assert texts(user([*parts, {"type": "text", "text": "hi"}])) == ["hi"]
+
+
+MEDIA_TYPES = [
+    "image/png",
+    "IMAGE/JPEG",
+    "application/octet-stream",
+    "image/svg+xml",
+    "application/pdf",
+    "audio/wav",
+    "",
+]
+
+
+@pytest.mark.parametrize("kind", MEDIA_TYPES)
+def test_base64_of_any_media_type_is_not_text_beside_any_member(kind: str) -> None:
+    data, long = f"data:{kind};base64,", "QUJD" * 2_500_000
+    urls: list[Any] = [{"url": data + long, "detail": "auto", "format": "M1"}, {"url": data + long, "M2": {"M3": 1}}]
+    parts = [
+        *({"type": "image_url", "image_url": url, "uuid": "M4", "M5": None} for url in urls),
+        {"type": "input_image", "image_url": data.upper() + long, "detail": "M6"},
+        {"type": "input_audio", "input_audio": {"data": long, "format": "wav", "M7": "M8"}},
+        {"type": "video_url", "video_url": {"url": f"data:{kind};name=a;base64,{long}"}},
+    ]  # fmt: skip
+    found = texts(user([*parts, {"type": "text", "text": "hi"}]))
+    assert all(f"M{number}" in "\n".join(found) for number in range(1, 9)) and sum(map(len, found)) < 1000
+    source = {"type": "base64", "media_type": kind or "image/png", "data": long, "M9": "M10"}
+    body = {"messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}
+    found = [text.text for text in extract_texts("messages", body)]
+    assert "M10" in "\n".join(found) and sum(map(len, found)) < 1000
+
+
+def test_text_in_the_place_of_media_is_judged() -> None:
+    for part in (
+        {"type": "image_url", "image_url": {"url": "https://example.org/M1"}},
+        {"type": "image_url", "image_url": "data:text/plain,M1"},
+        {"type": "text", "text": "data:image/png;base64,M1"},
+    ):
+        assert "M1" in "\n".join(texts(user([part])))
+    for source in (
+        {"type": "text", "media_type": "text/plain", "data": "M1"},
+        {"type": "base64", "media_type": "who is M1?", "data": "AAAA"},
+        {"type": "url", "url": "https://example.org/M1"},
+    ):
+        body = user([{"type": "image", "source": source}])
+        assert "M1" in "\n".join(text.text for text in extract_texts("messages", body))
+
+
+def test_the_round_trips_of_a_long_agent_session_pass() -> None:
+    chat, items, blocks = [], [], []
+    for number in range(2100):
+        name = f"call_{number:024d}"
+        call = {"id": name, "type": "function", "function": {"name": "read", "arguments": '{"path": "a"}'}}
+        chat += [{"role": "assistant", "content": "ok", "tool_calls": [call]},
+                 {"role": "tool", "tool_call_id": name, "content": "done"}]  # fmt: skip
+        items += [{"type": "function_call", "id": name, "call_id": name, "name": "read", "arguments": '{"path": "a"}'},
+                  {"type": "function_call_output", "call_id": name, "output": "done"}]  # fmt: skip
+        result = {"type": "tool_result", "tool_use_id": name, "content": "done"}
+        blocks += [{"role": "assistant", "content": [{"type": "tool_use", "id": name, "name": "read", "input": {}}]},
+                   {"role": "user", "content": [result]}]  # fmt: skip
+    sessions: list[tuple[Any, Any]] = [
+        ("chat", {"messages": chat}), ("responses", {"input": items}), ("messages", {"messages": blocks})
+    ]  # fmt: skip
+    for endpoint, body in sessions:
+        assert len(extract_texts(endpoint, body)) >= 3 * 2100
 
 
 def test_only_text_parts_are_targets() -> None:
