@@ -111,6 +111,20 @@ def forbidden_phrases(
     return tuple(phrase for _, phrase in selected[:limit])
 
 
+def distinctive_names(text: str, count: Callable[[str], int]) -> Iterator[tuple[str, bool]]:
+    """Yield the titles and names of a text that identify something by themselves; True for titles.
+
+    Titles in quotes, names of several words of which one is rare, and rare words that are part of a name. count: see
+    `forbidden_phrases`.
+    """
+    for match in _QUOTED.finditer(text):
+        yield next(group for group in match.groups() if group).strip(), True
+    for kind, name in _names(text, list(_words(text)), count):
+        is_rare = kind == NAME_WORD or any(_is_rare(word, count) for word in name.split())
+        if kind in (NAME, NAME_WORD) and is_rare:
+            yield name, False
+
+
 def content_words(answer: str, prompt: str) -> tuple[str, ...]:
     """Return the answer's words that are neither stop words nor in the prompt, each once, in order."""
     prompt_words = set(fold(prompt).split())
