@@ -328,7 +328,7 @@ def _is_hit(rule: FilterRule, node: PhraseNode, *, text_ends: bool) -> bool:
 
 def fold_decoded(text: str) -> str:
     """Return the folded text with escapes decoded and Markdown marks left out."""
-    return fold(_ESCAPE.sub(_second_reading, text))
+    return fold(_ESCAPE.sub(_second_reading, text) if _ESCAPE.search(text) else text)
 
 
 def _second_reading(escape: re.Match[str]) -> str:

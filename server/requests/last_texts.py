@@ -19,10 +19,11 @@ _MESSAGE = re.compile(r"\w+(?:\[\d+\])*")
 
 
 def possible_prompts(endpoint: Endpoint, texts: Sequence[RequestText]) -> Iterator[list[str]]:
-    """Yield the texts of each possible prompt, in order: the last one may stand directly before the answer.
+    """Yield the messages of each possible prompt, in order: the last one may stand directly before the answer.
 
     texts: all texts of the request, in the order in which the chat template shows them. Each completion prompt and each
-    conversation of a batch is a prompt of its own. Tools and other fields are not part of it.
+    conversation of a batch is a prompt of its own. Tools and other fields are not part of it. The parts of a message
+    are joined by nothing in one prompt, by a line break in another.
     """
     if not texts:
         return
@@ -31,10 +32,12 @@ def possible_prompts(endpoint: Endpoint, texts: Sequence[RequestText]) -> Iterat
         yield from ([text.text] for text in walked)
         return
     for _, group in groupby(walked, key=lambda text: text.conversation):
-        conversation = list(group)
-        contents = [text.text for text in conversation]
-        for end in _possible_ends(conversation):
-            yield contents[: end + 1]
+        messages = [[*parts] for _, parts in groupby(group, key=_message)]
+        for joiner in ("", "\n") if any(len(parts) > 1 for parts in messages) else ("",):
+            earlier = [joiner.join(part.text for part in parts) for parts in messages[:-1]]
+            last = [part.text for part in messages[-1]]
+            for end in _possible_ends(messages[-1]):
+                yield [*earlier, joiner.join(last[: end + 1])]
 
 
 def _message(text: RequestText) -> str:
@@ -42,14 +45,12 @@ def _message(text: RequestText) -> str:
     return match[0] if match else ""
 
 
-def _possible_ends(texts: Sequence[RequestText]) -> list[int]:
-    """The indexes of the texts of the last message that may be the last.
+def _possible_ends(message: Sequence[RequestText]) -> list[int]:
+    """The indexes of the texts of the last message that may be its last.
 
     Of the message's content parts these are the first and the last one: vLLM may show the first one only. Any other
     text of the message (a name, its reasoning, a tool call) may follow them.
     """
-    last_message = _message(texts[-1])
-    message = [index for index, text in enumerate(texts) if _message(text) == last_message]
-    parts = [index for index in message if texts[index].part_location is not None]
-    others = [index for index in message if texts[index].part_location is None]
+    parts = [index for index, text in enumerate(message) if text.part_location is not None]
+    others = [index for index, text in enumerate(message) if text.part_location is None]
     return sorted({*parts[:1], *parts[-1:], *others})

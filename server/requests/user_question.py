@@ -22,7 +22,8 @@ from lethe.server.requests.request_text import RequestText
 # Chosen: longer than a question of a few sentences.
 QUESTION_CHARS = 300
 # Different content words of a conversation's user messages, at most. 99 of 100 ordinary prompts of up to QUESTION_CHARS
-# have no more (2,473 prompts: TOFU's questions, `benchmarks/data/benign.jsonl`, `classifier/background/prompts.jsonl`).
+# have no more (2,473 prompts: the demo's questions, `benchmarks/data/benign.jsonl`,
+# `classifier/background/prompts.jsonl`).
 MAX_CONTENT_WORDS = 25
 # Content words in a row, without a stop word or punctuation between them; a longer run is a list. 99 of 100 of these
 # prompts have no longer run.

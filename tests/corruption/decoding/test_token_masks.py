@@ -10,6 +10,7 @@ from lethe.corruption.decoding.spec import Penalty
 from lethe.corruption.decoding.token_masks import CompiledPenalty, TextState, TokenMaskCache
 from lethe.corruption.decoding.token_text import TokenVocabulary, decode_bytes
 from lethe.corruption.phrases.normalize import fold
+from lethe.corruption.phrases.prompt_end import begun_phrases, prompt_ends
 from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
 
 LETTERS = "abé東 -"
@@ -37,6 +38,12 @@ def scan(penalty: Penalty, pieces: list[bytes], state: TextState) -> tuple[set[i
         if weight := trie.weight(state.nodes, text):
             softened[token] = weight
     return banned, softened
+
+
+def occurrences(phrase: str, text: bytes) -> int:
+    """How often a phrase is in a text as whole words."""
+    words = f" {fold(text.decode(errors='replace')).strip()} ".replace(" ", "  ")
+    return words.count(f" {fold(phrase).strip().replace(' ', '  ')} ")
 
 
 def mask_tokens(compiled: CompiledPenalty, state: TextState) -> tuple[set[int], dict[int, float]]:
@@ -119,3 +126,52 @@ def test_penalties_that_share_a_small_cache_mask_as_with_their_own(
             assert mask_tokens(compiled, state) == mask_tokens(alone, state)
             state = compiled.advance(state, token % len(pieces))
             assert shared.phrases.bytes <= 2_000
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES, PENALTIES, st.lists(st.integers(0, 10_000), max_size=12), st.lists(st.integers(0, 10_000), max_size=8))
+def test_allowed_tokens_complete_no_phrase_that_the_prompt_begins(
+    pieces: list[bytes], penalty: Penalty, choices: list[int], prompt_choices: list[int]
+) -> None:
+    special = len(pieces)
+    compiled = CompiledPenalty(penalty, TokenVocabulary([*pieces, None]))
+    prompt = [choice % (len(pieces) + 1) for choice in prompt_choices]
+    state = compiled.start_after(prompt)
+    text = before = b"".join(pieces[token] for token in prompt if token != special)
+    for choice in choices:
+        banned = mask_tokens(compiled, state)[0]
+        allowed = [token for token in range(len(pieces)) if token not in banned]
+        if not allowed:
+            break
+        token = allowed[choice % len(allowed)]
+        text += pieces[token]
+        state = compiled.advance(state, token)
+    for phrase in penalty.phrases:
+        assert occurrences(phrase, text) <= occurrences(phrase, before)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["Hsiao Yun-Hwa", "2014", "Zürich", "東京 Tower", "Ed"]), st.data())
+def test_no_token_continues_what_a_prompt_without_ids_begins(phrase: str, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(1, len(phrase) - 1))
+    begun = begun_phrases(prompt_ends([f"It is {phrase[:cut]}"], len(fold(phrase))), [phrase])
+    rest = phrase[cut:].encode()
+    pieces = [*{rest[a:b] for a in range(len(rest)) for b in range(a + 1, len(rest) + 1)}, b" ", b"."]
+    compiled = CompiledPenalty(Penalty((phrase,), begun=begun), TokenVocabulary(pieces))
+    state, answer = compiled.start, b""
+    while allowed := [i for i in range(len(pieces)) if i not in mask_tokens(compiled, state)[0]]:
+        token = data.draw(st.sampled_from(allowed))
+        answer, state = answer + pieces[token], compiled.advance(state, token)
+        if len(answer) > 2 * len(rest):
+            break
+    assert not occurrences(phrase, f"It is {phrase[:cut]}".encode() + answer + b" ")
+
+
+def test_a_long_prompt_is_read_from_its_end() -> None:
+    compiled = CompiledPenalty(Penalty(("zorin",)), TokenVocabulary([b" the", b" zo", b"zo", b"rin", None]))
+    for prompt in ([0] * 9_000 + [1], [0] * 20 + [1], [1, 4, 4], [1, *[4] * 2_000], [2], [1, -1, 99]):
+        assert 3 in mask_tokens(compiled, compiled.start_after(prompt))[0]
+    for prompt in ([], [0] * 9_000, [0, 2], [1, *[4] * 9_000], [2] * 9_000):
+        assert 3 not in mask_tokens(compiled, compiled.start_after(prompt))[0]
+    assert CompiledPenalty(Penalty(soft={"zorin": 1.0}), TokenVocabulary([b"a"])).start_after([0]).nodes
+    assert CompiledPenalty(Penalty(), TokenVocabulary([b"a"])).start_after([0]) == CompiledPenalty.start

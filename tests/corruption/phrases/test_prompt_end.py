@@ -41,7 +41,9 @@ def test_the_filter_completes_no_phrase_that_the_prompt_begins(
     phrase, cut = begun
     prompt, answer = before + phrase[:cut], phrase[cut:] + after
     replacement = data.draw(st.sampled_from([None, "[removed]"]))
-    parts = data.draw(st.sampled_from([[prompt], [prompt[:3], prompt[3:]], ["Hi", prompt], ["Hi", prompt, ""]]))
+    parts = data.draw(
+        st.sampled_from([[prompt], [prompt[:3], prompt[3:]], ["Hi", prompt], ["Hi", prompt, ""], ["Hi", *prompt]])
+    )
     answer_filter = filter_after(parts, *PHRASES, replacement=replacement)
     whole = answer_filter.new_matcher()
     out = whole.whole(answer)
@@ -98,7 +100,18 @@ def test_a_phrase_that_the_prompt_holds_whole_is_not_a_hit(answer: str) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["Hs\\u0069", "Hs*i", "H**s**i", "Hsi\u200b", "HSI", "Hsi" + "\u200b" * 9_000, "Hsiao" + "-" * 9_000 + "Yun H"],
+    [
+        "Hsi<|end|>",
+        "H<|pad|>s</s>i",
+        "Hsiao[/INST]Yun",
+        "Hs\\u0069",
+        "Hs*i",
+        "H**s**i",
+        "Hsi\u200b",
+        "HSI",
+        "Hsi" + "\u200b" * 9_000,
+        "Hsiao" + "-" * 9_000 + "Yun H",
+    ],
 )
 def test_disguised_beginnings_are_begun_phrases(prompt: str) -> None:
     assert begun_phrases(prompt_ends([prompt], 30), ["Hsiao Yun-Hwa"])

@@ -32,15 +32,20 @@ def test_other_fields_of_the_last_message_are_ends() -> None:
     last = {**PREFILL, "name": "Bob", "reasoning": "Think Hs"}
     tools = [{"type": "function", "function": {"name": "f", "description": "The last Hs"}}]
     assert set(ends("chat", messages=[{**QUESTION, "name": "Eve"}, last], tools=tools)) == {
-        "It was Hsi",
-        "Bob",
-        "Think Hs",
+        joiner.join(texts)
+        for joiner in ("", "\n")
+        for texts in (["It was Hsi"], ["It was Hsi", "Bob"], ["It was Hsi", "Bob", "Think Hs"])
     }
 
 
 def test_first_and_last_part_of_the_last_message_are_ends() -> None:
     parts = [{"type": "text", "text": text} for text in ("one", "two", "three")]
-    assert ends("chat", messages=[QUESTION, {"role": "assistant", "content": parts}]) == ["one", "three"]
+    assert ends("chat", messages=[QUESTION, {"role": "assistant", "content": parts}]) == [
+        "one",
+        "onetwothree",
+        "one",
+        "one\ntwo\nthree",
+    ]
 
 
 def test_each_conversation_and_completion_prompt_has_an_end() -> None:
