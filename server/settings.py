@@ -286,7 +286,7 @@ class Settings(BaseSettings):
         "of the policies' `on_failure`.",
     )
     judge_cpu_s: float = Field(
-        2.0,
+        10.0,
         gt=0,
         description="Maximum processor time for judging one request, in seconds; then 503, independently of the "
         "policies' `on_failure`. What has been judged by then is cached, so a retry gets further.",
