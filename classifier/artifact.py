@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lethe.classifier.text.disguises import masked_words
 from lethe.classifier.text.ngrams import BUCKETS, split_words
 
 # Version of the folder's format: raised whenever an array or a key of the manifest changes its name or meaning.
@@ -129,6 +130,16 @@ class Artifact:
         return frozenset(word for item in self.items for word in split_words(item.prompt or item.text))
 
     @cached_property
+    def name_pairs(self) -> frozenset[tuple[str, str]]:
+        """The parts of names that are neighbours in the items' prompts and documents, case-folded."""
+        return masked_words.name_pairs(item.prompt or item.text for item in self.items)
+
+    @cached_property
+    def derived(self) -> dict[str, Any]:
+        """What other modules computed from this artifact alone, by a name, so that it is computed once."""
+        return {}
+
+    @property
     def known_buckets(self) -> NDArray[np.bool_]:
         """(BUCKETS,) which hashed words occur in the retain, background and forget texts of the fit."""
         return self.arrays["documents"] > 0

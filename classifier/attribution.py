@@ -86,7 +86,7 @@ def _words_of_views(text: str, artifact: Artifact) -> Iterator[tuple[str, Span]]
     def is_known(word: str) -> bool:
         return bool(artifact.known_buckets[ngrams.word_bucket(word)])
 
-    for view in text_views(text, artifact.prompt_words, is_known):
+    for view in text_views(text, artifact.prompt_words, is_known, artifact.name_pairs):
         if view.name not in ("raw", "normalised"):
             for match in ngrams.WORD.finditer(view.text):
                 if view.changed[match.start() : match.end()].any():

@@ -125,8 +125,10 @@ class Judge:
         self._encoder = encoder
         words = frozenset[str]().union(*(artifact.prompt_words for artifact in artifacts.values()))
         self._vocabulary = _shared_vocabulary(words)
+        self._name_pairs = frozenset[tuple[str, str]]().union(*(artifact.name_pairs for artifact in artifacts.values()))
         self._known_buckets = np.ones(ngrams.BUCKETS, dtype=bool)
-        for artifact in artifacts.values():
+        # Artifacts of one fit share the array, so that a thousand of them are one.
+        for artifact in {id(artifact.arrays["documents"]): artifact for artifact in artifacts.values()}.values():
             self._known_buckets &= artifact.known_buckets
         self._cache: TextLRU[_TextScores] = TextLRU(CACHED_TEXTS, lambda scores: scores.cache_entries)
         self._shared_thresholds: dict[frozenset[tuple[str, float]], Mapping[str, float]] = {}
@@ -198,7 +200,7 @@ class Judge:
         return scores
 
     def _score_one_text(self, text: str, thresholds: Mapping[str, float]) -> _TextScores:
-        segments = segment_text(text, self._encoder, self._vocabulary, self._is_known_word)
+        segments = segment_text(text, self._encoder, self._vocabulary, self._is_known_word, self._name_pairs)
         check_work()
         selected = self._prefilter.select_windows(segments) if segments.places else {}
         # A window that several artifacts need is encoded once.

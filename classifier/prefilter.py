@@ -131,7 +131,9 @@ class Prefilter:
                 vocabulary |= artifact.prompt_words
             if not np.isin(artifact.arrays["index_items"], artifact.arrays["removed_items"]).all():
                 self._members[number].append(name)
-            words = discriminative_words(artifact)
+            if "discriminative_words" not in artifact.derived:
+                artifact.derived["discriminative_words"] = discriminative_words(artifact)
+            words = artifact.derived["discriminative_words"]
             if words is None:
                 self._always.append(name)
             for word in words or ():

@@ -136,15 +136,15 @@ def _decode_base64_run(text: str, run: list[tuple[int, int]]) -> TextEdit | None
     is_long = len(encoded) >= MIN_LONG_RUN
     variants = (encoded, encoded[::-1], codecs.encode(encoded, "rot13")) if is_long else (encoded,)
     for variant in variants:
-        if plain := _text_of_bytes(_base64_bytes(variant)):
+        if plain := text_of_bytes(_base64_bytes(variant)):
             return run[0][0], run[-1][1], plain
     # A long run may have lost its beginning, or have something before it.
     for offset in range(1, 4) if is_long else ():
-        if plain := _text_of_bytes(_base64_bytes(encoded[offset:])):
+        if plain := text_of_bytes(_base64_bytes(encoded[offset:])):
             return run[0][0], run[-1][1], plain
     # The first or the last token may be a word next to the encoded text.
     for part in (run[1:], run[:-1]) if len(run) > 1 else ():
-        if plain := _text_of_bytes(_base64_bytes("".join(text[a:b] for a, b in part).strip("="))):
+        if plain := text_of_bytes(_base64_bytes("".join(text[a:b] for a, b in part).strip("="))):
             return part[0][0], part[-1][1], plain
     return None
 
@@ -161,7 +161,7 @@ def decode_base32(text: str) -> list[TextEdit]:
     for match in _BASE32.finditer(text):
         encoded = match[0].rstrip("=")
         encoded = encoded[: len(encoded) - {1: 1, 3: 1, 6: 1}.get(len(encoded) % 8, 0)]
-        if plain := _text_of_bytes(base64.b32decode(encoded + "=" * (-len(encoded) % 8))):
+        if plain := text_of_bytes(base64.b32decode(encoded + "=" * (-len(encoded) % 8))):
             edits.append((*match.span(), plain))
     return edits
 
@@ -171,7 +171,7 @@ def decode_hex(text: str) -> list[TextEdit]:
     edits: list[TextEdit] = []
     for match in _HEX.finditer(text):
         digits = re.sub(r"0[xX]|[^0-9A-Fa-f]", "", match[0])
-        if plain := _text_of_bytes(binascii.unhexlify(digits[: len(digits) // 2 * 2])):
+        if plain := text_of_bytes(binascii.unhexlify(digits[: len(digits) // 2 * 2])):
             edits.append((match.start(), match.start() + len(match[0].rstrip()), plain))
     return edits
 
@@ -183,7 +183,7 @@ def decode_binary(text: str) -> list[TextEdit]:
         groups = match[0].replace(",", " ").split()
         if len(groups) == 1:
             groups = [groups[0][i : i + 8] for i in range(0, len(groups[0]), 8)]
-        if plain := _text_of_bytes(bytes(int(group, 2) for group in groups if len(group) in (7, 8))):
+        if plain := text_of_bytes(bytes(int(group, 2) for group in groups if len(group) in (7, 8))):
             edits.append((match.start(), match.start() + len(match[0].rstrip()), plain))
     return edits
 
@@ -234,7 +234,7 @@ def _decode_utf8(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _text_of_bytes(data: bytes) -> str:
+def text_of_bytes(data: bytes) -> str:
     """Return the text (UTF-8 or UTF-16) that bytes begin with, if it is most of them; "" if they aren't text."""
     if len(data) < MIN_DECODED_BYTES:
         return ""

@@ -66,6 +66,18 @@ def common_words() -> frozenset[str]:
     return frozenset(w for w, count in _word_counts().items() if (count > 1 and len(w) > 1) or w in ("a", "i"))
 
 
+def word_count(word: str) -> int:
+    """Return how often a lower-case word occurs in the background prompts."""
+    return _word_counts()[word]
+
+
+@cache
+def common_pairs() -> frozenset[tuple[str, str]]:
+    """Return the pairs of neighbouring words in the background prompts, lower case."""
+    texts = (json.loads(line)["prompt"].casefold() for line in _BACKGROUND.read_text(encoding="utf-8").splitlines())
+    return frozenset(pair for words in map(_WORD.findall, texts) for pair in zip(words, words[1:], strict=False))
+
+
 @cache
 def letter_pair_costs() -> NDArray[np.float64]:
     """Return (27, 27) costs −ln p(second | first) of letter pairs; row and column WORD_EDGE are the ends of a word.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lethe.classifier.encoder.encoder import Encoder
+from lethe.classifier.text.disguises.masked_words import Pairs
 from lethe.classifier.text.ngrams import NgramDocument
 from lethe.classifier.text.views import View, text_views
 from lethe.classifier.text.windows import UnitRange, WindowCover, cover_with_windows
@@ -69,10 +70,11 @@ def segment_text(
     encoder: Encoder,
     vocabulary: frozenset[str] = frozenset(),
     is_other_name: Callable[[str], bool] = lambda word: False,
+    name_pairs: Pairs = frozenset(),
 ) -> TextSegments:
     """Return every window of every view of a text, and the inner windows of those.
 
-    vocabulary, is_other_name: see `text_views`.
+    vocabulary, is_other_name, name_pairs: see `text_views`.
     """
     views: list[tuple[View, WindowCover]] = []
     units = _SharedUnits()
@@ -81,7 +83,7 @@ def segment_text(
     # View number, units in the view, units in `units`, whether it is an inner window.
     windows: list[tuple[int, UnitRange, UnitRange, bool]] = []
     covered_characters = total_characters = 0
-    for view in text_views(text, vocabulary, is_other_name):
+    for view in text_views(text, vocabulary, is_other_name, name_pairs):
         # An encoder that ignores case sees the same text twice.
         if view.name == "normalised" and len(view.text) == len(text) and view.text == encoder.fold_case(text):
             continue

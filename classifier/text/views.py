@@ -17,6 +17,15 @@ from numpy.typing import NDArray
 
 from lethe.classifier.text import ciphers, confusables, encodings, language_model, spelling, word_segmentation
 from lethe.classifier.text.confusables import TextEdit, normalise_text
+from lethe.classifier.text.disguises import (
+    filler_words,
+    masked_words,
+    pig_latin,
+    printable_encodings,
+    records,
+    spelled_letters,
+    word_shapes,
+)
 from lethe.classifier.text.leetspeak import decode_leet
 from lethe.classifier.work_limit import check_work
 
@@ -51,8 +60,16 @@ Decoder = Callable[..., list[TextEdit]]
 # View name → decoder, in order. The result of each is the input of the next, round after round.
 DECODERS: dict[str, Decoder] = {
     "hidden": confusables.decode_hidden,
+    "parted": word_segmentation.part_at_chat_markup,
+    "no-markup": word_segmentation.remove_chat_markup,
+    "base58": printable_encodings.decode_base58,
+    "base85": printable_encodings.decode_base85,
+    "rot47": printable_encodings.decode_rot47,
     **encodings.ENCODING_DECODERS,
+    "braille": spelled_letters.decode_braille,
     "skeleton": confusables.replace_confusables,
+    "unmasked": masked_words.fill_masks,
+    "records": records.read_records,
     "unmarked": word_segmentation.remove_inline_marks,
     "spaced": word_segmentation.join_spaced_letters,
     "bridged": word_segmentation.join_punctuated_words,
@@ -62,16 +79,25 @@ DECODERS: dict[str, Decoder] = {
 }
 # Decoders that guess, and could spoil what another one needs: tried once, last, each on the result of the one before.
 GUESSING_DECODERS: dict[str, Decoder] = {
+    "spelling-alphabet": spelled_letters.decode_spelling_alphabet,
+    "pig-latin": pig_latin.decode_pig_latin,
     "leet": decode_leet,
+    "restored": word_shapes.restore_words,
     "segmented": word_segmentation.split_joined_text,
+    "unfilled": filler_words.remove_fillers,
     "repaired": spelling.correct_spelling,
 }
 # Views whose decoder takes the words to look for.
-TAKES_VOCABULARY = frozenset({"spaced", "mirrored", "reversed", "shifted", "leet", "segmented", "repaired"})
+TAKES_VOCABULARY = frozenset(
+    "rot47 unmasked spaced mirrored reversed shifted spelling-alphabet pig-latin leet restored segmented unfilled"
+    " repaired".split()
+)
 # Views whose decoder takes a test for other people's names.
-TAKES_OTHER_NAMES = frozenset({"spaced", "repaired"})
-# Views that are not the input of the next decoder: "reversed" reads the same characters in another way.
-SIDE_VIEWS = frozenset({"mirrored"})
+TAKES_OTHER_NAMES = frozenset({"spaced", "restored", "repaired"})
+# Views whose decoder takes the pairs of names to look for.
+TAKES_NAME_PAIRS = frozenset({"unmasked"})
+# Views that are not the input of the next decoder: "reversed" and "no-markup" read the same characters in another way.
+SIDE_VIEWS = frozenset({"mirrored", "parted"})
 
 
 @dataclass(frozen=True)
@@ -113,23 +139,31 @@ class View:
         end = np.where(new, np.repeat(np.stack([before, np.maximum(last, first)], axis=1).ravel(), lengths), start)
         pieces = [piece for a, (b, _, plain) in zip(before, edits, strict=False) for piece in (self.text[a:b], plain)]
         text = "".join([*pieces, self.text[before[-1] :]])
-        # Where characters were removed, their neighbours count as changed.
-        removed = np.cumsum(lengths)[::2][:-1][sizes[:-1] == 0]
+        # Where characters were removed, or blanks took their place, the characters on either side count as changed.
+        is_removed = [not plain.strip() for _, _, plain in edits]
+        removed = np.cumsum(lengths)[::2][:-1][is_removed]
         changed = new.copy()
-        if len(changed):
-            changed[np.minimum(removed, len(changed) - 1)] = True
-            changed[np.maximum(removed - 1, 0)] = True
+        if len(removed) and len(changed):
+            written = np.flatnonzero([not character.isspace() for character in text] if text else [])
+            written = written if len(written) else np.arange(len(text))
+            after = np.searchsorted(written, removed)
+            changed[written[np.minimum(after, len(written) - 1)]] = True
+            changed[written[np.maximum(after - 1, 0)]] = True
         earlier = [] if self.name == "raw" else self.name.split("+")
         return View("+".join(dict.fromkeys([*earlier, name])), text, self.starts[start], self.ends[end], changed)
 
 
 def text_views(
-    text: str, vocabulary: frozenset[str] = frozenset(), is_other_name: Callable[[str], bool] = lambda word: False
+    text: str,
+    vocabulary: frozenset[str] = frozenset(),
+    is_other_name: Callable[[str], bool] = lambda word: False,
+    name_pairs: masked_words.Pairs = frozenset(),
 ) -> list[View]:
     """Return the distinct views of a text, the raw one first.
 
     vocabulary: words, lower case, to look for where letters are taken apart, exchanged or misspelt. is_other_name: see
-    `classifier/text/spelling.py`. The views' characters together are bounded by MAX_GROWTH and EXTRA_CHARACTERS.
+    `classifier/text/spelling.py`. name_pairs: see `classifier/text/disguises/masked_words.py`. The views'
+    characters together are bounded by MAX_GROWTH and EXTRA_CHARACTERS.
     """
     positions = np.arange(len(text), dtype=np.int64)
     raw = View("raw", text, positions, positions + 1, np.ones(len(text), dtype=bool))
@@ -145,8 +179,9 @@ def text_views(
         nonlocal characters_left
         takes_vocabulary = {"vocabulary": vocabulary} if name in TAKES_VOCABULARY else {}
         takes_other_names = {"is_other_name": is_other_name} if name in TAKES_OTHER_NAMES else {}
+        takes_name_pairs = {"pairs": name_pairs} if name in TAKES_NAME_PAIRS else {}
         check_work()
-        edits = decoder(view.text, **takes_vocabulary, **takes_other_names)
+        edits = decoder(view.text, **takes_vocabulary, **takes_other_names, **takes_name_pairs)
         if not edits:
             return None
         edited = view.apply_edits(name, edits)
@@ -184,6 +219,8 @@ def _is_plain(text: str, vocabulary: frozenset[str], is_other_name: Callable[[st
     ):
         return False
     if "-" in text and (word_segmentation.join_punctuated_words(text) or encodings.decode_morse(text)):
+        return False
+    if records.read_records(text):
         return False
     words = _WORD_OR_LONG_NUMBER.findall(text.lower())
     return language_model.common_words().issuperset(words) or not ciphers.find_ciphered_runs(text, vocabulary)

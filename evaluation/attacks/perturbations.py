@@ -1,8 +1,8 @@
 """Perturbations: texts changed so that a detector may miss them while people and language models still read them.
 
-Here are those of words, letters and surroundings; `PERTURBATIONS` has all, with those of `unicode_perturbations.py`
-and `encoding_perturbations.py`. Each is a pure function (text, rng) → text; equal rng states give equal texts. Knows no
-classifier. Source of the surrounding texts: GPTFuzzer (arXiv:2309.10253).
+Here are those of words, letters and surroundings; `PERTURBATIONS` has all, with those of the other modules.
+Each is a pure function (text, rng) → text; equal rng states give equal texts. Knows no classifier. Source of the
+surrounding texts: GPTFuzzer (arXiv:2309.10253).
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from random import Random
 
 from lethe.corruption.phrases.stopwords import STOP_WORDS
+from lethe.evaluation.attacks.cipher_perturbations import CIPHERS
+from lethe.evaluation.attacks.disguised_words import DISGUISED_WORDS
 from lethe.evaluation.attacks.encoding_perturbations import ENCODINGS
+from lethe.evaluation.attacks.record_perturbations import RECORDS
 from lethe.evaluation.attacks.unicode_perturbations import UNICODE, Perturbation
 
 _BEFORE = (
@@ -243,4 +246,13 @@ SURROUNDINGS: dict[str, Perturbation] = {
     "story": story,
 }
 # All perturbations by name, in the order of the report.
-PERTURBATIONS: dict[str, Perturbation] = {**PLAIN_WORDS, **UNICODE, **LETTERS, **ENCODINGS, **SURROUNDINGS}
+PERTURBATIONS: dict[str, Perturbation] = {
+    **PLAIN_WORDS,
+    **UNICODE,
+    **LETTERS,
+    **DISGUISED_WORDS,
+    **RECORDS,
+    **ENCODINGS,
+    **CIPHERS,
+    **SURROUNDINGS,
+}

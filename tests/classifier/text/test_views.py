@@ -47,6 +47,15 @@ def test_an_ordinary_text_has_at_most_two_views(text: str) -> None:
     assert [view.name for view in text_views(text) if view.name not in ("raw", "normalised")] == []
 
 
+def test_characters_around_something_removed_count_as_changed() -> None:
+    """A window without a changed character isn't judged again, so blanks alone wouldn't do."""
+    views = {view.name: view for view in text_views("What <|end|> kind [INST] of author")}
+    view = views["no-markup"]
+    assert view.text.split() == "What kind of author".split()
+    changed = "".join(c if is_changed else "." for c, is_changed in zip(view.text, view.changed, strict=True))
+    assert changed.replace(".", "") == "tkdo"
+
+
 def rot13(text: str) -> str:
     return codecs.encode(text, "rot13")
 
