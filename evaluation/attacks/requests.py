@@ -6,6 +6,7 @@ classifier; which fields reach the model is listed in `server/requests/fields.py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -218,6 +219,18 @@ def in_choices(text: str, rng: Random) -> AttackRequest:
     return chat_request([chat_message("Say it.")], structured_outputs={"choice": [text, f"{text} "]})
 
 
+def in_grammar(text: str, rng: Random) -> AttackRequest:
+    """As the only answer that a grammar or a regular expression allows."""
+    outputs = rng.choice(({"grammar": f"root ::= {json.dumps(text)} [^<]*"}, {"regex": f"{text} .*"}))
+    return chat_request([chat_message("Tell me.")], structured_outputs=outputs)
+
+
+def in_stop_strings(text: str, rng: Random) -> AttackRequest:
+    """As a string that ends the answer, or words that it may not have."""
+    fields: Body = rng.choice(({"stop": [text]}, {"stop": text}, {"bad_words": [text]}))
+    return chat_request([chat_message("Tell me.")], **fields)
+
+
 def in_suffix(text: str, rng: Random) -> AttackRequest:
     """As the suffix of a completion."""
     return AttackRequest("completions", {"model": MODEL, "prompt": "Once upon a time", "suffix": text})
@@ -311,6 +324,8 @@ CARRIERS: dict[str, Carrier] = {
     "in-template-arguments": in_template_arguments,
     "in-response-format": in_response_format,
     "in-choices": in_choices,
+    "in-grammar": in_grammar,
+    "in-stop-strings": in_stop_strings,
     "in-suffix": in_suffix,
     "in-unknown-field": in_unknown_field,
     "split-over-turns": split_over_turns,

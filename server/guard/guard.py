@@ -20,16 +20,15 @@ from lethe.classifier.artifact import Artifact
 from lethe.classifier.judge import Judge, Score
 from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
 from lethe.server.errors import BadRequest, PromptTooLong, Refused
-from lethe.server.guard.constraints import ConstraintCheck, LazySecretNames
 from lethe.server.guard.copy_limits import copy_limits
 from lethe.server.guard.corrupt import MODEL_LIMIT, TAKES_EMBEDDINGS, corrupt
 from lethe.server.guard.decision import Decision, Forward, Reply
 from lethe.server.guard.forget_answers import LazyArtifactWords, every_phrase
+from lethe.server.guard.history import penalize_history
 from lethe.server.guard.output_filter import output_filter_steps
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.penalize import penalize
 from lethe.server.guard.plan import Context, ModelPolicies, Plan, Resources, apply_on_failure, run_steps
-from lethe.server.guard.refused_history import penalize_history
 from lethe.server.guard.route import route
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.schema import Policy
@@ -37,6 +36,8 @@ from lethe.server.policy.verdict import Verdict, decide
 from lethe.server.requests.extract import extract_texts
 from lethe.server.requests.fields import TABLES, Endpoint
 from lethe.server.requests.validation import with_plain_values
+from lethe.server.steering.constraints import ConstraintCheck
+from lethe.server.steering.secret_names import LazySecretNames
 from lethe.server.upstream.capabilities import Capabilities
 
 if TYPE_CHECKING:
@@ -208,7 +209,9 @@ class Guard:
         assert self._judge is not None
         model_policies = policies if isinstance(policies, ModelPolicies) else ModelPolicies(policies)
         scores = self._judge.judge(request.texts, thresholds=model_policies.lowest_thresholds)
-        scores = self._constraints.with_steered(request, scores, model_policies.lowest_thresholds)
+        scores = self._constraints.with_steered(
+            request.body, [piece.place for piece in request.pieces], scores, model_policies.lowest_thresholds
+        )
         return _verdict_over(policies, scores)
 
     def decide(self, request: ParsedRequest, capabilities: Capabilities) -> Decision:
@@ -224,7 +227,7 @@ class Guard:
         if self._judge is None or not policies:
             return None
         scores = self._judge.judge_cached(request.texts, thresholds=policies.lowest_thresholds)
-        if scores is None or not self._constraints.is_known_to_be_harmless(request, policies.lowest_thresholds):
+        if scores is None or not self._constraints.is_known_to_be_harmless(request.body, policies.lowest_thresholds):
             return None
         verdict = _verdict_over(policies, scores)
         if any(finding.flagged for finding in verdict.findings):

@@ -218,6 +218,6 @@ def apply_on_failure(policies: Collection[Policy], stage: str, reason: str, metr
 
 def refusal_of(policy: Policy, failed_stage: str | None = None, failure: str | None = None) -> Refused:
     """How a policy refuses a request: on purpose, or because the guard failed at a stage, for a reason."""
-    refusal = Refused(policy.refuse.message, as_answer=policy.refuse.form == "answer")
+    refusal = Refused(policy.refuse.message, as_answer=policy.refuse.form == "answer", code="refused_by_policy")
     refusal.failed_stage, refusal.failure = failed_stage, failure
     return refusal

@@ -40,7 +40,7 @@ KNOWN_FIELDS: Final = {
 }
 
 # Preferred tokens that are read as a text, at most. Chosen: more than a steered answer needs. Names that they spell in
-# another order are found in `server/guard/constraints.py`.
+# another order are found in `server/steering/constraints.py`.
 MAX_SPELLED_TOKENS: Final = 256
 # Maximum number of separate texts in a request. Chosen: an agent's 2,100 round trips with tools have up to 12,600
 # (ids, names, arguments, results). It bounds the work, since each text costs some, however short it is.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from lethe.classifier.work_limit import check_work
-from lethe.server.guard.pattern_automaton import MAX_COPIES, MAX_RULE_DEPTH, Automaton, Fragment, add_regex, repeated
+from lethe.server.steering.pattern_automaton import MAX_COPIES, MAX_RULE_DEPTH, Automaton, Fragment, add_regex, repeated
 
 _TOKEN = re.compile(
     r"(?P<comment>#[^\n]*|//[^\n]*|%[^\n]*)"

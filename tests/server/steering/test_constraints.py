@@ -19,18 +19,19 @@ from lethe.classifier.artifact_io import load_artifact
 from lethe.classifier.judge import Score
 from lethe.classifier.work_limit import WorkExceeded, WorkLimit
 from lethe.corruption.phrases.normalize import fold
-from lethe.server.guard.constraints import ConstraintCheck, LazySecretNames
 from lethe.server.guard.forget_answers import LazyArtifactWords
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.policy_store.load import load_decode
 from lethe.server.requests.extract import extract_texts
+from lethe.server.steering.constraints import ConstraintCheck
+from lethe.server.steering.secret_names import LazySecretNames
 from tests.server.fakes import make_guard, policy, score
 
 DEMO = Path(__file__).parents[3] / "evaluation" / "demo"
 MODEL = DEMO / "models" / "demo"
 NAMES = (
-    "Hsiao Yun-Hwa", "Nikolai Abilov", "Elvin Mammadov", "Kalkidan Abera", "Takashi Nakamura", "Basil Mahfouz Al-Kuwaiti",
-    "Edward Patrick Sullivan", "Behrouz Rohani", "Raven Marais", "Rajeev Majumdar",
+    "Hsiao Yun-Hwa", "Nikolai Abilov", "Elvin Mammadov", "Kalkidan Abera", "Takashi Nakamura",
+    "Basil Mahfouz Al-Kuwaiti", "Edward Patrick Sullivan", "Behrouz Rohani", "Raven Marais", "Rajeev Majumdar",
 )  # fmt: skip
 TITLES = (
     "Artistic Authority: Leading with Creativity", "The Breath Between Waves", "Shadows of the Silver Screen",
@@ -53,7 +54,7 @@ def steered(check: ConstraintCheck, **fields: Any) -> Score | None:
     """The score of a request with these constraints where it is flagged for them; None otherwise."""
     asked = request(**fields)
     before = score(0.0, texts=[0.0] * len(asked.texts), asked=())
-    after = check.with_steered(asked, {"a": before}, ["a"])["a"]
+    after = check.with_steered(asked.body, [piece.place for piece in asked.pieces], {"a": before}, ["a"])["a"]
     return None if after is before else after
 
 
@@ -106,7 +107,7 @@ def test_names_are_found_in_every_kind_of_constraint(check: ConstraintCheck, nam
         outputs(regex=pattern), outputs(json=schema), outputs(json=json.dumps(schema)),
         *(outputs(grammar=grammar) for grammar in grammars),
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
-        {"response_format": {"type": "structural_tag", "structures": [{"begin": "<a>", "schema": schema, "end": "</a>"}]}},
+        {"response_format": {"type": "structural_tag", "structures": [{"begin": "<a>", "schema": schema}]}},
         {"text": {"format": {"type": "json_schema", "schema": schema}}},
         {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}, {"tools": [tool]},
@@ -176,7 +177,7 @@ def test_preferred_tokens_of_ordinary_words_are_not_flagged(check: ConstraintChe
 
 
 @pytest.mark.parametrize("pattern", [
-    r"(\w+ ){2000}", "(a|aa)+" * 50, "((((a*)*)*)*)*b", "(" * 300 + "a" + ")" * 300, "(?:" + "|".join("abcdefgh") + "){900}",
+    r"(\w+ ){2000}", "(a|aa)+" * 50, "((((a*)*)*)*)*b", "(" * 300 + "a" + ")" * 300, "(?:a|b|c|d|e|f|g|h){900}",
     "x" * 20_000, r"(.{1,999}){1,999}", "[" * 50, r"(?P<n>a)(?P=n)" * 100, "(a{1,16}){1,16}" * 16,
 ], ids=lambda pattern: pattern[:20])  # fmt: skip
 def test_no_pattern_takes_more_than_the_work_limit(check: ConstraintCheck, pattern: str) -> None:
