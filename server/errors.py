@@ -122,8 +122,8 @@ class PromptTooLong(BadRequest):
             else f"prompt is too long: {max(tokens, max_tokens + 1)} tokens > {max_tokens} maximum"
         )
 
-    @classmethod
-    def in_characters(cls, characters: int, max_characters: int) -> PromptTooLong:
+    @staticmethod
+    def in_characters(characters: int, max_characters: int) -> PromptTooLong:
         """The gateway's own limit, which counts characters."""
         tokens, max_tokens = math.ceil(characters / CHARACTERS_PER_TOKEN), max_characters // CHARACTERS_PER_TOKEN
         message = (
@@ -131,7 +131,9 @@ class PromptTooLong(BadRequest):
             f"characters, about {tokens} tokens; at most {max_characters} characters are judged "
             "(LETHE_MAX_PROMPT_CHARS). Please reduce the length of the prompt."
         )
-        return cls(message, tokens=tokens, max_tokens=max_tokens, param="messages")
+        return PromptTooLong(
+            message, tokens=tokens, max_tokens=max_tokens, param="messages", code="context_length_exceeded"
+        )
 
 
 class Unauthorized(GatewayError):
