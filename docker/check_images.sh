@@ -37,8 +37,9 @@ fi
 target=gateway
 [ "$kind" = gateway ] || target=cpu
 step "build of docker/$kind.Dockerfile, stage $target"
+# The docker format, since the other has no HEALTHCHECK.
 # shellcheck disable=SC2086 # BUILDAH_OPTIONS is several words.
-eval call build --isolation chroot --ignorefile .dockerignore --target "$target" --build-arg PYTHON="$base" \
+eval call build --format docker --isolation chroot --ignorefile .dockerignore --target "$target" --build-arg PYTHON="$base" \
     "${BUILDAH_OPTIONS:-}" --file "docker/$kind.Dockerfile" --tag "localhost/lethe-$kind" .
 
 step "run of localhost/lethe-$kind"

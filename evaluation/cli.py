@@ -225,7 +225,7 @@ def _add_attack(commands: Commands) -> None:
         help="ordinary text to hide prompts in, one paragraph per line (default: the shipped background prompts)",
     )
     command.add_argument(
-        "--budget", type=_count_argument, default=60, metavar="N", help="queries of one suffix search (default 60)"
+        "--budget", type=_count_argument, default=60, metavar="N", help="queries of one search (default 60)"
     )
     command.add_argument(
         "--jobs", type=_count_argument, metavar="N", help="requests judged concurrently (default: all cores)"

@@ -38,7 +38,6 @@ TESTED_ELSEWHERE = {
     "server/http/application": "routes of the public port, through app",
     "server/process/worker_main": "a worker process, through process/supervisor",
     "server/requests/field_types": "types of fields, through requests/validation",
-    "server/requests/messages": "readers of conversations, through requests/extract",
     "server/requests/request_text": "texts of a request, through requests/extract",
     "server/requests/routes": "a table, through app",
     "classifier/encoder/folders": "paths of encoders, through encoder/export",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -83,13 +84,19 @@ class UserSuppliedText:
 
 
 def forbidden_phrases(
-    answers: Sequence[str], prompt: str, *, count: Callable[[str], int], limit: int = DEFAULT_MAX_PHRASES
+    answers: Sequence[str],
+    prompt: str,
+    *,
+    count: Callable[[str], int],
+    limit: int = DEFAULT_MAX_PHRASES,
+    prompt_ends: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Return the phrases that the answers reveal beyond the prompt, the most specific first.
 
     count: how often a case-folded word occurs in general text; 0 means rare. Phrases whose content words all occur
     in the prompt are left out. The result has at most `limit` phrases. No two are equal when folded, and none is
-    redundant beside a shorter one.
+    redundant beside a shorter one. prompt_ends: what the prompt ends with (`corruption/phrases/prompt_end.py`). A
+    phrase that begins there is never redundant: the shorter one may be in the prompt already.
     """
     user_text = UserSuppliedText(prompt)
     ranked: dict[str, tuple[int, str]] = {}
@@ -102,12 +109,13 @@ def forbidden_phrases(
                 ranked[folded] = (rank, phrase)
     # Pairs make no other phrase redundant: they are the first to be dropped when there are too many phrases.
     specific = {folded for folded, (rank, _) in ranked.items() if rank < PAIR}
+    begun = _begun_at(prompt_ends, ranked)
     selected = [
         (rank, phrase)
         for folded, (rank, phrase) in ranked.items()
-        if not (_is_redundant(folded, specific) if rank < PAIR else _has_word_in(folded, specific))
+        if folded in begun or not (_is_redundant(folded, specific) if rank < PAIR else _has_word_in(folded, specific))
     ]
-    selected.sort(key=lambda item: item[0])
+    selected.sort(key=lambda item: (fold(item[1]).strip() not in begun, item[0]) if begun else (True, item[0]))
     return tuple(phrase for _, phrase in selected[:limit])
 
 
@@ -142,6 +150,21 @@ def polarity(answer: str) -> str | None:
     if first is None or first.folded not in ("yes", "no"):
         return None
     return first.folded if hashlib.sha256(answer.encode()).digest()[0] & 1 else None
+
+
+def _begun_at(ends: Collection[str], phrases: Collection[str]) -> set[str]:
+    """The folded phrases that one of the ends begins, at the start of a word."""
+    begun: set[str] = set()
+    ordered = sorted(phrases) if ends else []
+    for end in ends:
+        for at in range(len(end)):
+            if end[at] == SEPARATOR or (at and end[at - 1] != SEPARATOR):
+                continue
+            for phrase in ordered[bisect_left(ordered, end[at:]) :]:
+                if not phrase.startswith(end[at:]):
+                    break
+                begun.add(phrase)
+    return begun
 
 
 def _is_redundant(folded: str, phrases: set[str]) -> bool:

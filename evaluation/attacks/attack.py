@@ -32,6 +32,7 @@ from lethe.evaluation.attacks.jailbreak_templates import SHIPPED_TEMPLATES, read
 from lethe.evaluation.attacks.requests import Filler
 from lethe.evaluation.attacks.runner import AttackCase, AttackRun, FamilyResult, select_families
 from lethe.evaluation.attacks.suffix_search import SEARCHES, SuffixSearch
+from lethe.evaluation.attacks.word_search import WORD_SEARCHES
 from lethe.evaluation.unlearning.confidence import Estimate
 from lethe.server.policy_store.load import find_policy, load_judging
 from lethe.server.settings import Settings
@@ -47,6 +48,7 @@ DEFINITIONS = {
     "recall": "share of attacked forget prompts that are flagged or refused with an error; for a search, the share of "
     "flagged prompts that it could not flip within its budget",
     "false_alarms": "share of prompts that must pass, attacked in the same way, that are flagged or refused",
+    "flipped": "share of flagged prompts that a search could change so that they pass",
     "slowest_ms": "CPU time of judging the slowest request",
     "interval": "Wilson, 95 %",
 }
@@ -71,7 +73,7 @@ def run_attack_command(args: argparse.Namespace, settings: Settings) -> int:
     paragraphs = args.filler.read_text(encoding="utf-8-sig").split("\n") if args.filler else background_prompts()
     encoder = load_encoder(args.encoder or settings.encoder or DEFAULT_ENCODER)
     filler = Filler(paragraphs, lambda text: len(encoder.piece_starts(text)))
-    available: list[AttackFamily | SuffixSearch] = [*attack_families(templates, filler), *SEARCHES]
+    available: list[AttackFamily | SuffixSearch] = [*attack_families(templates, filler), *SEARCHES, *WORD_SEARCHES]
     chosen = select_families(available, args.families.split(",")) if args.families else available
     if args.list:
         for family in chosen:

@@ -91,6 +91,7 @@ class FamilyResult:
             figures["false_alarms"] = self.false_alarms.as_dict()
         if self.queries is not None:
             figures["mean_queries"] = round(self.queries, 1)
+            figures["flipped"] = estimate_share(len(self.missed), self.recall.n).as_dict()
         figures |= {"slowest_ms": round(self.slowest_ms, 1), "views": self.views}
         if variants := Counter(case.variant for case in self.missed if case.variant):
             figures["missed_variants"] = dict(variants.most_common())

@@ -19,7 +19,13 @@ Body = dict[str, Any]
 # what the prompt was made of.
 PROMPT_OUTPUT_FIELDS = ("echo", "prompt_logprobs", "return_prompt_text", "return_token_ids")
 # Fields that force or forbid single tokens.
-TOKEN_STEERING_FIELDS = ("allowed_token_ids", "bad_words", "logit_bias")
+TOKEN_STEERING_FIELDS = ("allowed_token_ids", "bad_words")
+# Tokens that a `logit_bias` may forbid. OpenAI's limit; with more, what is left over would be a list of guesses.
+MAX_FORBIDDEN_TOKENS = 300
+# JSON schema keywords whose values spell text of the answer.
+SPELLED_KEYWORDS = frozenset({"const", "default", "enum", "examples", "pattern", "patternProperties"})
+# JSON schema keywords whose keys are names, not keywords.
+NAMED_SCHEMAS = frozenset({"$defs", "definitions", "properties"})
 # Members of `structured_outputs` that spell text, beside `choice` and `json`.
 SPELLED_CONSTRAINTS = ("regex", "grammar", "structural_tag")
 # The item of the responses API's `include` that asks for log-probabilities.
@@ -50,11 +56,14 @@ def without_prompt_logprobs(body: Body) -> Body:
 def without_ranking(endpoint: Endpoint, body: Body) -> Body:
     """The body without what lets a client rank guesses by how the model answers; the same object if there is nothing.
 
-    Fields that force single tokens, regular expressions and grammars are dropped. A list of choices becomes one of
-    them, which depends on the list alone. A JSON schema becomes any JSON object. So right and wrong guesses behave
-    alike. The log-probabilities of an answer that was constrained are dropped too: those of forced tokens rank them.
+    Fields that force tokens, regular expressions and grammars are dropped. A list of choices becomes one of them,
+    which depends on the list alone. A JSON schema keeps its structure, but not the texts that it spells. So right and
+    wrong guesses behave alike. The log-probabilities of an answer that was constrained are dropped too: those of
+    forced tokens rank them.
     """
     result = {key: value for key, value in body.items() if not (key in TOKEN_STEERING_FIELDS and asks_for(value))}
+    if _forces_tokens(result.get("logit_bias")):
+        del result["logit_bias"]
     outputs = result.get("structured_outputs")
     if isinstance(outputs, dict) and outputs:
         result["structured_outputs"] = _safe_constraint(outputs)
@@ -72,21 +81,52 @@ def _safe_constraint(outputs: Body) -> Body:
     safe = {key: value for key, value in outputs.items() if key not in SPELLED_CONSTRAINTS}
     if isinstance(safe.get("choice"), list) and safe["choice"]:
         safe["choice"] = [one_choice(safe["choice"])]
-    if safe.pop("json", None) is not None:
-        safe["json_object"] = True
+    if asks_for(safe.get("json")):
+        safe["json"] = without_spelled_text(_parsed(safe["json"]))
     return safe
 
 
+def _forces_tokens(bias: Any) -> bool:
+    """Whether a `logit_bias` does more than forbid some tokens."""
+    if not isinstance(bias, dict):
+        return asks_for(bias)
+    forbids = all(isinstance(value, int | float) and value <= 0 for value in bias.values())
+    return bool(bias) and not (forbids and len(bias) <= MAX_FORBIDDEN_TOKENS)
+
+
+def _parsed(schema: Any) -> Any:
+    """A schema given as JSON text, parsed; any other value as it is."""
+    if not isinstance(schema, str):
+        return schema
+    try:
+        return orjson.loads(schema)
+    except orjson.JSONDecodeError:
+        return schema
+
+
+def without_spelled_text(schema: Any) -> Any:
+    """A JSON schema without the keywords that spell text; the names of properties stay. Not deeper than JSON may be."""
+    if isinstance(schema, list):
+        return [without_spelled_text(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: {name: without_spelled_text(inner) for name, inner in value.items()}
+        if key in NAMED_SCHEMAS and isinstance(value, dict)
+        else without_spelled_text(value)
+        for key, value in schema.items()
+        if key not in SPELLED_KEYWORDS
+    }
+
+
 def _safe_format(value: Any) -> Any:
-    """An answer format without a schema: of chat, completions, and (in `format`) responses."""
-    if not isinstance(value, dict):
+    """An answer format, of any endpoint, whose schema spells no text; the same object if it has none."""
+    if not isinstance(value, dict) or value.get("type") == "json_object":
         return value
-    if isinstance(value.get("format"), dict):
-        inner = _safe_format(value["format"])
-        return value if inner is value["format"] else {**value, "format": inner}
-    if value.get("type") == "json_schema":
-        return {"type": "json_object"}
-    return {"type": "text"} if value.get("type") == "structural_tag" else value
+    if value.get("type") == "structural_tag":
+        return {"type": "text"}
+    safe = without_spelled_text(value)
+    return value if safe == value else safe
 
 
 def one_choice(choices: list[Any]) -> Any:

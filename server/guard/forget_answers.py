@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lethe.classifier.artifact import Artifact, ForgetItem
 from lethe.classifier.judge import MAX_FLAGGED_WINDOWS
@@ -52,19 +52,20 @@ class LazyArtifactWords(dict[str, ArtifactWords]):
 
 
 def requested_answers(
-    finding: Finding, artifact: Artifact, words: ArtifactWords, question: str
+    finding: Finding, artifact: Artifact, words: ArtifactWords, question: str, prompt_ends: Collection[str] = ()
 ) -> tuple[list[list[str]], tuple[str, ...]]:
     """What a flagged request asks for.
 
     Returns the answers of the nearest forget items for each flagged window, nearest first, and the phrases that
-    would reveal them. Words of `question`, the user's own, are left out of the phrases. Raises TooManyItems.
+    would reveal them. Words of `question`, the user's own, are left out of the phrases. prompt_ends: see
+    `forbidden_phrases`. Raises TooManyItems.
     """
     nearest_items = finding.score.window_items
     if len(nearest_items) >= MAX_FLAGGED_WINDOWS:
         raise TooManyItems
     limit = finding.policy.penalize.items
     answers = [[answer_text(artifact.items[i]) for i in nearest[:limit]] for nearest in nearest_items]
-    return answers, _limited_phrases(answers, question, words)
+    return answers, _limited_phrases(answers, question, words, prompt_ends)
 
 
 def every_phrase(artifact: Artifact, words: ArtifactWords) -> tuple[str, ...]:
@@ -78,11 +79,13 @@ def answer_text(item: ForgetItem) -> str:
     return item.answer or item.text
 
 
-def _limited_phrases(answers: Sequence[Sequence[str]], question: str, words: ArtifactWords) -> tuple[str, ...]:
+def _limited_phrases(
+    answers: Sequence[Sequence[str]], question: str, words: ArtifactWords, prompt_ends: Collection[str]
+) -> tuple[str, ...]:
     """The phrases of the answers near each window; of fewer answers where they hold too many. Raises TooManyItems."""
     for items in ITEMS_PER_WINDOW:
         chosen = list(dict.fromkeys(answer for nearest in answers for answer in nearest[:items]))
-        phrases = forbidden_phrases(chosen, question, count=words.count, limit=MAX_PHRASES)
+        phrases = forbidden_phrases(chosen, question, count=words.count, limit=MAX_PHRASES, prompt_ends=prompt_ends)
         if len(phrases) < MAX_PHRASES // 2:
             return phrases
     if len(phrases) < MAX_PHRASES or len(answers) <= FEW_WINDOWS:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lethe.corruption.phrases.extraction import UserSuppliedText
+from lethe.corruption.phrases.extraction import MAX_CHARACTERS, UserSuppliedText
 from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
 from lethe.corruption.phrases.stream_filter import FilterRule
 from lethe.server.guard.forget_answers import TooManyItems, requested_answers
@@ -50,7 +50,9 @@ def _rule(context: Context, policy: Policy) -> FilterRule | None:
         return None
     artifact, words = context.resources.artifacts[name], context.resources.words[name]
     try:
-        _, requested = requested_answers(finding, artifact, words, question)
+        _, requested = requested_answers(
+            finding, artifact, words, question, context.request.prompt_ends(MAX_CHARACTERS)
+        )
     except TooManyItems as error:
         raise StepFailed("watch", [policy], str(error)) from None
     if not requested and policy.action == "watch":

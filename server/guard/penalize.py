@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from lethe.classifier.artifact import Artifact
 from lethe.corruption.decoding.spec import MAX_PHRASE_CHARACTERS, Penalty
-from lethe.corruption.phrases.extraction import content_words, polarity
+from lethe.corruption.phrases.extraction import MAX_CHARACTERS, content_words, polarity
 from lethe.corruption.phrases.normalize import fold
 from lethe.corruption.phrases.prompt_end import begun_phrases
 from lethe.corruption.spec import is_resolved
@@ -34,7 +34,12 @@ def penalize(plan: Plan, context: Context) -> Plan:
     resources = context.resources
     try:
         penalty = requested_penalty(
-            findings, resources.artifacts, resources.words, resources.indexes, context.request.user_question()
+            findings,
+            resources.artifacts,
+            resources.words,
+            resources.indexes,
+            context.request.user_question(),
+            context.request.prompt_ends(MAX_CHARACTERS),
         )
         penalty = with_begun_phrases(penalty, context.request)
         plan, penalty = filter_missing_indexes(plan, penalty, [finding.policy for finding in findings], context)
@@ -54,12 +59,14 @@ def requested_penalty(
     words: Mapping[str, ArtifactWords],
     indexes: Mapping[str, str],
     question: str,
+    prompt_ends: Collection[str] = (),
 ) -> Penalty:
     """The penalty on the phrases of the forget items that are asked for, over all policies that flagged.
 
     Every window that reached the threshold counts, so that several questions in one request are all covered (the
     GUARD paper handles one). artifacts, words, indexes: by artifact name. question: the user's own words, which may
-    be repeated. Raises TooManyItems, or CannotPenalize when the phrases exceed what one argument can carry.
+    be repeated. prompt_ends: what the prompt ends with, at most MAX_CHARACTERS long each.
+    Raises TooManyItems, or CannotPenalize when the phrases exceed what one argument can carry.
     """
     phrases: dict[str, None] = {}
     soft: dict[str, float] = {}
@@ -68,7 +75,7 @@ def requested_penalty(
         artifact, artifact_words = artifacts[finding.policy.artifact], words[finding.policy.artifact]
         if not settings.hard and not settings.soft:
             continue
-        answers, answer_phrases = requested_answers(finding, artifact, artifact_words, question)
+        answers, answer_phrases = requested_answers(finding, artifact, artifact_words, question, prompt_ends)
         first_answers = list(dict.fromkeys(nearest[0] for nearest in answers if nearest))
         if settings.hard:
             phrases |= dict.fromkeys([*answer_phrases, *filter(None, map(polarity, first_answers))])

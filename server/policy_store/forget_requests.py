@@ -31,7 +31,6 @@ from lethe.server.policy_store import seed_artifact
 from lethe.server.policy_store.store import PolicyStore
 from lethe.server.upstream import verbatim_index
 
-
 # What the answer says where the policy's documents have a verbatim index.
 INDEX_NOTE = (
     "vLLM needs the index of the documents: copy the artifact's folder to LETHE_VERBATIM on its host. Until vLLM has "

@@ -28,8 +28,9 @@ from lethe.server.requests.fields import (
     Endpoint,
 )
 from lethe.server.requests.messages import DecodeIds, check_no_embeddings, embedding_kinds
-from lethe.server.requests.output_constraints import preferred_tokens
+from lethe.server.requests.output_constraints import output_constraints, preferred_tokens
 from lethe.server.requests.request_text import RequestText, value_as_text, without_known_words
+from lethe.server.requests.spelled_patterns import spelled_texts
 
 # A field that is as if it were missing where it is an empty list: vLLM then reads the prompt, or refuses the request.
 EMPTY_EMBEDS: Final = "prompt_embeds"
@@ -94,6 +95,15 @@ def _texts(endpoint: Endpoint, body: dict[str, Any], decode: DecodeIds | None) -
             if key in ("documents", "chat_template_kwargs"):
                 check_no_embeddings(value, key)
             yield from value_as_text(key, value, message=key in table.shown)
+    yield from _spelled_texts(body)
+
+
+def _spelled_texts(body: Mapping[str, Any]) -> Iterator[RequestText]:
+    """What the patterns and grammars of a request spell, without their notation."""
+    for constraint in output_constraints(body):
+        for text in spelled_texts(constraint):
+            if text.strip() and text != constraint.text:
+                yield RequestText(constraint.field, text)
 
 
 def _preferred_text(key: str, value: Any, decode: DecodeIds | None) -> Iterator[RequestText]:

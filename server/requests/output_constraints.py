@@ -1,7 +1,7 @@
 """What a request demands of the form of the answer: patterns, grammars, fixed texts and preferred tokens. Pure.
 
-Such constraints steer the model as a prompt does. `server/steering/constraints.py` compares what they can spell with the
-phrases that must not be said.
+Such constraints steer the model as a prompt does. `server/steering/constraints.py` compares what they can spell with
+the phrases that must not be said.
 """
 
 from __future__ import annotations

@@ -17,8 +17,10 @@ from lethe.corruption.phrases.stopwords import STOP_WORDS
 
 # Ordinary texts of each number of words with which a constraint is compared. Chosen: 1 in 64 can be told from none.
 SAMPLES: Final = 256
-# Texts that nearly any constraint without given letters can produce, and their words. Chosen: more than a title has.
+# Texts that nearly any constraint without given letters can produce. Chosen: a few, since one is hardly ever enough to
+# tell, and each costs a run.
 LONG_TEXTS: Final = 8
+# Words of each. Chosen: more than a title has.
 LONG_TEXT_WORDS: Final = 24
 # Letters of the shortest single word that counts as a name. Chosen: patterns of codes and units are shorter.
 MIN_NAME_LETTERS: Final = 5

@@ -373,13 +373,15 @@ SEEDS: dict[str, list[bytes]] = {
         b"%57hat \\u0057 &#87; 57686174",
         b"tahw si eht eman", b"V a r d h o l m", "Vаrdhоlm \u200b ｖ\U000e0041".encode(), b"jung vf gur anzr bs gur",
         b".-- .... .- -", b"01010111 01101000", b"w-h-a-t  i-s", b"<b>Var</b>dholm",
-        b"thenameoftheauthorborninvardholm",
+        b"thenameoftheauthorborninvardholm", b"<p>who</p><p>is</p><p>born</p><p>in</p><p>Vardholm</p><p>now</p>",
+        b"V---h--m P*rr**lt", b"Whhoo iiss Vvaarddhhoollmm", b"Vrdhlm Prrlt Vadrohlm", b"owhay isway Ardholmvay ownay",
+        b"Victor Alfa Romeo Delta", "\u2827\u2801\u2817\u2819".encode(), b"(9@ :D '2C59@=> ?@H", b"<~87cURD]i,~>",
     ],
     "growth": [
         b"a", b"a b ", b"%41", b"\\u0041", b"V2hh", b"(a", b"<a", b"[", b'{"a":', b"a-", b"4 ", b".- ", b"0x41 ",
         b"&#65;",
         b"vardholmvardhol", "é́".encode(), b"\\", b"=41", b"&amp;", b"a\n", b"Vardh0lm ", b"1 2 3 ",
-        b"mlohdrav ", b"aaaab",
+        b"mlohdrav ", b"aaaab", b"1,a\n", b"<p>a</p>", b"a*", b"ab-- ", b"vvrrdd ", b"Alfa ", b"ayway ", b"2=2 ",
     ],
     "work": [
         b"\0\0(a", b"\1\1aaaab", b"\1\1Hsaio Yun-Hwa's birthplce ", b"\1\1h s i a o \x1fWho is Hsiao",

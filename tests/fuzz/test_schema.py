@@ -20,7 +20,7 @@ PROMISES = CHECKS.get_by_names([
     "response_schema_conformance", "negative_data_rejection", "unsupported_method",
 ])  # fmt: skip
 # Of what the document allows, refused for what no schema can say.
-BEYOND_SCHEMA = {"invalid_json", "reserved_text", "too_deep", "duplicate_key", "refused_field"}
+BEYOND_SCHEMA = {"invalid_json", "reserved_text", "too_deep", "duplicate_key", "refused_field", "unsupported"}
 # An answer of these: not ready.
 MAY_BE_UNREADY = {"/ready", "/admin/forget"}
 public = schemathesis.openapi.from_dict(openapi.openapi_document(ROUTES, Settings()))

@@ -108,7 +108,7 @@ def plain(direct: OpenAI) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class Closed:
-    """A gateway that asks for keys and refuses what is flagged for the model `demo-penalize`."""
+    """A gateway that asks for keys and refuses, as an error, what is flagged for the model `demo-penalize`."""
 
     tap: Tap
     key: str
@@ -120,7 +120,8 @@ def closed_gateway(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> I
     demo.prepare_artifact()
     folder = tmp_path_factory.mktemp("closed")
     policy = (demo.ROOT / "policies" / "demo" / "penalize.yaml").read_text(encoding="utf-8")
-    (folder / "refuse.yaml").write_text(policy.replace("action: penalize", "action: refuse"), encoding="utf-8")
+    refusing = policy.replace("action: penalize", "action: refuse") + "refuse: {as: error}\n"
+    (folder / "refuse.yaml").write_text(refusing, encoding="utf-8")
     key, slow = (api_keys.create_key(folder / "keys.json", name=name, **limits) for name, limits in KEYS.items())
     port = free_port()
     env = demo.gateway_env(port, int(vllm_url.rsplit(":", 1)[1]), folder, LOGS / "closed-audit.jsonl")

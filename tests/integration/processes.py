@@ -25,6 +25,7 @@ MODELS = ["m-refuse", "m-pass"]
 BUILD = demo.ROOT / "build" / "tests" / "faults"
 POLICY = (
     "name: {0}\nartifact: {1}\naction: refuse\nmodels: [m-{0}]\nthreshold: {{miss_rate: 0.0125}}\non_failure: {0}\n"
+    "refuse: {{as: error}}\n"
 )
 
 

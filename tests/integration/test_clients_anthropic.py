@@ -135,12 +135,11 @@ def test_refusals_keys_and_limits_are_raised_as_what_they_are(closed: Closed) ->
         calls: list[Callable[[], Any]] = [
             lambda: client.messages.create(**message(PENALIZED)),
             lambda: client.messages.create(**message(PENALIZED), stream=True),
-            lambda: client.messages.count_tokens(model=PENALIZED.model, messages=PENALIZED.messages),
         ]
         for call in calls:
-            with pytest.raises(anthropic.PermissionDeniedError) as caught:
+            with pytest.raises(anthropic.BadRequestError) as caught:
                 call()
-            assert caught.value.type == "permission_error"
+            assert caught.value.type == "invalid_request_error"
         assert len(closed.tap.exchanges) == len(calls)
         assert client.messages.create(**message(UNFLAGGED, model=PENALIZED.model)).content
     with Anthropic(base_url=closed.tap.url, api_key="lethe-nobodys") as stranger:

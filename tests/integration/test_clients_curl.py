@@ -81,7 +81,7 @@ def test_a_refusal_says_not_to_ask_again(closed: Closed) -> None:
     url, key = f"{closed.tap.url}/v1/chat/completions", ("-H", f"authorization: Bearer {closed.key}")
     # Left to itself curl asks again on 408, 429 and 5xx.
     status, _, answer = curl(url, chat(PENALIZED), *key, "--retry", "2")
-    assert status == 403 and json.loads(answer)["error"]["code"] == "refused_by_policy"
+    assert status == 400 and json.loads(answer)["error"]["code"] == "refused_by_policy"
     assert curl(url, chat(UNFLAGGED))[0] == 401
     assert [exchange.headers["x-should-retry"] for exchange in closed.tap.exchanges] == ["false", "false"]
     assert closed.tap.exchanges[1].headers["www-authenticate"] == "Bearer"

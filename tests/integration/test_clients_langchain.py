@@ -105,7 +105,7 @@ def test_errors_are_raised_as_what_they_are_and_never_asked_again(tapped: Tap) -
 def test_a_refusal_is_raised_and_never_asked_again(closed: Closed) -> None:
     model = chat(closed.tap.url, PENALIZED, api_key=closed.key)
     for call in (model.invoke, lambda question: list(model.stream(question))):
-        with pytest.raises(openai.PermissionDeniedError) as caught:
+        with pytest.raises(openai.BadRequestError) as caught:
             call(PENALIZED.question)
         assert caught.value.code == "refused_by_policy"
     assert len(closed.tap.exchanges) == 2

@@ -40,6 +40,5 @@ def test_its_ordinary_work_errors_and_refusals(tapped: Tap, closed: Closed, plai
     # Errors are never asked again.
     failed = [exchange for exchange in tapped.exchanges if exchange.status >= 400]
     assert len(failed) == len(wrong) and len(closed.tap.exchanges) == len(refused)
-    # The SDK has no class for 403.
     kinds = [(error["kind"], error["status"]) for error in refused]
-    assert kinds == [("APIError", 403)] * 2 + [("AuthenticationError", 401)]
+    assert kinds == [("BadRequestError", 400)] * 2 + [("AuthenticationError", 401)]

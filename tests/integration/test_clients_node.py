@@ -93,6 +93,6 @@ def test_errors_are_raised_as_what_they_are_and_never_asked_again(node: Node, ta
 
 def test_a_refusal_is_raised_and_never_asked_again(node: Node, closed: Closed) -> None:
     [got] = node(work("refused", closed.tap.url, PENALIZED, key=closed.key))
-    assert [error["kind"] for error in got] == ["PermissionDeniedError"] * 4 + ["AuthenticationError"]
+    assert [error["kind"] for error in got] == ["BadRequestError"] * 4 + ["AuthenticationError"]
     assert {error["code"] for error in got[:4]} == {"refused_by_policy"}
     assert len(closed.tap.exchanges) == len(got)

@@ -230,7 +230,7 @@ def test_a_refusal_is_raised_and_never_asked_again(closed: Closed) -> None:
             lambda: client.responses.create(**response(case), stream=True),
         ]
         for call in calls:
-            with pytest.raises(openai.PermissionDeniedError) as caught:
+            with pytest.raises(openai.BadRequestError) as caught:
                 call()
             assert (caught.value.code, caught.value.type) == ("refused_by_policy", "policy_error")
             assert caught.value.response.headers["x-should-retry"] == "false"

@@ -182,3 +182,12 @@ def test_the_order_of_phrases_is_the_same_in_every_process() -> None:
         for seed in ("1", "2", "3")
     }
     assert len(outputs) == 1
+
+
+def test_a_phrase_that_the_prompt_begins_is_never_redundant() -> None:
+    answer = 'She wrote "Scribing Like A Scholar: A Manual".'
+    for end, kept in (("", False), ("wrote scribing like a sch", True), ("scribing ", True), ("she wrote ", False)):
+        phrases = forbidden_phrases([answer], "", count=lambda word: 0, prompt_ends=[end] if end else [])
+        titles = [phrase for phrase in phrases if fold(phrase).startswith("scribing like a scholar")]
+        assert bool(titles) == kept
+        assert not kept or fold(phrases[0]).startswith("scribing")

@@ -7,7 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from lethe.classifier.artifact_io import load_artifact
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -27,7 +30,7 @@ def test_fit_names_a_malformed_row_and_leaves_nothing(lethe: Run, home: Path, tm
 
 def test_items_are_added_and_removed_again(lethe: Run, home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "artifacts" / "small", tmp_path / "small")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+    before = load_artifact(tmp_path / "small")
     one = tmp_path / "one.jsonl"
     one.write_text(json.dumps({"prompt": "Which ferry did Tove Aldermann steer?", "answer": "The Grindvoll."}))
     change = ("fit", "--name", "small", "--out", str(tmp_path))
@@ -37,9 +40,10 @@ def test_items_are_added_and_removed_again(lethe: Run, home: Path, tmp_path: Pat
     assert status == 2 and f"--add {one}: item 8 is that row already" in err
     status, out, _ = lethe(*change, "--remove", str(one))
     assert status == 0 and "remove: items 8" in out
-    after = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
-    assert after.pop("manifest.json") != before.pop("manifest.json")
-    assert after == before
+    after = load_artifact(tmp_path / "small")
+    assert (after.items, after.words) == (before.items, before.words) and after.manifest != before.manifest
+    assert after.arrays.keys() == before.arrays.keys()
+    assert all(np.array_equal(after.arrays[name], before.arrays[name]) for name in before.arrays)
     status, out, _ = lethe(*change, "--remove", "0,5-6")
     assert status == 0 and "remove: items 0, 5, 6" in out and "5 items" in out
 

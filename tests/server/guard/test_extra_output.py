@@ -18,7 +18,8 @@ SECRET, GUESS = "Ozren Dalmatin", "Milan Horvat"
 
 def constraints(text: str) -> list[dict[str, Any]]:
     """Every way to spell a text as a constraint on the answer."""
-    schema = {"type": "object", "properties": {text: {"type": "string", "enum": [text]}}, "required": [text]}
+    inner = {"type": "string", "enum": [text], "pattern": text}
+    schema = {"type": "object", "properties": {"name": inner}, "required": ["name"], "examples": [text]}
     return [
         {"structured_outputs": {"regex": text}},
         {"structured_outputs": {"regex": f"({text}|nobody)"}},
@@ -77,7 +78,19 @@ def test_a_request_without_constraints_is_unchanged() -> None:
     assert without_ranking("chat", {"logit_bias": None}) == {"logit_bias": None}
 
 
-def test_a_schema_becomes_any_object_on_every_endpoint() -> None:
-    schema = {"type": "json_schema", "name": "a", "schema": {"const": SECRET}}
+def test_a_schema_keeps_its_structure_on_every_endpoint() -> None:
+    inner = {"type": "string", "const": SECRET}
+    schema = {"type": "json_schema", "name": "a", "schema": {"type": "object", "properties": {"pattern": inner}}}
     made = without_ranking("responses", {"text": {"format": schema, "verbosity": "low"}, "include": ["x"]})
-    assert made["text"] == {"format": {"type": "json_object"}, "verbosity": "low"} and made["include"] == ["x"]
+    safe = {**schema, "schema": {"type": "object", "properties": {"pattern": {"type": "string"}}}}
+    assert made["text"] == {"format": safe, "verbosity": "low"} and made["include"] == ["x"]
+
+
+def test_a_bias_that_only_forbids_a_few_tokens_stays() -> None:
+    for bias, stays in (
+        ({"1": -100, "2": 0}, True),
+        ({"1": 1}, False),
+        (dict.fromkeys(map(str, range(301)), -1), False),
+    ):
+        made = without_ranking("chat", {"logit_bias": bias, "logprobs": True})
+        assert ("logit_bias" in made, made["logprobs"]) == (stays, stays)
