@@ -25,7 +25,6 @@ TESTED_ELSEWHERE = {
     "server/http/exchange": "through http/gateway",
     "server/http/body_reader": "through http/gateway",
     "server/http/relay": "through http/gateway",
-    "server/http/audit_records": "through http/gateway",
     "server/http/original_request": "through http/gateway",
     "server/http/model_list": "through http/gateway",
     "server/http/upstream_request": "through http/gateway",

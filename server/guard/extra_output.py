@@ -23,7 +23,7 @@ TOKEN_STEERING_FIELDS = ("allowed_token_ids", "bad_words")
 # Tokens that a `logit_bias` may forbid. OpenAI's limit; with more, what is left over would be a list of guesses.
 MAX_FORBIDDEN_TOKENS = 300
 # JSON schema keywords whose values spell text of the answer.
-SPELLED_KEYWORDS = frozenset({"const", "default", "enum", "examples", "pattern", "patternProperties"})
+SPELLED_KEYWORDS = frozenset({"default", "examples", "pattern", "patternProperties"})
 # JSON schema keywords whose keys are names, not keywords.
 NAMED_SCHEMAS = frozenset({"$defs", "definitions", "properties"})
 # Members of `structured_outputs` that spell text, beside `choice` and `json`.
@@ -105,7 +105,7 @@ def _parsed(schema: Any) -> Any:
 
 
 def without_spelled_text(schema: Any) -> Any:
-    """A JSON schema without the keywords that spell text; the names of properties stay. Not deeper than JSON may be."""
+    """A JSON schema without patterns, and with one value of each `enum`. Names of properties stay."""
     if isinstance(schema, list):
         return [without_spelled_text(item) for item in schema]
     if not isinstance(schema, dict):
@@ -113,6 +113,10 @@ def without_spelled_text(schema: Any) -> Any:
     return {
         key: {name: without_spelled_text(inner) for name, inner in value.items()}
         if key in NAMED_SCHEMAS and isinstance(value, dict)
+        else [one_choice(value)]
+        if key == "enum" and isinstance(value, list) and value
+        else value
+        if key == "const"
         else without_spelled_text(value)
         for key, value in schema.items()
         if key not in SPELLED_KEYWORDS
@@ -152,3 +156,19 @@ def answer_is_forced(body: Body) -> bool:
     outputs = body.get("structured_outputs")
     choices = outputs.get("choice") if isinstance(outputs, dict) else None
     return isinstance(choices, list) and len(choices) == 1
+
+
+def spelled_texts(body: Body) -> list[str]:
+    """The texts that the schemas of a body still spell: the answer must hold them, so they can't be forbidden."""
+    outputs = body.get("structured_outputs")
+    stack = [outputs.get("json") if isinstance(outputs, dict) else None, body.get("response_format"), body.get("text")]
+    texts = []
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            values = item["enum"] if isinstance(item.get("enum"), list) else []
+            texts += [value for value in [*values, item.get("const")] if isinstance(value, str)]
+            stack.extend(item.values())
+    return texts

@@ -12,7 +12,7 @@ from lethe.corruption.phrases.extraction import MAX_CHARACTERS, content_words, p
 from lethe.corruption.phrases.normalize import fold
 from lethe.corruption.phrases.prompt_end import begun_phrases
 from lethe.corruption.spec import is_resolved
-from lethe.server.guard.extra_output import without_ranking
+from lethe.server.guard.extra_output import spelled_texts, without_ranking
 from lethe.server.guard.forget_answers import ArtifactWords, TooManyItems, requested_answers
 from lethe.server.guard.missing_indexes import filter_missing_indexes
 from lethe.server.guard.parsed_request import ParsedRequest
@@ -47,10 +47,18 @@ def penalize(plan: Plan, context: Context) -> Plan:
             # The output filter is all that the findings need until vLLM has the index.
             return replace(plan, actions=plan.actions_with("watch"))
         body = without_ranking(context.request.endpoint, plan.body)
+        penalty = _without_texts(penalty, spelled_texts(body))
         plan = with_penalty(replace(plan, body=body), penalty, context)
     except (CannotPenalize, TooManyItems) as error:
         raise StepFailed("penalize", [finding.policy for finding in findings], str(error)) from None
     return replace(plan, actions=plan.actions_with("penalize"))
+
+
+def _without_texts(penalty: Penalty, texts: Sequence[str]) -> Penalty:
+    """The penalty without the phrases in `texts`, which the client's schema makes the answer hold."""
+    folded = [fold(f" {text} ") for text in texts]
+    allowed = [phrase for phrase in penalty.phrases if not any(fold(phrase).strip() in text for text in folded)]
+    return penalty if len(allowed) == len(penalty.phrases) else replace(penalty, phrases=tuple(allowed))
 
 
 def requested_penalty(

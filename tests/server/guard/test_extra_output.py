@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lethe.server.guard.extra_output import answer_is_forced, one_choice, without_ranking
+from lethe.corruption.decoding.spec import XARGS_KEY, decode_penalty
+from lethe.server.guard.extra_output import answer_is_forced, one_choice, spelled_texts, without_ranking
 from tests.server.fakes import GuardWithReplicas, make_guard, policy
 from tests.server.guard.test_guard import QUESTION, artifact
 
@@ -18,7 +19,7 @@ SECRET, GUESS = "Ozren Dalmatin", "Milan Horvat"
 
 def constraints(text: str) -> list[dict[str, Any]]:
     """Every way to spell a text as a constraint on the answer."""
-    inner = {"type": "string", "enum": [text], "pattern": text}
+    inner = {"type": "string", "pattern": text}
     schema = {"type": "object", "properties": {"name": inner}, "required": ["name"], "examples": [text]}
     return [
         {"structured_outputs": {"regex": text}},
@@ -79,10 +80,13 @@ def test_a_request_without_constraints_is_unchanged() -> None:
 
 
 def test_a_schema_keeps_its_structure_on_every_endpoint() -> None:
-    inner = {"type": "string", "const": SECRET}
+    inner = {"type": "string", "pattern": SECRET, "enum": ["b", "a"]}
     schema = {"type": "json_schema", "name": "a", "schema": {"type": "object", "properties": {"pattern": inner}}}
     made = without_ranking("responses", {"text": {"format": schema, "verbosity": "low"}, "include": ["x"]})
-    safe = {**schema, "schema": {"type": "object", "properties": {"pattern": {"type": "string"}}}}
+    safe = {
+        **schema,
+        "schema": {"type": "object", "properties": {"pattern": {"type": "string", "enum": [one_choice(["a", "b"])]}}},
+    }
     assert made["text"] == {"format": safe, "verbosity": "low"} and made["include"] == ["x"]
 
 
@@ -94,3 +98,13 @@ def test_a_bias_that_only_forbids_a_few_tokens_stays() -> None:
     ):
         made = without_ranking("chat", {"logit_bias": bias, "logprobs": True})
         assert ("logit_bias" in made, made["logprobs"]) == (stays, stays)
+
+
+def test_a_text_that_the_schema_spells_is_not_forbidden(penalizing: GuardWithReplicas) -> None:
+    for text in (SECRET, GUESS):
+        schema = {"type": "object", "properties": {"name": {"enum": [text, "nobody"]}}}
+        body = sent(penalizing, {"structured_outputs": {"json": schema}})
+        assert body["structured_outputs"]["json"]["properties"]["name"] == {"enum": [one_choice([text, "nobody"])]}
+        assert spelled_texts(body) == [one_choice([text, "nobody"])]
+        penalty = decode_penalty(body["vllm_xargs"][XARGS_KEY])
+        assert not any(phrase.casefold() in spelled_texts(body)[0].casefold() for phrase in penalty.phrases)
