@@ -52,5 +52,5 @@ def test_doctor_says_what_is_wrong_and_how_to_fix_it(environment: dict[str, str]
     assert status == 1
     assert "'nowhere': there is no folder" in out and "lethe fit" in out
     assert "tokenizer.json" in out and "LETHE_MODEL_DIR" in out
-    assert "can't be reached" in out and "start vLLM" in out
+    assert "cannot connect to upstream" in out and "start vLLM" in out
     assert "to fix" in out

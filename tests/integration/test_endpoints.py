@@ -299,7 +299,7 @@ def test_errors_of_the_gateway_are_in_the_words_of_each_client(http: httpx.Clien
     import openai
 
     with anthropic.Anthropic(base_url=gateway_url, api_key="none", max_retries=0) as client:
-        with pytest.raises(anthropic.BadRequestError, match="gateway's own") as caught:
+        with pytest.raises(anthropic.BadRequestError, match="reserved for the gateway") as caught:
             client.messages.create(
                 model=demo.WAYS["penalize"], max_tokens=9, messages=[{"role": "user", "content": "a"}],
                 extra_body={"vllm_xargs": {"lethe": "{}"}},

@@ -182,7 +182,7 @@ def test_a_question_split_over_messages_is_flagged(through: OpenAI, audit_file: 
 def test_the_gateways_own_key_is_refused(through: OpenAI) -> None:
     import openai
 
-    with pytest.raises(openai.BadRequestError, match="gateway's own"):
+    with pytest.raises(openai.BadRequestError, match="reserved for the gateway"):
         chat(through, "off", RETAIN[0], extra_body={"vllm_xargs": {"lethe": "{}"}})
 
 
