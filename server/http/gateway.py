@@ -262,7 +262,7 @@ class Gateway:
         """Whether vLLM may reject the request as it came: the guard reads its values in plain spelling."""
         limits = self._settings
         body = request_body.parse(raw, max_depth=limits.max_json_depth, max_values=limits.max_json_values)
-        return may_be_invalid(endpoint, body) or with_plain_values(endpoint, body) is not body
+        return may_be_invalid(endpoint, body) or with_plain_values(endpoint, body) != body
 
     def _parse(self, guard: Guard, raw: bytes, endpoint: Endpoint) -> ParsedRequest:
         limits = self._settings

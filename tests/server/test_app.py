@@ -143,8 +143,10 @@ async def test_every_other_route_is_404() -> None:
             head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
             writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
             got = await reader.read()
-            assert got.startswith(b"HTTP/1.1 404 "), path
-            assert b"is not served" in got
+            if path == "/v1/chat/completions/":  # as vLLM: a trailing slash leads to the route
+                assert got.startswith(b"HTTP/1.1 307 "), path
+            else:
+                assert got.startswith(b"HTTP/1.1 404 ") and b"is not served" in got, path
             writer.close()
         assert fake.bodies == []
 
