@@ -124,6 +124,7 @@ class FakeUpstream:
     paths: list[str] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
+    answers_probes: bool = True
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if request.path in ("/health", "/metrics"):
@@ -132,7 +133,7 @@ class FakeUpstream:
             return await self.handler(self, request)  # the gateway's own question
         body = await request.read()
         is_probe = UNKNOWN_INDEX.encode() in body or PROBE_PHRASE.encode() in body
-        if is_probe and "User-Agent" not in request.headers:
+        if self.answers_probes and is_probe and "User-Agent" not in request.headers:
             return web.json_response({"choices": []})  # the gateway's probe for the plugin, which isn't there
         self.bodies.append(body)
         self.headers.append(request.headers.copy())

@@ -82,6 +82,7 @@ def server_with(*names: str, checks: bool = True) -> Any:
 
 async def loaded_of(handler: Any, *names: str) -> frozenset[str]:
     async with upstream(handler) as fake:
+        fake.answers_probes = False
         connection = Upstream(fake.url, connect_timeout_s=1, read_timeout_s=1)
         try:
             return await loaded_indexes(connection, "m", names)
