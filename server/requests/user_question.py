@@ -33,6 +33,9 @@ MAX_RUN = 7
 MAX_ITEMS = 5
 # Content words of a short item. Chosen: a full name.
 MAX_ITEM_WORDS = 3
+# Different content words of all items between separators of one kind, whatever their number. Chosen: as many as in a
+# row, since who may not write eight names in a row may not write four and four either.
+MAX_LIST_WORDS = MAX_RUN
 
 # A word with the marks inside it, which separate nothing: hyphens, apostrophes, the slashes of a date.
 _WORD = re.compile(r"[^\W_]+(?:(?:[-'’‑.]+|(?<=\d)/(?=\d))[^\W_]+)*")
@@ -54,42 +57,62 @@ def user_question(endpoint: Endpoint, texts: Sequence[RequestText]) -> str:
             index = text.part_location[0]
             messages = conversations[index if endpoint == "completions" else text.conversation]
             messages[index] += [text.text] if text.role == "user" else []
-    questions = [_question(["\n".join(parts) for parts in messages.values()]) for messages in conversations.values()]
+    questions = [
+        _question(["\n".join(parts) if parts else None for parts in messages.values()])
+        for messages in conversations.values()
+    ]
     if len(set(questions)) <= 1:
         return questions[0] if questions else ""
     common = set.intersection(*(set(fold(question).split()) for question in questions))
     return "\n".join(sorted(common))
 
 
-def _question(messages: Sequence[str]) -> str:
-    """The newest short messages of a conversation that hold few words together, without lists. messages: the user's."""
+def _question(messages: Sequence[str | None]) -> str:
+    """The newest short messages that hold few words together, without lists.
+
+    messages: of one conversation, in order; None for one of another role. A list over several turns doesn't count, but
+    what the newest turn says by itself does.
+    """
     chosen: list[str] = []
+    newest = 0
     words: set[str] = set()
     for message in reversed(messages):
+        if message is None:
+            newest = newest or len(chosen)
+            continue
         if len(message) > QUESTION_CHARS:
             continue
-        words |= {word for word in fold(message).split() if word not in STOP_WORDS}
+        words |= _content_words(message)
         if len(words) > MAX_CONTENT_WORDS:
             break
         chosen.append(message)
-    return without_lists("\n".join(reversed(chosen)))
+    counted = without_lists("\n".join(reversed(chosen)))
+    if 0 < newest < len(chosen):
+        counted = f"{counted}\n{without_lists(chr(10).join(reversed(chosen[:newest])))}"
+    return counted
+
+
+def _content_words(text: str) -> set[str]:
+    return {word for word in fold(text).split() if word not in STOP_WORDS}
 
 
 def without_lists(text: str) -> str:
     """Return the text with a line break in place of each item of an enumeration.
 
-    An enumeration is a long run of content words, many short items with separators of one kind between them, or many
-    numbers.
+    An enumeration is a long run of content words, many short items or many words with separators of one kind between
+    them, or many numbers.
     """
     runs = list(_runs(text))
     listed = [run for run in runs if run.num_words > MAX_RUN]
     groups: dict[str, list[_Run]] = defaultdict(list)
     for before, after in pairwise([_Run(0, 0, 0), *runs, _Run(len(text), len(text), 0)]):
         kind = _separator_kind(text[before.end : after.begin])
-        groups[kind] += [run for run in (before, after) if 0 < run.num_words <= MAX_ITEM_WORDS]
+        groups[kind] += [run for run in (before, after) if run.num_words]
     numbers = [_Run(match.start(), match.end(), 1) for match in _NUMBER.finditer(text)]
     for group in (*groups.values(), numbers):
-        if len({fold(text[run.begin : run.end]) for run in group}) > MAX_ITEMS:
+        items = {fold(text[run.begin : run.end]) for run in group if run.num_words <= MAX_ITEM_WORDS}
+        words = {word for run in group for word in _content_words(text[run.begin : run.end])}
+        if len(items) > MAX_ITEMS or len(words) > MAX_LIST_WORDS:
             listed += group
     for begin, end in sorted({(run.begin, run.end) for run in listed}, reverse=True):
         text = f"{text[:begin]}\n{text[end:]}"

@@ -37,7 +37,7 @@ def guard() -> Guard:
     return made
 
 
-@dataclass
+@dataclass(repr=False)  # Hypothesis prints it, and its parts keep whole bodies.
 class Served:
     """The gateway, and a client that keeps its connection."""
 

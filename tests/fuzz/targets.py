@@ -17,8 +17,8 @@ from typing import Any, get_args
 
 import orjson
 
+from benchmarks import judging
 from benchmarks.watch_streams import REPLACEMENT, occurrences, replaced
-from lethe.classifier import artifact_io
 from lethe.classifier.encoder.load import load_encoder
 from lethe.classifier.judge import Judge
 from lethe.classifier.text.views import EXTRA_CHARACTERS, MAX_GROWTH, text_views
@@ -27,7 +27,6 @@ from lethe.corruption.phrases.normalize import fold
 from lethe.corruption.phrases.phrase_list import ForbiddenPhrases
 from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule
 from lethe.corruption.phrases.trie import START_STATE, PhraseTrie
-from lethe.evaluation.demo import demo
 from lethe.server.errors import BadRequest, GatewayError, Refused
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.output import sse
@@ -296,7 +295,7 @@ class StepTimes(WorkLimit):
 
 @functools.cache
 def _work_judge() -> Judge:
-    return Judge({"a": artifact_io.load_artifact(demo.ARTIFACTS / demo.ARTIFACT)}, load_encoder())
+    return Judge({"a": judging.demo_artifact()}, load_encoder())
 
 
 def work_seconds(data: bytes) -> tuple[float, float]:

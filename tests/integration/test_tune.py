@@ -78,4 +78,4 @@ def test_sigma_is_tuned_and_used(home: Path, vllm_url: str, capsys: pytest.Captu
 
 def test_a_server_that_is_not_there_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tune("--upstream", "http://127.0.0.1:9") == 2
-    assert "lethe tune: http://127.0.0.1:9: the model server can't be reached" in capsys.readouterr().err
+    assert "lethe tune: http://127.0.0.1:9: cannot connect to upstream" in capsys.readouterr().err
