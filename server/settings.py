@@ -286,10 +286,11 @@ class Settings(BaseSettings):
         "of the policies' `on_failure`.",
     )
     judge_cpu_s: float = Field(
-        10.0,
+        2.0,
         gt=0,
-        description="Maximum processor time for judging one request, in seconds; then 503, independently of the "
-        "policies' `on_failure`. What has been judged by then is cached, so a retry gets further.",
+        description="Maximum processor time for judging one request of up to 50,000 characters, in seconds; a longer "
+        "one has more in proportion. Then 503, independently of the policies' `on_failure`. What has been judged by "
+        "then is cached, so a retry gets further.",
     )
     probe_interval_s: float = Field(5.0, gt=0, description="Seconds between health checks of each replica.")
     drain_timeout_s: int = Field(30, ge=0, description="Maximum wait for open requests at shutdown, in whole seconds.")

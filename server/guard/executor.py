@@ -35,6 +35,9 @@ LARGE_CHARS = 5_000
 # Assumed speed of judging, in characters per second, measured with ordinary code and text. It sets how long shorter
 # prompts may overtake a longer one: for as long as judging it is expected to take.
 CHARS_PER_S = 50_000
+# Characters for which a request has the processor time of the setting; a longer one has more in proportion, as ordinary
+# code and text of 200,000 characters take about four seconds. Chosen: judging that many takes half of the default.
+CPU_LIMIT_CHARS = 50_000
 # Requests that may be paused at a time, each in a thread of its own; past that, turns don't end. Chosen: bounds the
 # memory of half-judged requests.
 MAX_PAUSED = 16
@@ -74,7 +77,7 @@ class JudgeExecutor:
         """Start no thread yet.
 
         wait_s: maximum time in the queue; timeout_s: maximum time of one judgement, pauses included; cpu_s: maximum
-        processor time of one judgement; all in seconds.
+        processor time of one judgement of up to CPU_LIMIT_CHARS characters; all in seconds.
         """
         limit_blas_threads()
         self._threads = ThreadPoolExecutor(threads + MAX_PAUSED, thread_name_prefix="lethe-judge")
@@ -120,7 +123,8 @@ class JudgeExecutor:
             ) from None
         self._metrics.judge_wait_seconds.observe(time.monotonic() - queued_at)
         loop = asyncio.get_running_loop()
-        limit = WorkLimit(self._cpu_s, partial(self._end_turn, loop, slot))
+        cpu_s = self._cpu_s * max(size / CPU_LIMIT_CHARS, 1.0)
+        limit = WorkLimit(cpu_s, partial(self._end_turn, loop, slot))
         running = self._threads.submit(limit.run, work)
         running.add_done_callback(lambda _: self._release_from_thread(loop, slot))
         try:
@@ -138,7 +142,7 @@ class JudgeExecutor:
             ) from None
         except WorkExceeded:
             raise Overloaded(
-                f"judging the request takes more than {self._cpu_s:g} s of processor time (LETHE_JUDGE_CPU_S); "
+                f"judging the request takes more than {cpu_s:g} s of processor time (LETHE_JUDGE_CPU_S); "
                 "what has been judged is kept for a while, so a retry gets further",
                 code="judge_work_exceeded",
                 retry_after_s=RETRY_AFTER_S,

@@ -15,7 +15,7 @@ import pytest
 
 from lethe.classifier.work_limit import check_work
 from lethe.server.errors import Overloaded
-from lethe.server.guard.executor import CHARS_PER_S, LARGE_CHARS, JudgeExecutor
+from lethe.server.guard.executor import CHARS_PER_S, CPU_LIMIT_CHARS, LARGE_CHARS, JudgeExecutor
 from lethe.server.observability.metrics import Metrics
 
 
@@ -135,6 +135,14 @@ async def test_work_over_its_processor_time_is_overload_and_frees_its_thread() -
     assert caught.value.code == "judge_work_exceeded" and "LETHE_JUDGE_CPU_S" in caught.value.message
     assert caught.value.retry_after_s
     assert await asyncio.wait_for(executor.run(lambda: 9, size=1), 5) == 9
+    executor.close()
+
+
+async def test_a_longer_request_has_more_processor_time() -> None:
+    executor = judge_executor(cpu_s=0.05)
+    assert await executor.run(spin(0.15), size=10 * CPU_LIMIT_CHARS) == "done"
+    with pytest.raises(Overloaded):
+        await executor.run(spin(0.15), size=CPU_LIMIT_CHARS)
     executor.close()
 
 
@@ -291,7 +299,7 @@ async def test_cancellation_as_the_result_arrives_is_not_swallowed(rounds: int) 
 
 
 COUNT_BLAS_THREADS = """
-from lethe.server.guard.executor import JudgeExecutor
+from lethe.server.guard.executor import CPU_LIMIT_CHARS, JudgeExecutor
 from lethe.server.observability.metrics import Metrics
 from threadpoolctl import threadpool_info
 count = lambda: {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
