@@ -90,13 +90,15 @@ def forbidden_phrases(
     count: Callable[[str], int],
     limit: int = DEFAULT_MAX_PHRASES,
     prompt_ends: Collection[str] = (),
+    keep_redundant: bool = False,
 ) -> tuple[str, ...]:
     """Return the phrases that the answers reveal beyond the prompt, the most specific first.
 
     count: how often a case-folded word occurs in general text; 0 means rare. Phrases whose content words all occur
     in the prompt are left out. The result has at most `limit` phrases. No two are equal when folded, and none is
     redundant beside a shorter one. prompt_ends: what the prompt ends with (`corruption/phrases/prompt_end.py`). A
-    phrase that begins there is never redundant: the shorter one may be in the prompt already.
+    phrase that begins there is never redundant: the shorter one may be in the prompt already. keep_redundant: leave out
+    no name or number, for a list that is made before any prompt is known.
     """
     user_text = UserSuppliedText(prompt)
     ranked: dict[str, tuple[int, str]] = {}
@@ -113,7 +115,10 @@ def forbidden_phrases(
     selected = [
         (rank, phrase)
         for folded, (rank, phrase) in ranked.items()
-        if folded in begun or not (_is_redundant(folded, specific) if rank < PAIR else _has_word_in(folded, specific))
+        if folded in begun
+        or not (
+            (not keep_redundant and _is_redundant(folded, specific)) if rank < PAIR else _has_word_in(folded, specific)
+        )
     ]
     selected.sort(key=lambda item: (fold(item[1]).strip() not in begun, item[0]) if begun else (True, item[0]))
     return tuple(phrase for _, phrase in selected[:limit])

@@ -69,9 +69,12 @@ def requested_answers(
 
 
 def every_phrase(artifact: Artifact, words: ArtifactWords) -> tuple[str, ...]:
-    """Every phrase that would reveal one of the artifact's forget items."""
+    """Every phrase that would reveal one of the artifact's forget items.
+
+    No name or number is left out beside a shorter one: a prompt may hold the shorter one, which may then be said.
+    """
     answers = [answer_text(artifact.items[i]) for i in artifact.live_items]
-    return forbidden_phrases(answers, "", count=words.count, limit=sys.maxsize)
+    return forbidden_phrases(answers, "", count=words.count, limit=sys.maxsize, keep_redundant=True)
 
 
 def answer_text(item: ForgetItem) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lethe.classifier.artifact import ForgetItem
+from lethe.corruption.phrases.extraction import forbidden_phrases
 from lethe.corruption.phrases.stream_filter import AnswerFilter
 from lethe.server.guard.decision import Decision
 from lethe.server.guard.plan import Plan
@@ -77,6 +78,13 @@ def test_always_filters_every_answer_for_every_phrase() -> None:
     outcome = examined(guard(policy(action="refuse", watch={"when": "always"})), "hello")
     assert (outcome.action, outcome.payload) == ("pass", None)
     assert left(outcome, "Ozren Dalmatin") == ""
+
+
+def test_the_list_for_every_answer_keeps_the_longer_of_two_phrases() -> None:
+    answer = "The author is Zorin Quill, born Zorin Quill Dalmatin."
+    kept = forbidden_phrases([answer], "", count=lambda word: 0, keep_redundant=True)
+    assert {"Quill", "Zorin Quill", "Zorin Quill Dalmatin"} <= set(kept)
+    assert "Zorin Quill Dalmatin" not in forbidden_phrases([answer], "", count=lambda word: 0)
 
 
 def test_always_filters_when_judging_failed() -> None:

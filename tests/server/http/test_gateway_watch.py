@@ -232,5 +232,5 @@ async def test_always_filters_answers_to_unjudged_requests(
     made = guard(always, judge=KeywordJudge(error=RuntimeError("broken")))
     async with upstream(whole(json.dumps(ANSWER).encode())) as fake, gateway(fake.url, made) as gate:
         _, raw, _ = await post(http, gate.url, asked())
-        assert json.loads(raw)["choices"][0]["message"]["content"] == "It was [removed] [removed], a [removed]."
+        assert json.loads(raw)["choices"][0]["message"]["content"] == "It was [removed], a [removed]."
         assert gate.count("lethe_watch_hits_total", policy="p", on_hit="replace") == 3
