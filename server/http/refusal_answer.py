@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from lethe.server.output.completions import expected_choices
+from lethe.server.output.responses import usage_of_response
 from lethe.server.output.sse import Event
 from lethe.server.output.text_filter import FINISH_FILTERED, STOP_REFUSAL
 from lethe.server.requests.field_types import as_boolean
@@ -26,13 +27,6 @@ MAX_REFUSED_CHOICES: Final = 1024
 # Endpoints whose answers can be streamed.
 STREAMED: Final[frozenset[Endpoint]] = frozenset(["chat", "completions", "responses", "messages"])
 _USAGE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-_RESPONSE_USAGE: Final = {
-    "input_tokens": 0,
-    "input_tokens_details": {"cached_tokens": 0},
-    "output_tokens": 0,
-    "output_tokens_details": {"reasoning_tokens": 0},
-    "total_tokens": 0,
-}
 # Fields of a request that a response repeats, and the value of those that the request does not have.
 _REPEATED_FIELDS: Final[Mapping[str, Any]] = {
     "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "metadata": None,
@@ -66,7 +60,7 @@ class RefusalAnswer:
         match self._endpoint:
             case "responses":
                 item = _response_item(message)
-                return orjson.dumps({**self._response("completed", [item]), "usage": _RESPONSE_USAGE})
+                return orjson.dumps({**self._response("completed", [item]), "usage": usage_of_response()})
             case "messages":
                 content = [{"type": "text", "text": message}]
                 return orjson.dumps({**self._message(content), "stop_reason": STOP_REFUSAL})
@@ -152,7 +146,7 @@ class RefusalAnswer:
         yield {"type": "response.refusal.done", **place, "refusal": message}
         yield {"type": "response.content_part.done", **place, "part": part}
         yield {"type": "response.output_item.done", "output_index": 0, "item": item}
-        completed = {**response, "status": "completed", "output": [item], "usage": _RESPONSE_USAGE}
+        completed = {**response, "status": "completed", "output": [item], "usage": usage_of_response()}
         yield {"type": "response.completed", "response": completed}
 
     # Messages

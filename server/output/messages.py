@@ -25,17 +25,26 @@ EVENT_TYPES: Final = frozenset({
 
 
 class MessageEvents(Dialect):
-    """The events of a streamed message."""
+    """The events of a streamed message.
+
+    A message that ends here reports as usage what `message_start` told of the prompt, and as output tokens the deltas
+    that came, since vLLM counts them only at the end. It sends about one delta a token, and fewer where a step makes
+    several tokens, so that the number is a lower bound.
+    """
 
     def __init__(self, rules: AnswerFilter, hits: Counter[str]) -> None:
         super().__init__(rules, hits)
         self._block_filters: dict[int, TextFilter] = {}
         self._delta_types: dict[tuple[int, TextPath], Any] = {}
         self._usage: JsonObject = {}
+        self._delta_count = 0
 
     def event(self, event: JsonObject) -> Iterator[JsonObject]:
         kind = event["type"]
+        # Before anything is flushed, which may end the message.
+        self._note_usage(event)
         if kind == "content_block_delta":
+            self._delta_count += 1
             yield from self._filter_delta(event)
             return
         if kind == "content_block_stop":
@@ -46,15 +55,18 @@ class MessageEvents(Dialect):
         if not self.ended:
             yield from self._filter_other(event, kind)
 
+    def _note_usage(self, event: JsonObject) -> None:
+        message = event.get("message")
+        usage = message.get("usage") if isinstance(message, dict) else event.get("usage")
+        if isinstance(usage, dict):
+            self._usage |= {key: count for key, count in usage.items() if type(count) is int}
+
     def _filter_other(self, event: JsonObject, kind: str) -> Iterator[JsonObject]:
         event_filter = self._new_filter(whole=True)
         filtered: JsonObject = event_filter.apply(event)
-        message = filtered.get("message")
-        usage = message.get("usage") if isinstance(message, dict) else filtered.get("usage")
-        if isinstance(usage, dict):
-            self._usage |= usage
         if event_filter.stopped:
-            yield filtered
+            if kind != "message_delta":  # the message has one, which is made below
+                yield filtered
             yield from self._end(index_of(event) if kind == "content_block_start" else None)
         else:
             if kind == "content_block_start":
@@ -92,5 +104,6 @@ class MessageEvents(Dialect):
         if open_block is not None:
             yield {"type": "content_block_stop", "index": open_block}
         delta = {"stop_reason": STOP_REFUSAL, "stop_sequence": None}
-        yield {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 0, **self._usage}}
+        output_tokens = max(self._usage.get("output_tokens", 0), self._delta_count)
+        yield {"type": "message_delta", "delta": delta, "usage": {**self._usage, "output_tokens": output_tokens}}
         yield {"type": "message_stop"}

@@ -24,6 +24,8 @@ REQUEST_FIELDS: Final = frozenset({
     "instructions", "metadata", "previous_response_id", "prompt", "prompt_cache_key", "reasoning",
     "safety_identifier", "text", "tool_choice", "tools", "truncation", "user",
 })  # fmt: skip
+# Event types of deltas that are reasoning begin with this.
+REASONING_PREFIX: Final = "response.reasoning"
 # The fields that say which text a delta belongs to.
 TEXT_KEYS: Final = ("item_id", "output_index", "content_index", "summary_index")
 
@@ -39,7 +41,12 @@ class _DeltaText:
 
 
 class ResponseEvents(Dialect):
-    """The events of a streamed response."""
+    """The events of a streamed response.
+
+    vLLM reports usage only in a response's last event. One that ends before reports as output tokens the deltas that
+    came: about one a token, and fewer where a step makes several tokens, so that the number is a lower bound. Its
+    input tokens are unknown and reported as 0, since clients require a number.
+    """
 
     def __init__(self, rules: AnswerFilter, hits: Counter[str]) -> None:
         super().__init__(rules, hits)
@@ -48,10 +55,18 @@ class ResponseEvents(Dialect):
         self._items: dict[Any, JsonObject] = {}
         self._parts: dict[tuple[Any, Any], JsonObject] = {}
         self._number: int | None = None
+        self._usage: JsonObject | None = None
+        self._delta_count = self._reasoning_count = 0
 
     def event(self, event: JsonObject) -> Iterator[JsonObject]:
         kind: str = event["type"]
+        response = event.get("response")
+        if isinstance(response, dict) and isinstance(usage := response.get("usage"), dict):
+            # Before anything is flushed, which may end the response.
+            self._usage = self._new_filter(whole=True).apply(usage, is_word=True)
         if isinstance(event.get("delta"), str):
+            self._delta_count += 1
+            self._reasoning_count += kind.startswith(REASONING_PREFIX)
             yield from self._filter_delta(event, kind)
         else:
             if kind.endswith(".done") or kind in LAST_EVENTS:
@@ -128,9 +143,10 @@ class ResponseEvents(Dialect):
             yield from self._end_text(text)
         incomplete = {"status": "incomplete", "incomplete_details": {"reason": FINISH_FILTERED}}
         output = [item for _, item in sorted(self._items.items(), key=lambda entry: str(entry[0]).zfill(9))]
+        usage = self._usage or usage_of_response(self._delta_count, self._reasoning_count)
         event: JsonObject = {
             "type": "response.incomplete",
-            "response": {**self._response, **incomplete, "output": output},
+            "response": {**self._response, **incomplete, "output": output, "usage": usage},
         }
         if self._number is not None:
             event["sequence_number"] = 0
@@ -158,6 +174,17 @@ class ResponseEvents(Dialect):
             item = self._items[output_index] = {**item, **content, "status": "incomplete"}
             place.pop("item_id", None)
             yield self._numbered({"type": "response.output_item.done", **place, "item": item})
+
+
+def usage_of_response(output_tokens: int = 0, reasoning_tokens: int = 0) -> JsonObject:
+    """The usage of a response whose prompt was not counted, with every field that clients require."""
+    return {
+        "input_tokens": 0,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": output_tokens,
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "total_tokens": output_tokens,
+    }
 
 
 def filter_response(response: JsonObject, text_filter: TextFilter) -> JsonObject:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anthropic
+import openai
 import pytest
 from aiohttp import web
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -19,7 +21,7 @@ from lethe.server.upstream.http1 import UpstreamConnection
 from tests.server.fakes import FakeUpstream, gateway, policy, upstream
 from tests.server.guard.test_guard import QUESTION
 from tests.server.guard.test_output_filter import guard
-from tests.server.output.test_filter import chunk, encoded, reasons, said
+from tests.server.output.test_filter import chunk, encoded, message_events, reasons, response_events, said
 
 JSON = {"content-type": "application/json", "accept-encoding": "gzip, br"}
 NAME = "Ozren Dalmatin"
@@ -109,6 +111,33 @@ async def test_a_hit_ends_the_stream_and_aborts_upstream(http: aiohttp.ClientSes
         events = [json.loads(line[6:]) for line in raw.split(b"\n\n") if line.startswith(b"data: {")]
         assert said(events) == "It was " and reasons(events) == {0: "content_filter"}
         assert gate.count("lethe_requests_in_flight") == 0
+
+
+async def test_official_clients_read_the_usage_of_a_cut_stream() -> None:
+    pieces = ["It was ", "Ozren ", "Dalmatin, a"]
+    streams = {
+        "/v1/messages": encoded(*message_events(pieces)[:-3], done=False),
+        "/v1/responses": encoded(*response_events(pieces)[:-4], done=False),
+    }
+
+    async def handler(fake: FakeUpstream, request: web.Request) -> web.StreamResponse:
+        answer = stream(streams[request.path]) if request.method == "POST" else whole(b"{}")
+        return await answer(fake, request)  # type: ignore[no-any-return]
+
+    async with upstream(handler) as fake, gateway(fake.url, guard(policy(action="watch"))) as gate:
+        async with anthropic.AsyncAnthropic(base_url=gate.url, api_key="none") as of_messages:
+            messages: Any = [{"role": "user", "content": QUESTION}]
+            async with of_messages.messages.stream(model="m", messages=messages, max_tokens=9) as events:
+                message = await events.get_final_message()
+        async with openai.AsyncOpenAI(base_url=f"{gate.url}/v1", api_key="none") as of_responses:
+            async with of_responses.responses.stream(model="m", input=QUESTION) as made:
+                last = [event async for event in made][-1]
+    assert (message.stop_reason, message.content[0].type) == ("refusal", "text")
+    # The first name alone is a phrase: it ends the answer in the second delta.
+    assert (message.usage.input_tokens, message.usage.output_tokens) == (3, 2)
+    assert last.type == "response.incomplete" and last.response.usage is not None
+    assert (last.response.usage.input_tokens, last.response.usage.output_tokens) == (0, 2)
+    assert last.response.usage.input_tokens_details.cache_write_tokens == 0
 
 
 async def test_upstream_is_aborted_before_the_last_piece_is_sent(

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from anthropic.types import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Completion
@@ -22,6 +23,8 @@ from lethe.corruption.phrases.stream_filter import AnswerFilter, FilterRule
 from lethe.server.errors import Refused, UpstreamFailed
 from lethe.server.output import sse
 from lethe.server.output.filter import ResponseFilter
+from lethe.server.output.responses import usage_of_response
+from tests.clients import strict
 
 NAME = "Zorin Quill"
 USAGE = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
@@ -411,8 +414,60 @@ def test_a_message_stream_ends_before_the_phrase(kind: str, key: str) -> None:
     assert "".join(event["delta"].get(key, "") for event in events if "delta" in event) == "By "
     assert [event["type"] for event in events[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
     assert events[-2]["delta"] == {"stop_reason": "refusal", "stop_sequence": None}
-    assert events[-2]["usage"] == {"input_tokens": 3, "output_tokens": 0}
+    # Three deltas came; the last event, which says what vLLM counted, never does.
+    assert events[-2]["usage"] == {"input_tokens": 3, "output_tokens": 3}
     assert watched.cut
+
+
+def test_a_message_that_ends_in_its_last_event_has_vllms_usage() -> None:
+    pieces = message_events(["By ", "Zorin Qui"])[:-3] + message_events([])[-2:]
+    events = streamed(answer("Zorin Qui"), encoded(*pieces, done=False))
+    assert [event["type"] for event in events[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
+    assert events[-2]["usage"] == {"input_tokens": 3, "output_tokens": 5}
+    # The last event itself holds the phrase: it is not sent beside the one that ends the message.
+    pieces[-2]["delta"] = {"stop_reason": "stop_sequence", "stop_sequence": NAME}
+    events = streamed(answer(), encoded(*pieces, done=False))
+    assert [event["delta"]["stop_reason"] for event in events if event["type"] == "message_delta"] == ["refusal"]
+    assert events[-2]["usage"] == {"input_tokens": 3, "output_tokens": 5} and NAME not in json.dumps(events)
+
+
+@pytest.mark.parametrize(("deltas", "usage"), [(["By ", "Zorin ", "Qui, of"], (0, 3)), (["By ", "Zorin Qui"], (3, 5))])
+def test_a_response_that_ends_early_reports_usage(deltas: list[str], usage: tuple[int, int]) -> None:
+    counted = {
+        "input_tokens": 3, "output_tokens": 5, "total_tokens": 8, "output_tokens_details": {"reasoning_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+    }  # fmt: skip
+    pieces = response_events(deltas)
+    pieces[-1]["response"]["usage"] = counted
+    if usage[0]:
+        # The text ends only with the last event, which has vLLM's counts.
+        pieces = [event for event in pieces if not event["type"].endswith(".done")]
+    events = streamed(answer("Zorin Qui"), encoded(*pieces, done=False))
+    assert events[-1]["type"] == "response.incomplete"
+    made = strict.told(Response, orjson.dumps(events[-1]["response"]))["usage"]
+    assert (made["input_tokens"], made["output_tokens"], made["total_tokens"]) == (*usage, sum(usage))
+
+
+def test_reasoning_deltas_are_counted_as_reasoning_tokens() -> None:
+    deltas = [event for event in response_events(["a ", "b ", f"{NAME}, of"]) if "delta" in event]
+    for number in (0, 1):
+        deltas[number]["type"] = "response.reasoning_text.delta"
+    events = streamed(answer(), encoded(*response_events([])[:2], *deltas, done=False))
+    usage = events[-1]["response"]["usage"]
+    assert (usage["output_tokens"], usage["output_tokens_details"]) == (3, {"reasoning_tokens": 2})
+
+
+@pytest.mark.parametrize("kind", ["response", "message"])
+def test_a_whole_answer_that_is_cut_keeps_its_usage(kind: str) -> None:
+    if kind == "message":
+        raw = {**message_events([])[0]["message"], "content": [{"type": "text", "text": f"By {NAME}."}]}
+    else:
+        raw = {**response_events([f"By {NAME}."])[-1]["response"], "usage": usage_of_response(5)}
+        raw["metadata"] = {}
+    made = answer().whole(orjson.dumps(raw))
+    assert NAME.encode() not in made
+    published: Any = Message if kind == "message" else Response
+    assert strict.told(published, made)["usage"] == raw["usage"]
 
 
 def test_a_message_with_a_replacement_keeps_its_shape() -> None:
