@@ -23,12 +23,15 @@ from lethe.classifier.text.ngrams import BUCKETS, split_words
 FORMAT = 5
 # Bytes of a digest in the array `retained`. 128 bits: nobody can construct a second request with the same digest.
 DIGEST_BYTES = 16
-# The four component scores of a window, in the order of the columns of `fusion`.
+# The four component scores of a window, in the order of the columns of `fusion`: linear models over words ("word"),
+# over character n-grams ("character") and over the embedding ("head"), and "match", the best similarity to a forget
+# text, by cosine and shared rare words (`index/similarity.py`).
 COMPONENTS = ("word", "character", "head", "match")
 
 # Array name → (dtype, shape). D embedding width, R index rows, A index rows that were added after the fit, W words;
-# "X+1" is one more than X; any other letter is a free size. `targets_*` and `added_*` are the fields of
-# `ForgetTexts` in classifier/index/similarity.py.
+# "X+1" is one more than X; any other letter is a free size. `targets_*` (the forget texts of the fit) and `added_*`
+# (those added since) are the fields of `ForgetTexts` in classifier/index/similarity.py. `gate`: the prefilter's
+# threshold. `retained`: the allowlist's digests. `documents`: in how many texts of the fit each hashed word occurs.
 ARRAYS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "word_weights": ("float16", (BUCKETS,)),
     "character_weights": ("float16", (BUCKETS,)),

@@ -1,7 +1,7 @@
 """Component scores to one probability: a logistic model over their standardised values. Pure.
 
 The prior is a weighted sum of the standardised scores; the fit departs from it as far as held-out rows require. No
-weight is negative: no component may count against a forget request.
+weight is negative: no component may lower the score of a prompt.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Fusion:
         return np.asarray((components - self.centre) / self.scale * self.weight)
 
     def probability(self, components: Scores) -> Scores:
-        """(N,) probability of a forget request, if forget and other requests were equally common."""
+        """(N,) probability that a window asks for a forget item, if such windows and others were equally common."""
         return np.asarray(np.exp(-np.logaddexp(0, -self.logit(components))))
 
     def logit(self, components: Scores) -> Scores:

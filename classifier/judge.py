@@ -54,7 +54,7 @@ class Score:
     embedding_logit: the logit of the linear model over the window's embedding.
     cosine: the highest cosine of the window's embedding to an item's.
     decided_by: which components contributed most: "lexical" (words and characters), "semantic" (embedding and match)
-      or "both".
+      or "both"; always "both" where an item added after the fit has the highest probability.
     text_scores: each text's own maximum; 0 for a text of which the prefilter dropped all windows.
     window_items: the numbers of the forget items that the best window most likely asks for, best first; then the same
       for each other flagged window; at most MAX_FLAGGED_WINDOWS windows.

@@ -1,11 +1,14 @@
 """The first stage of the cascade: which windows need the encoder, by their words alone, for all artifacts at once.
 
-A window whose words give less evidence than the artifact's prefilter threshold scores 0 and isn't encoded. The
-threshold is below the evidence of every held-out rewording of the artifact's forget prompts
-(`training/calibration.py`). Artifacts with documents have no threshold, since a question about a document may share no
-word with it: every outer window is encoded (outer: not a short window inside another one; of those inner windows at
-most MAX_INNER_WINDOWS are), except windows on the allowlist. For added items without a discriminative word every outer
-window is encoded, on the allowlist or not.
+A window is *inner* if it is a short window inside another one, else *outer*. An outer window is encoded if its words
+give at least the artifact's prefilter threshold of evidence (array `gate`; a little more for long windows, see
+MARGINS). The fit sets the threshold below the evidence of every held-out rewording of the forget prompts
+(`training/calibration.py`). Of the inner windows, at most MAX_INNER_WINDOWS are encoded: those with the most evidence.
+Windows on the allowlist are not encoded. Whatever is not encoded scores 0.
+
+Artifacts with documents have no threshold, since a question about a document may share no word with it: all outer
+windows are encoded. For items that were added after the fit, outer windows with one of their discriminative words are
+encoded as well, on the allowlist or not; if an added item has no such word, all outer windows are.
 """
 
 from __future__ import annotations

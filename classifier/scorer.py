@@ -67,8 +67,9 @@ class ArtifactScorer:
         self._index_items: NDArray[np.int32] = arrays["index_items"]
         self._added = AddedItems(arrays)
         self._veto = RemovedItemVeto(artifact)
-        # Artifacts made by POST /admin/forget contain only added items. Skip the comparison with the (removed) fitted
-        # items, because one prompt may be scored for many such artifacts.
+        # Artifacts made by POST /admin/forget are copies of the seed artifact: all its fitted items are removed, and
+        # only added items count. The comparison with removed items is skipped, because one prompt may be scored for
+        # many such artifacts.
         self._only_added = bool(self._veto.removed.all())
         self._search: CellIndex | None = None
         if "cell_starts" in arrays and not self._only_added:

@@ -15,7 +15,7 @@ from cachetools import LRUCache
 
 T = TypeVar("T")
 
-# No value may fill more than one part in this many of the cache. Chosen.
+# No value may fill more than one part in this many of the cache. Chosen, not measured.
 MAX_VALUE_SHARE = 8
 
 

@@ -20,7 +20,10 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MatchCalibration:
-    """A rising piecewise linear function through knots: match scores (K,) to log-odds (K,) of a forget request."""
+    """A rising piecewise linear function through knots: match scores (K,) to log-odds (K,).
+
+    The log-odds are those of asking for a forget item.
+    """
 
     matches: NDArray[np.float64]
     logits: NDArray[np.float64]

@@ -1,9 +1,9 @@
 """The rows that a fit learns from and is calibrated on. Knows no encoder arithmetic and no model.
 
-Rows that stand for "a forget request in other words" are rule-made rewordings (`paraphrase.py`). Each belongs to a
-fold of the cross-validation: the models that score it for calibration were not trained on it. They were trained on
-the prompt that it rewords, exactly as the final models are when a user asks in other words. Retain rows belong to
-contiguous folds, so that neighbours in a file, which are often about one subject, are left out together.
+Rows that stand for "a prompt that asks for a forget item in other words" are rule-made rewordings (`paraphrase.py`).
+Each belongs to a fold of the cross-validation: the models that score it for calibration were not trained on it. They
+were trained on the prompt that it rewords, exactly as the final models are when a user asks in other words. Retain rows
+belong to contiguous folds, so that neighbours in a file, which are often about one subject, are left out together.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def _other_rows(
         if "answer" in record:
             rows.append(TrainingRow(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
         source += 1
-    # Other prompts are reworded too: otherwise the marks of rewording would look like a forget request.
+    # Other prompts are reworded too: otherwise the marks of rewording would count as asking for a forget item.
     encoded = [row for row in rows if row.encoded]
     for i in rng.choice(len(encoded), min(OTHER_REWORDINGS, len(encoded)), replace=False):
         for rewording in reword(encoded[i].text, 1, rng):

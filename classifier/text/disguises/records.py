@@ -33,7 +33,8 @@ MAX_WORDS_OF_TEXT = 2
 MIN_EQUAL_SHARE = 0.7
 # Share of the separators of a run that must be signs of a format. Chosen: sentences in a list have one for each.
 MIN_SIGN_SHARE = 0.3
-# Records that a run may be interrupted by: a word with a blank, a bracket or a comma of its own. Chosen.
+# Records that a run may be interrupted by. Chosen: a word with a blank, a bracket or a comma of its own spoils one or
+# two.
 MAX_INTERRUPTION = 2
 
 # A word, with hyphens, apostrophes and full stops inside (double names, possessives, initials).
