@@ -292,6 +292,16 @@ class Settings(BaseSettings):
         "one has more in proportion. Then 503, independently of the policies' `on_failure`. What has been judged by "
         "then is cached, so a retry gets further.",
     )
+    decision_time_s: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Seconds that a decision takes at least, for models with an enforced policy: a request is "
+        "forwarded or answered no earlier than this after its body was read and it got its slot, flagged or not, also "
+        "when its judgement is cached. A value above what flagged requests take (`lethe_judge_seconds`) keeps clients "
+        "from telling them by the time to the first byte; see docs/security.md for what remains. Waiting requests "
+        "keep their slot of `LETHE_MAX_REQUESTS`. `0` turns it off.",
+    )
     probe_interval_s: float = Field(5.0, gt=0, description="Seconds between health checks of each replica.")
     drain_timeout_s: int = Field(30, ge=0, description="Maximum wait for open requests at shutdown, in whole seconds.")
     log_level: str = Field(

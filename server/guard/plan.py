@@ -93,6 +93,16 @@ class ModelPolicies(dict[str, tuple[Policy, float]]):
         return [policy for policy, _ in self.values() if policy.mode == "enforce" and policy.output_filter is not None]
 
     @cached_property
+    def is_enforced(self) -> bool:
+        """Whether a policy acts on flagged requests."""
+        return any(policy.mode == "enforce" for policy, _ in self.values())
+
+    @cached_property
+    def corrupts(self) -> bool:
+        """Whether flagged requests may be corrupted."""
+        return any(policy.corrupts for policy, _ in self.values())
+
+    @cached_property
     def lowest_thresholds(self) -> dict[str, float]:
         """Artifact name → the lowest threshold of its policies."""
         lowest: dict[str, float] = {}

@@ -66,6 +66,13 @@ class RequestContext:
         return headers
 
     @property
+    def client_name(self) -> str:
+        """Whose request it is: the key's name, or else the address that it came from."""
+        if self.key is not None:
+            return f"key {self.key.name}"
+        return f"address {(self.scope.get('client') or ('',))[0]}"
+
+    @property
     def endpoint_name(self) -> str:
         """The endpoint as metrics and audit trail name it."""
         return self.endpoint or self.path.rsplit("/", 1)[-1]

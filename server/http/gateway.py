@@ -30,6 +30,7 @@ from lethe.server.guard.guard import Guard
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.http.audit_records import debug_headers, decision_record, filter_record
 from lethe.server.http.body_reader import check_content_length, read_body
+from lethe.server.http.cached_tokens import CachedTokensFilter
 from lethe.server.http.deadlines import Deadlines, watch_deadlines
 from lethe.server.http.exchange import ClientDisconnected, Exchange, Headers, RequestContext, ResponseWriter
 from lethe.server.http.keep_alive import send_comments
@@ -44,7 +45,7 @@ from lethe.server.http.original_request import (
     send_error,
 )
 from lethe.server.http.refusal_answer import RefusalAnswer, has_refusal_answer, wants_stream
-from lethe.server.http.relay import relay, relay_filtered, without_compression
+from lethe.server.http.relay import is_compressed, relay, relay_filtered, without_compression
 from lethe.server.http.upstream_request import UpstreamRequest, planned_request
 from lethe.server.http.worker_thread import INLINE_BYTES, WorkerThread
 from lethe.server.observability import loop_lag, malloc
@@ -171,7 +172,7 @@ class Gateway:
         """
         limit = self._settings.max_body_bytes
         check_content_length(exchange.context.headers, limit)
-        memory = self._limits.memory.reservation(_client_of(exchange.context), exchange.deadlines.give_up)
+        memory = self._limits.memory.reservation(exchange.context.client_name, exchange.deadlines.give_up)
         with self._limits.key_limits.admit(exchange.context.key), memory:
             exchange.deadlines.enter("reading", exchange.context.started + self._settings.body_timeout_s)
             raw = await read_body(receive, limit, memory.take)
@@ -182,6 +183,7 @@ class Gateway:
 
     async def _serve_body(self, exchange: Exchange, raw: bytes) -> None:
         """Read, decide, check with vLLM where needed, and forward. Raises GatewayError to answer with."""
+        began = time.perf_counter()
         if exchange.context.endpoint is None:
             models = await model_list(self._pool, exchange.context, self._upstream_headers(exchange))
             if models is None:
@@ -199,7 +201,8 @@ class Gateway:
         if self._settings.sse_comment_s and wants_stream(request.endpoint, request.body):
             exchange.response.allow_comments()
         affinity = conversation_digest(request.body) if self._pool.has_several else None
-        if request.endpoint in RELAYED or not guard.policies_for(request.model):
+        policies = guard.policies_for(request.model)
+        if request.endpoint in RELAYED or not policies:
             await self._forward(exchange, UpstreamRequest(raw, request.model, affinity))
             return
         if has_refusal_answer(request.endpoint):
@@ -210,7 +213,11 @@ class Gateway:
         guard.check_supported(request)
         decision = await self._decide(exchange, guard, request, len(raw))
         original = OriginalRequest(request.model, raw, affinity)
-        if refusal := await self._vllm_rejection(exchange, request, decision, original):
+        refusal = await self._vllm_rejection(exchange, request, decision, original)
+        if policies.is_enforced and (wait_s := began + self._settings.decision_time_s - time.perf_counter()) > 0:
+            # Flagged requests take longer to decide on. The client's disconnect and the deadlines end this wait, too.
+            await asyncio.sleep(wait_s)
+        if refusal is not None:
             await send_error(exchange, refusal)
             return
         match decision.result:
@@ -316,7 +323,7 @@ class Gateway:
         sent = time.perf_counter()
         exchange.deadlines.enter("headers", sent + self._settings.first_byte_timeout_s)
         headers = self._upstream_headers(exchange)
-        if outgoing.response_filter is not None:
+        if outgoing.reads_answer:
             headers = without_compression(headers)
         try:
             async with self._pool.open(
@@ -340,11 +347,13 @@ class Gateway:
             return
         is_stream = response.content_type == "text/event-stream"
         exchange.response.streamed = is_stream or exchange.response.streamed  # comments may have begun a stream
+        hides_cached_tokens = outgoing.hides_cached_tokens and not is_compressed(response)
+        cached_tokens = CachedTokensFilter() if hides_cached_tokens else None
         if outgoing.response_filter is None:
-            await relay(exchange, response)
+            await relay(exchange, response, cached_tokens)
             return
         try:
-            await relay_filtered(exchange, response, outgoing.response_filter, self._worker_thread)
+            await relay_filtered(exchange, response, outgoing.response_filter, self._worker_thread, cached_tokens)
         finally:
             self._record_hits(exchange, outgoing.response_filter, outgoing.filtering)
 
@@ -407,10 +416,3 @@ class Gateway:
         requests, duration = self._finished_metrics[labels]
         requests.inc()
         duration.observe(time.perf_counter() - request.started)
-
-
-def _client_of(context: RequestContext) -> str:
-    """Whose request it is: the key's name, or else the address that it came from."""
-    if context.key is not None:
-        return f"key {context.key.name}"
-    return f"address {(context.scope.get('client') or ('',))[0]}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from lethe.server.errors import UpstreamFailed
+from lethe.server.http.cached_tokens import CachedTokensFilter
 from lethe.server.http.exchange import Exchange, Headers
 from lethe.server.http.worker_thread import WorkerThread
 from lethe.server.output.filter import MAX_WHOLE_BYTES, ResponseFilter
@@ -14,45 +17,76 @@ EVENT_NUMBER = b'"sequence_number"'
 
 
 def without_compression(headers: Headers) -> Headers:
-    """Request headers that ask for an uncompressed response, so that the output filter can read it."""
+    """Request headers that ask for an uncompressed response, so that the gateway can read it."""
     return [*(pair for pair in headers if pair[0] != b"accept-encoding"), (b"accept-encoding", b"identity")]
 
 
-async def relay(exchange: Exchange, response: UpstreamResponse) -> None:
-    """Send status, headers and body as upstream sends them."""
+def is_compressed(response: UpstreamResponse) -> bool:
+    """Whether upstream compressed the body, although it was asked not to."""
+    return response.header(b"content-encoding").lower() not in ("", "identity")
+
+
+async def relay(exchange: Exchange, response: UpstreamResponse, cached_tokens: CachedTokensFilter | None) -> None:
+    """Send status, headers and body as upstream sends them, except for what `cached_tokens` withholds."""
     await exchange.response.start(response.status, response_headers(response))
-    await _relay_body(exchange, response)
+    await _relay_body(exchange, response, cached_tokens)
 
 
 async def relay_filtered(
-    exchange: Exchange, response: UpstreamResponse, response_filter: ResponseFilter, worker_thread: WorkerThread
+    exchange: Exchange,
+    response: UpstreamResponse,
+    response_filter: ResponseFilter,
+    worker_thread: WorkerThread,
+    cached_tokens: CachedTokensFilter | None,
 ) -> None:
     """Send what the output filter lets through. Returning before upstream's end aborts the upstream request."""
     headers = [pair for pair in response_headers(response) if pair[0] != b"content-length"]
-    compressed = response.header(b"content-encoding").lower() not in ("", "identity")
     writer = exchange.response
     is_stream = response.content_type == "text/event-stream"
-    if compressed or not (is_stream or response.content_type.endswith("json")):
+    if is_compressed(response) or not (is_stream or response.content_type.endswith("json")):
         response_filter.on_unreadable("an answer that is neither JSON nor a stream of events, or is compressed")
         await writer.start(response.status, headers)
-        await _relay_body(exchange, response)
+        await _relay_body(exchange, response, cached_tokens)
     elif is_stream:
         await writer.start(response.status, headers)
-        await _relay_filtered_stream(exchange, response, response_filter)
+        await _relay_filtered_stream(exchange, response, response_filter, cached_tokens)
     else:
         raw = await response.read(MAX_WHOLE_BYTES, exchange.deadlines.body_arrives)
         if raw is None:
             raise UpstreamFailed("the model server's answer is too long to be filtered", code="too_long")
+        if cached_tokens is not None:
+            raw = cached_tokens.feed(raw) + cached_tokens.end()
         payload = await worker_thread.run(len(raw), response_filter.whole, raw)
         await writer.start(response.status, [*headers, (b"content-length", str(len(payload)).encode())])
         await writer.end(payload)
 
 
+async def _without_cached_tokens(
+    chunks: AsyncIterator[bytes], cached_tokens: CachedTokensFilter
+) -> AsyncIterator[bytes]:
+    """The chunks without what the filter withholds; none of them is empty."""
+    async for chunk in chunks:
+        if allowed := cached_tokens.feed(chunk):
+            yield allowed
+    if rest := cached_tokens.end():
+        yield rest
+
+
+def _chunks(response: UpstreamResponse, cached_tokens: CachedTokensFilter | None) -> AsyncIterator[bytes]:
+    """The body's bytes as they arrive, without what the filter withholds."""
+    if cached_tokens is None:
+        return response.chunks()
+    return _without_cached_tokens(response.chunks(), cached_tokens)
+
+
 async def _relay_filtered_stream(
-    exchange: Exchange, response: UpstreamResponse, response_filter: ResponseFilter
+    exchange: Exchange,
+    response: UpstreamResponse,
+    response_filter: ResponseFilter,
+    cached_tokens: CachedTokensFilter | None,
 ) -> None:
     writer = exchange.response
-    async for chunk in response.chunks():
+    async for chunk in _chunks(response, cached_tokens):
         exchange.deadlines.body_arrives()
         for piece in response_filter.feed(chunk):
             if response_filter.cut:
@@ -68,10 +102,10 @@ async def _relay_filtered_stream(
     await writer.end()
 
 
-async def _relay_body(exchange: Exchange, response: UpstreamResponse) -> None:
+async def _relay_body(exchange: Exchange, response: UpstreamResponse, cached_tokens: CachedTokensFilter | None) -> None:
     writer = exchange.response
     is_numbered = writer.streamed and exchange.context.endpoint == "responses"
-    async for chunk in response.chunks():
+    async for chunk in _chunks(response, cached_tokens):
         exchange.deadlines.body_arrives()
         if is_numbered and EVENT_NUMBER in chunk:
             writer.last_numbered = chunk

@@ -22,7 +22,8 @@ class UpstreamRequest:
     model, affinity, needs: which replica answers, see `ReplicaPool.open`. original: the request as it came, where
     another body is sent. response_filter: the output filter;
     None: the answer is relayed as it comes. filtering: the
-    policies of the output filter.
+    policies of the output filter. hides_cached_tokens: how many prompt tokens vLLM had cached is withheld from the
+    answer (`server/http/cached_tokens.py`).
     """
 
     payload: bytes | None
@@ -32,6 +33,12 @@ class UpstreamRequest:
     original: OriginalRequest | None = None
     response_filter: ResponseFilter | None = None
     filtering: tuple[Policy, ...] = ()
+    hides_cached_tokens: bool = False
+
+    @property
+    def reads_answer(self) -> bool:
+        """Whether the gateway reads the answer, which must not be compressed then."""
+        return self.response_filter is not None or self.hides_cached_tokens
 
 
 def planned_request(
@@ -58,4 +65,5 @@ def planned_request(
         original=None if payload is None else original,
         response_filter=response_filter,
         filtering=filtering,
+        hides_cached_tokens=guard.policies_for(request.model).corrupts,
     )

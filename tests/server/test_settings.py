@@ -45,7 +45,7 @@ def test_every_variable_reaches_its_field() -> None:
         "max_connections": "9", "max_requests": "9", "max_queue": "9", "queue_timeout_s": "9", "judge_threads": "9",
         "judge_queue": "9", "judge_wait_s": "9", "head_timeout_s": "9", "body_timeout_s": "9",
         "write_timeout_s": "9", "keep_alive_s": "9", "first_byte_timeout_s": "9", "request_timeout_s": "9",
-        "cors_origins": "https://a.example", "sse_comment_s": "5", "drain_timeout_s": "0",
+        "cors_origins": "https://a.example", "sse_comment_s": "5", "drain_timeout_s": "0", "decision_time_s": "2",
         "log_level": "debug", "upstream_logprobs": "processed", "upstream_kind": "openai",
         "chat_template_content_format": "string",
     }  # fmt: skip
