@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from lethe.corruption.phrases.prompt_end import prompt_ends
-from lethe.server.requests.conversation_windows import JoinedText, joined_texts
 from lethe.server.requests.fields import Endpoint
+from lethe.server.requests.joined_texts import JoinedText, joined_texts
 from lethe.server.requests.last_texts import possible_prompts
 from lethe.server.requests.request_text import RequestText
 from lethe.server.requests.user_question import user_question

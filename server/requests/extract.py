@@ -14,7 +14,6 @@ from typing import Any, Final
 from lethe.corruption.prompt.message_parts import PROMPT_EMBEDS_MARKER
 from lethe.server.errors import BadRequest, Unreadable
 from lethe.server.requests import messages
-from lethe.server.requests.conversation_windows import messages_without_separators
 from lethe.server.requests.fields import (
     EMBEDS,
     IGNORED,
@@ -27,6 +26,7 @@ from lethe.server.requests.fields import (
     TABLES,
     Endpoint,
 )
+from lethe.server.requests.joined_texts import messages_without_separators
 from lethe.server.requests.messages import DecodeIds, check_no_embeddings, embedding_kinds
 from lethe.server.requests.output_constraints import output_constraints, preferred_tokens
 from lethe.server.requests.request_text import RequestText, value_as_text, without_known_words

@@ -1,4 +1,4 @@
-"""The fields tables: every field of vLLM's guarded endpoints in exactly one group, and what messages may contain.
+"""The fields tables: every field of vLLM's judged endpoints in exactly one group, and what messages may contain.
 
 A field is read by a function of its own, shown to the model, judged for another reason, known to carry no text (with
 the reason), or refused. `server/requests/extract.py` applies the tables, and judges a field that is in none of them.

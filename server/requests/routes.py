@@ -6,8 +6,9 @@ from typing import Final
 
 from lethe.server.requests.fields import Endpoint
 
-# Path, method, endpoint (None: `/v1/models`, which has no body). Every other route is answered with 404. That includes
-# vLLM's stored responses (GET and cancel by id): they were generated under earlier policies.
+# Path, method, endpoint (None: `/v1/models`, which has no body). A route of vLLM that is not listed is answered 404.
+# That includes vLLM's stored responses (GET and cancel by id): they were generated under earlier policies. (The
+# gateway's own `/health` and `/ready` are in `server/http/application.py`.)
 ROUTES: Final[tuple[tuple[str, str, Endpoint | None], ...]] = (
     ("/v1/chat/completions", "POST", "chat"),
     ("/v1/chat/completions/batch", "POST", "batch"),

@@ -35,7 +35,7 @@ from lethe.server.requests import request_body as bodies
 from lethe.server.requests.extract import extract_texts
 from lethe.server.requests.fields import Endpoint
 from tests.corruption.phrases.test_trie import is_forbidden
-from tests.server.requests.test_conversation_windows import joined_strings
+from tests.server.requests.test_joined_texts import joined_strings
 
 
 def cut(data: bytes, value: Any) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from lethe.server.requests.extract import MAX_TEXTS, extract_texts
 from lethe.server.requests.fields import TABLES, Endpoint
 from lethe.server.requests.request_body import parse
 from lethe.server.requests.request_text import all_strings
-from tests.server.requests.test_conversation_windows import joined_strings
+from tests.server.requests.test_joined_texts import joined_strings
 
 
 def texts(body: dict[str, Any], endpoint: Endpoint = "chat") -> list[str]:

@@ -1,4 +1,4 @@
-"""Neighbouring texts of a conversation, joined, so that a question split over messages or parts is judged too.
+"""Joins neighbouring messages and parts of a conversation, so that a question split over turns is seen.
 
 Pure. Which texts a request has is `server/requests/extract.py`.
 """

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from lethe.server.requests.conversation_windows import (
+from lethe.server.requests.extract import extract_texts
+from lethe.server.requests.fields import Endpoint
+from lethe.server.requests.joined_texts import (
     JOINED_CHARS,
     MAX_END_CHARS,
     OVERLAP_CHARS,
     SPLIT_CONTEXT_CHARS,
     joined_texts,
 )
-from lethe.server.requests.extract import extract_texts
-from lethe.server.requests.fields import Endpoint
 from lethe.server.requests.request_text import RequestText
 
 
