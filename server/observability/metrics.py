@@ -185,7 +185,8 @@ class Metrics:
         )
         self.refusals = Counter(
             "lethe_refusals",
-            "Requests that the gateway answered with an error of its own, by error code.",
+            "Requests that ended with an error of the gateway's own, by error code, and requests that a policy "
+            "refused, also where the refusal was sent as an ordinary answer (`refused_by_policy`).",
             ["reason"],
             registry=r,
         )

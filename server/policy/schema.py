@@ -207,8 +207,8 @@ class Policy(_PolicyPart):
     )
     on_unsupported: Literal["penalize", "refuse"] = Field(
         default="penalize",
-        description="What happens when vLLM can't corrupt a request: Responses and Anthropic Messages endpoints, "
-        "flagged text in tool schemas or names, `echo`, `prompt_logprobs`.",
+        description="What happens when the flagged text can't be given as embeddings: on the Responses and Anthropic "
+        "Messages endpoints, and in tool schemas or names.",
     )
     history: Literal["penalize", "refuse"] = Field(
         default="penalize",

@@ -1,6 +1,6 @@
 """Clients that leave at any moment: no connection, task, file or counter may stay behind.
 
-The suite asks 1,000 times; `LEAVING=10000 pytest tests/integration/test_disconnects.py` asks as often as told.
+The suite disconnects 1,000 of them; `DISCONNECTS=10000 pytest tests/integration/test_disconnects.py` that many.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.integration.processes import Gateway, gateway, until, upstreams
 
 log = logging.getLogger(__name__)
 
-MANY = int(os.environ.get("LEAVING", "1000"))
+MANY = int(os.environ.get("DISCONNECTS", "1000"))
 AT_ONCE = 32
 GAUGES = ("requests_in_flight", "replica_in_flight", "queue_length", "judge_queue_length", "held_bytes", "connections")
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/models")
