@@ -87,6 +87,10 @@ class Upstream:
     async def close(self) -> None:
         await self._connections.close()
 
+    async def ensure_connection(self) -> None:
+        """Have an open connection, as `send` would use it. Raises UpstreamFailed (`connect`, `connect_timeout`)."""
+        await self._connections.ensure_connection()
+
     async def send(self, method: str, path: bytes, headers: Headers, body: bytes | None) -> UpstreamResponse:
         """Send a request and return the response with its body unread; the caller must close it.
 

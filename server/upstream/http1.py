@@ -98,6 +98,7 @@ class UpstreamConnection(asyncio.Protocol):
         # One parser for all responses: after a malformed response the connection is not reused.
         self._parser = httptools.HttpResponseParser(self)
         self._reset()
+        self._complete = True  # before the first request, nothing that the server sends is a response
 
     def _reset(self) -> None:
         """Prepare for the next request."""
@@ -326,6 +327,10 @@ class ConnectionPool:
             if idle is None or idle.response_started or error.code != "broken" or not idempotent:
                 raise
         return await self._request(await self._connect(), head, body, is_head_request)
+
+    async def ensure_connection(self) -> None:
+        """Have a connection for the next request: an idle one, or a new one. Raises UpstreamFailed as `send` does."""
+        self.keep(self._take_idle() or await self._connect())
 
     async def _request(
         self, connection: UpstreamConnection, head: bytes, body: bytes | None, is_head_request: bool

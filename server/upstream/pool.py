@@ -158,6 +158,18 @@ class ReplicaPool:
         if not self.capabilities().covers(model, NO_NEEDS):
             raise self._no_replica()
 
+    async def check_reachable(self, model: Any, affinity: bytes | None) -> None:
+        """Raises UpstreamDown where `open` would, since no replica that serves the model accepts a connection.
+
+        A connection that is already open suffices. Takes at most the connect timeout for each replica.
+        """
+        tried: list[Replica] = []
+        while True:
+            replica = self._choose(model, affinity, NO_NEEDS, tried)
+            if await replica.accepts_connections():
+                return
+            tried.append(replica)
+
     def _no_replica(self) -> UpstreamDown:
         waits = [replica.ejection_left_s for replica in self.replicas]
         return UpstreamDown(

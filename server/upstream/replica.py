@@ -130,6 +130,15 @@ class Replica:
             self._consecutive_failures = 0
         return response
 
+    async def accepts_connections(self) -> bool:
+        """Whether a request could be sent. If not, that counts as a request that could not be sent."""
+        try:
+            await self.upstream.ensure_connection()
+        except UpstreamFailed as error:
+            self._record_failure(error.code or "connect")
+            return False
+        return True
+
     def finish(self, error: BaseException | None) -> None:
         """A request is over. error: the exception that ended it, if any."""
         if isinstance(error, UpstreamFailed | UpstreamTimeout):

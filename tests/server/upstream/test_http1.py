@@ -89,6 +89,44 @@ async def test_a_connection_closed_while_idle_is_not_reused() -> None:
         assert server.connections == 2
 
 
+async def test_an_ensured_connection_serves_the_next_request() -> None:
+    async with connected(answers(OK)) as (server, pool):
+        for _ in range(3):
+            await pool.ensure_connection()
+        assert await fetch(pool) == (200, b"ok")
+        await pool.ensure_connection()
+        assert server.connections == 1
+
+
+async def test_bytes_before_the_first_request_are_not_its_response() -> None:
+    connections: list[int] = []
+    ended: list[int] = []
+
+    async def impatient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(1)
+        if len(connections) == 1:
+            writer.write(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+        else:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()  # until the client closes
+        writer.close()
+        ended.append(1)
+
+    async with await asyncio.start_server(impatient, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        pool = ConnectionPool("127.0.0.1", port, None, connect_timeout_s=5, read_timeout_s=1)
+        await pool.ensure_connection()
+        await asyncio.sleep(0.05)
+        assert await fetch(pool) == (200, b"ok")
+        await pool.close()
+        async with asyncio.timeout(5):
+            while len(ended) < 2:
+                await asyncio.sleep(0.01)
+    assert len(connections) == 2
+
+
 async def test_an_idle_connection_is_dropped_after_the_idle_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http1, "IDLE_TIMEOUT_S", 0.05)
     async with connected(answers(OK)) as (server, pool):

@@ -126,6 +126,24 @@ async def test_without_replicas_the_error_is_503_with_retry_after() -> None:
         assert caught.value.retry_after_s is not None and caught.value.retry_after_s >= 1
 
 
+async def test_reachability_is_checked_as_a_request_would_find_it() -> None:
+    one, other, foreign = FakeVllm(), FakeVllm(), FakeVllm(models=("n",))
+    metrics = Metrics()
+    async with running(one, other, foreign), pool_of(one, other, foreign, metrics=metrics) as pool:
+        await one.stop()
+        await pool.check_reachable("m", None)
+        await pool.check_reachable("m", None)
+        await other.stop()
+        with pytest.raises(UpstreamDown) as caught:
+            await pool.check_reachable("m", None)
+        assert caught.value.code == "no_replica" and len(other.requests) == 0
+        # Nobody has asked them but the check: it has the replicas marked down as a request would.
+        assert [replica.up for replica in pool.replicas] == [False, False, True]
+        gone = {"replica": other.url, "kind": "connect"}
+        assert metrics.registry.get_sample_value("lethe_replica_errors_total", gone) == 1
+        assert [replica.in_flight for replica in pool.replicas] == [0, 0, 0]
+
+
 async def test_an_ejected_replica_answers_if_there_is_no_other() -> None:
     one = FakeVllm()
     async with running(one), pool_of(one) as pool:
