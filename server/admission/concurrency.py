@@ -17,11 +17,11 @@ from lethe.server.slot_queue import QueueFull, SlotQueue, WaitTimeout
 
 # Value of retry-after, in seconds, when the gateway is full: a guess: the duration of requests is unknown.
 RETRY_AFTER_S = 1.0
-# One part in this many of the memory is for small bodies alone. Chosen.
+# One part in this many of the memory is for small bodies alone. Chosen, not measured.
 SMALL_BODIES_SHARE = 4
 # Bytes up to which a body is small. Chosen: nearly all requests, also those of coding agents without pictures.
 SMALL_BODY_BYTES = 1 << 20
-# An upload is slow when fewer than MIN_BYTES arrived in SLOW_S seconds: slower than any network of today. Chosen.
+# An upload is slow when fewer than MIN_BYTES arrived in SLOW_S seconds. Chosen: slower than any network of today.
 SLOW_S, MIN_BYTES = 1.0, 64 * 1024
 
 

@@ -24,8 +24,8 @@ from lethe.server.requests.fields import Endpoint
 from lethe.server.requests.routes import ENDPOINT_OF_ROUTE, ROUTES
 from lethe.server.upstream.pool import ReplicaPool
 
-# Paths that vLLM redirects to when they come with a slash at their end.
-_SLASHED_PATHS = frozenset(path for path, _, _ in ROUTES)
+# Paths of the model server. vLLM redirects to them from the same path with a slash at its end.
+_PATHS = frozenset(path for path, _, _ in ROUTES)
 
 
 class GatewayApplication(FastAPI):
@@ -62,7 +62,7 @@ class GatewayApplication(FastAPI):
         if scope["type"] == "http" and (scope["path"], scope["method"]) in ENDPOINT_OF_ROUTE:
             gateway: Gateway = self.state.gateway
             await gateway.serve(scope, receive, send, ENDPOINT_OF_ROUTE[scope["path"], scope["method"]])
-        elif scope["type"] == "http" and scope["path"].rstrip("/") in _SLASHED_PATHS and scope["path"][-1] == "/":
+        elif scope["type"] == "http" and scope["path"].rstrip("/") in _PATHS and scope["path"][-1] == "/":
             await _redirect_without_slash(scope, send)
         else:
             await super().__call__(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What is recorded of a request: audit records, and headers for trusted keys.
+"""What is recorded of a request: audit records, and headers for API keys with `debug`.
 
 Names and numbers; the judged texts only with LETHE_AUDIT_PROMPTS.
 """
@@ -16,8 +16,9 @@ from lethe.server.http.exchange import Headers, RequestContext
 from lethe.server.output.filter import ResponseFilter
 from lethe.server.policy.verdict import Finding, Verdict
 
-# Findings of one request up to which all of them are recorded; of more, at most so many that flagged, and so many in
-# shadow mode that did not. A finding takes 0.3 kB, a short one 0.1 kB. Chosen: a record of 60 policies took 19 kB.
+# Up to MAX_FINDINGS findings of one request, all are recorded. Of more, only the first MAX_FLAGGED_FINDINGS that
+# flagged, and in short form the first MAX_SHADOW_FINDINGS in shadow mode that did not flag. A full record takes 0.3 kB,
+# a short one 0.1 kB. Chosen: recording all 60 findings of one request took 19 kB.
 MAX_FINDINGS, MAX_FLAGGED_FINDINGS, MAX_SHADOW_FINDINGS = 8, 8, 16
 # Only what looks like a model's name is recorded: clients can write anything into the field.
 MODEL_NAME = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)

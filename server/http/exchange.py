@@ -94,8 +94,8 @@ class CommentState:
     replaced_status: int | None = None
     collected: bytearray = field(default_factory=bytearray)
 
-    def collects(self, piece: bytes) -> bool:
-        """Whether the piece has to wait for the body's end; otherwise it is noted as sent."""
+    def collect_or_note_sent(self, piece: bytes) -> bool:
+        """Keep the piece until the body ends (True), or note that it is being sent now (False)."""
         if self.replaced_status is not None:
             self.collected += piece
             return True
@@ -108,9 +108,9 @@ class ResponseWriter:
     """Sends the response to the client.
 
     status: the HTTP status; 0 until the response has begun. streamed: the body is a stream of events. last_numbered:
-    the last piece that was sent with a sequence number in it. debug_headers: what a trusted key may see of the
-    verdict. error: what the request failed with. refusal_answer: the answer to a request that a policy refuses; None
-    before the request was read.
+    the last piece that was sent with a sequence number in it. debug_headers: what an API key with `debug` may see
+    of the verdict. error: what the request failed with. refusal_answer: the answer to a request that a policy refuses;
+    None before the request was read.
     """
 
     def __init__(self, request: RequestContext, send: Send) -> None:
@@ -170,7 +170,7 @@ class ResponseWriter:
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
             return
         async with self._lock:
-            if self._comments.collects(piece):
+            if self._comments.collect_or_note_sent(piece):
                 return
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 from prometheus_client import Counter, Histogram
 from starlette.types import Receive, Scope, Send
@@ -65,7 +66,7 @@ log = logging.getLogger("lethe.gateway")
 
 
 class Gateway:
-    """Serves the guarded routes, and those that are relayed without judging."""
+    """Serves the judged routes, and the unjudged ones (`RELAYED`)."""
 
     def __init__(
         self,
@@ -194,7 +195,8 @@ class Gateway:
         try:
             guard, request = await self._parse_request(exchange, raw, exchange.context.endpoint)
         except Unreadable as unreadable:
-            if (rejection := await self._vllm_words(exchange, raw, exchange.context.endpoint, unreadable)) is None:
+            rejection = await self._rejection_of_unreadable(exchange, raw, exchange.context.endpoint, unreadable)
+            if rejection is None:
                 raise
             await send_error(exchange, rejection)
             return
@@ -213,12 +215,12 @@ class Gateway:
         guard.check_supported(request)
         decision = await self._decide(exchange, guard, request, len(raw))
         original = OriginalRequest(request.model, raw, affinity)
-        refusal = await self._vllm_rejection(exchange, request, decision, original)
+        rejection = await self._vllm_rejection(exchange, request, decision, original)
         if policies.is_enforced and (wait_s := began + self._settings.decision_time_s - time.perf_counter()) > 0:
             # Flagged requests take longer to decide on. The client's disconnect and the deadlines end this wait, too.
             await asyncio.sleep(wait_s)
-        if refusal is not None:
-            await send_error(exchange, refusal)
+        if rejection is not None:
+            await send_error(exchange, rejection)
             return
         match decision.result:
             case Reply(error) if error.as_answer and request.endpoint == "count_tokens":
@@ -250,15 +252,17 @@ class Gateway:
             key.check_model(request.body)
         return guard, request
 
-    async def _vllm_words(
+    async def _rejection_of_unreadable(
         self, exchange: Exchange, raw: bytes, endpoint: Endpoint, error: Unreadable
     ) -> UpstreamError | None:
-        """vLLM's error for a request that can't be judged, so that it is never answered; None where vLLM has none.
+        """vLLM's own error for a request that the gateway can't read.
+
+        Whatever vLLM says, the request is not served: None (vLLM takes it, or doesn't answer in time) means that the
+        gateway's error is sent.
 
         Raises BadRequest for what vLLM must not even be asked about, NotFound for a model that the key may not use.
         """
-        limits = self._settings
-        body = error.body or request_body.parse(raw, max_depth=limits.max_json_depth, max_values=limits.max_json_values)
+        body = error.body or self._read_json(raw)
         check_no_refused_field(endpoint, body)
         if exchange.context.key is not None:
             exchange.context.key.check_model(body)
@@ -266,15 +270,19 @@ class Gateway:
         return await rejection_of_original(exchange, self._pool, self._upstream_headers(exchange), original)
 
     def _is_doubtful(self, endpoint: Endpoint, raw: bytes) -> bool:
-        """Whether vLLM may reject the request as it came: the guard reads its values in plain spelling."""
-        limits = self._settings
-        body = request_body.parse(raw, max_depth=limits.max_json_depth, max_values=limits.max_json_values)
+        """Whether vLLM may reject the request as it came.
+
+        That includes a value which the guard had to convert ("5" to 5), since vLLM might not accept the original form.
+        """
+        body = self._read_json(raw)
         return may_be_invalid(endpoint, body) or with_plain_values(endpoint, body) != body
 
     def _parse(self, guard: Guard, raw: bytes, endpoint: Endpoint) -> ParsedRequest:
-        limits = self._settings
-        body = request_body.parse(raw, max_depth=limits.max_json_depth, max_values=limits.max_json_values)
-        return guard.parse(endpoint, body)
+        return guard.parse(endpoint, self._read_json(raw))
+
+    def _read_json(self, raw: bytes) -> dict[str, Any]:
+        settings = self._settings
+        return request_body.parse(raw, max_depth=settings.max_json_depth, max_values=settings.max_json_values)
 
     async def _decide(self, exchange: Exchange, guard: Guard, request: ParsedRequest, size: int) -> Decision:
         """The guard's decision, counted and written to the audit trail. size: bytes of the body. Raises Overloaded."""
@@ -310,7 +318,7 @@ class Gateway:
     ) -> UpstreamError | None:
         """vLLM's error for the request as it came, if that may be invalid and the decision must stay hidden.
 
-        An unflagged invalid request gets vLLM's words; a flagged one must get the same.
+        An unflagged invalid request gets vLLM's error; a flagged one must get the same.
         """
         if not decision.is_hidden or decision.verdict is None:
             return None
@@ -362,11 +370,11 @@ class Gateway:
         error = await read_error(response, exchange.deadlines.body_arrives)
         if outgoing.original is not None and error.status in INVALID_REQUEST:
             headers = self._upstream_headers(exchange)
-            refusal = await rejection_of_original(exchange, self._pool, headers, outgoing.original)
-            if refusal is None:
+            rejection = await rejection_of_original(exchange, self._pool, headers, outgoing.original)
+            if rejection is None:
                 self._metrics.upstream_errors.labels("rewritten_refused").inc()
-                log.warning("request %s: vLLM refused the rewritten request", exchange.context.request_id)
-            error = refusal or ERROR_WITHOUT_REASON
+                log.warning("request %s: vLLM rejected the rewritten request", exchange.context.request_id)
+            error = rejection or ERROR_WITHOUT_REASON
         await send_error(exchange, error)
 
     def _record_hits(self, exchange: Exchange, response_filter: ResponseFilter, policies: tuple[Policy, ...]) -> None:

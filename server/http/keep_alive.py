@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from lethe.server.http.exchange import Exchange
 
-# Streams are checked this often in the time after which a comment is due, so that none comes much later. Chosen.
+# Streams are checked this often in the time after which a comment is due. Chosen: none comes more than a quarter later.
 CHECKS_PER_SILENCE = 4
 
 
