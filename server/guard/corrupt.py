@@ -42,7 +42,8 @@ def corrupt(plan: Plan, context: Context) -> Plan:
     policies = [finding.policy for finding in findings]
     if corruptor is None or not context.capabilities.covers(request.model, Needs(parity=True)):
         raise StepFailed("corrupt", policies, "no parity: no replica for the model has passed the parity probe")
-    # The text is corrupted once, as the first policy says, wherever any of the policies found something.
+    # The text is corrupted once, with the settings of the first of these policies (in the order of `Guard.policies`),
+    # wherever any of them found something.
     first = policies[0]
     artifacts = [context.resources.artifacts[policy.artifact] for policy in policies]
     targets = corruption_targets(request, findings, artifacts, first.corrupt, context.judge_texts)

@@ -19,9 +19,10 @@ class Forward:
 
 @dataclass(frozen=True)
 class Reply:
-    """Refuse: the client gets `error`, or an ordinary answer that says so (`error.as_answer`).
+    """Refuse the request: the client gets `error`, or an ordinary answer that says so (`error.as_answer`).
 
-    The plan sends nothing upstream; the gateway may still check the original with vLLM, and forwards `count_tokens`.
+    Nothing of the request is sent for an answer, with two exceptions in the gateway: it may ask vLLM whether the
+    original is valid, and it forwards a `count_tokens` request whose refusal would be an answer.
     """
 
     error: Refused

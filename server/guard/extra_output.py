@@ -158,8 +158,8 @@ def answer_is_forced(body: Body) -> bool:
     return isinstance(choices, list) and len(choices) == 1
 
 
-def spelled_texts(body: Body) -> list[str]:
-    """The texts that the schemas of a body still spell: the answer must hold them, so they can't be forbidden."""
+def texts_required_by_schemas(body: Body) -> list[str]:
+    """The values of `enum` and `const` in a body's schemas: the answer must hold them, so they can't be forbidden."""
     outputs = body.get("structured_outputs")
     stack = [outputs.get("json") if isinstance(outputs, dict) else None, body.get("response_format"), body.get("text")]
     texts = []

@@ -1,9 +1,12 @@
 """Judge a request, decide, and plan what is sent upstream. Knows nothing of HTTP.
 
+Not to be confused with GUARD (arXiv:2505.13312), the method of the step `penalize`.
+
 `Guard.decide` does all of it: texts → scores → verdict → plan; it runs in a worker thread. A step of the plan that
-fails is handled by the policies' `on_failure` or `on_unsupported` (`server/guard/plan.py`). If `decide` raises
-anything, in judging or in planning, the gateway calls `decide_without_scores`; both count as a failure of stage
-`judge`. Only overload is no failure: it is answered with 503.
+fails is handled by the policies' `on_failure` or `on_unsupported` (`server/guard/plan.py`). An exception from `decide`,
+whether from judging or from planning, counts as a failure of stage `judge`, and the gateway calls
+`decide_without_scores`. Two are no failures: a refusal (`Refused`) is an ordinary result, and overload, which the
+executor raises, is answered with 503.
 """
 
 from __future__ import annotations
@@ -48,8 +51,8 @@ if TYPE_CHECKING:
 MAX_CACHED_MODELS = 256
 # Characters of a model name; a longer one is not cached.
 MAX_CACHED_MODEL_CHARS = 256
-# When more policies than this apply to a model, those whose prefilter let the request pass are left out of the verdict,
-# which keeps audit records short.
+# When more policies than this apply to a model, the verdict leaves out those for whose artifact the words alone gave no
+# evidence (no window was encoded). Chosen: keeps audit records short.
 MAX_LISTED_POLICIES = 32
 
 NO_VERDICT = Verdict("pass", (), ())
@@ -221,7 +224,11 @@ class Guard:
         return self._make_decision(request, verdict, capabilities, started)
 
     def decide_from_cache(self, request: ParsedRequest, capabilities: Capabilities) -> Decision | None:
-        """As `decide`, without work: all texts have cached scores and none is flagged. None in all other cases."""
+        """As `decide`, but without judging.
+
+        Only if all texts have cached scores, the constraints are known to be harmless, and nothing is flagged. None in
+        all other cases.
+        """
         started = time.perf_counter()
         policies = self.policies_for(request.model)
         if self._judge is None or not policies:

@@ -20,11 +20,11 @@ from lethe.server.upstream.verbatim_index import protected_documents
 
 NOTE = "vLLM does not have the index of a protected text (LETHE_VERBATIM); until then the output filter limits copies"
 # The filter counts words, a copy limit tokens. A word has at least one token, usually 1.3, so half as many words as
-# tokens are a stricter limit; fewer than MIN_RUN_WORDS occur in any text. Chosen.
+# tokens are a stricter limit. Chosen: runs of fewer than MIN_RUN_WORDS words occur in any text.
 TOKENS_PER_WORD, MIN_RUN_WORDS = 2, 4
 
 
-def filter_missing_indexes(
+def move_unavailable_limits_to_output_filter(
     plan: Plan, penalty: Penalty, policies: Iterable[Policy], context: Context
 ) -> tuple[Plan, Penalty]:
     """Move the copy limits whose index no replica has from the penalty to the plan's output filter.

@@ -1,4 +1,9 @@
-"""A request as the guard reads it: its body, and the texts of it that are judged."""
+"""A request as the guard reads it: its body, and the texts of it that are judged.
+
+Terms: a *piece* is one text of the request (`RequestText`). Its *place* is its path in the body. Its *part location* is
+the message part that holds it, if that can be given as embeddings. *Texts* are the strings that are judged: first one
+for each piece, then the joined texts. *Sources* are the indexes of the pieces that a text is made of.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,8 @@ from lethe.server.requests.user_question import user_question
 class ParsedRequest:
     """A request body with the texts in it that can reach the model.
 
-    pieces: the texts, each with its place in the body, in the order in which the chat template shows them.
+    pieces: the texts, in the order of `extract_texts`: first the conversation, in the order in which the chat template
+    shows it; then the other fields, in the body's order; then what patterns and grammars spell.
     """
 
     endpoint: Endpoint
@@ -50,7 +56,7 @@ class ParsedRequest:
         return self.pieces[index].place if index < len(self.pieces) else "conversation"
 
     def prompt_ends(self, longest: int) -> frozenset[str]:
-        """What the prompt may end with, folded, so that a phrase of up to `longest` characters may have begun there."""
+        """The possible ends of the prompt, folded; a phrase of up to `longest` characters may have begun in each."""
         prompts = possible_prompts(self.endpoint, self.pieces)
         return frozenset().union(*(prompt_ends(texts, longest) for texts in prompts))
 

@@ -12,9 +12,9 @@ from lethe.corruption.phrases.extraction import MAX_CHARACTERS, content_words, p
 from lethe.corruption.phrases.normalize import fold
 from lethe.corruption.phrases.prompt_end import begun_phrases
 from lethe.corruption.spec import is_resolved
-from lethe.server.guard.extra_output import spelled_texts, without_ranking
+from lethe.server.guard.extra_output import texts_required_by_schemas, without_ranking
 from lethe.server.guard.forget_answers import ArtifactWords, TooManyItems, requested_answers
-from lethe.server.guard.missing_indexes import filter_missing_indexes
+from lethe.server.guard.missing_indexes import move_unavailable_limits_to_output_filter
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.guard.penalized_body import CannotPenalize, copy_limits_of, with_penalty
 from lethe.server.guard.plan import Context, Plan, StepFailed
@@ -42,12 +42,14 @@ def penalize(plan: Plan, context: Context) -> Plan:
             context.request.prompt_ends(MAX_CHARACTERS),
         )
         penalty = with_begun_phrases(penalty, context.request)
-        plan, penalty = filter_missing_indexes(plan, penalty, [finding.policy for finding in findings], context)
+        policies = [finding.policy for finding in findings]
+        plan, penalty = move_unavailable_limits_to_output_filter(plan, penalty, policies, context)
         if plan.filter_rules and not (penalty.phrases or penalty.soft or penalty.verbatim):
-            # The output filter is all that the findings need until vLLM has the index.
+            # Nothing is left to penalise: all copy limits were moved to the output filter, because no replica has their
+            # index yet.
             return replace(plan, actions=plan.actions_with("watch"))
         body = without_ranking(context.request.endpoint, plan.body)
-        penalty = _without_texts(penalty, spelled_texts(body))
+        penalty = _without_texts(penalty, texts_required_by_schemas(body))
         plan = with_penalty(replace(plan, body=body), penalty, context)
     except (CannotPenalize, TooManyItems) as error:
         raise StepFailed("penalize", [finding.policy for finding in findings], str(error)) from None
@@ -99,7 +101,11 @@ def requested_penalty(
 
 
 def with_begun_phrases(penalty: Penalty, request: ParsedRequest) -> Penalty:
-    """The penalty with the phrases that the request's prompt has begun. Raises CannotPenalize for too many of them."""
+    """The penalty, with the beginnings of phrases that the prompt ends with.
+
+    Example: the prompt ends in "Her name is Hsiao", so the answer must not go on with "Yun-Hwa". A prompt has several
+    possible ends, because it isn't known what the chat template puts last. Raises CannotPenalize for too many of them.
+    """
     patterns = (*penalty.phrases, *penalty.soft)
     longest = max((len(fold(pattern)) for pattern in patterns), default=0)
     begun = begun_phrases(request.prompt_ends(longest), patterns)

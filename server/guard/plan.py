@@ -47,10 +47,10 @@ class Plan:
 
     body: the request body; the very object that came in where nothing was changed. needs: what the replica must be
     able to do. penalty: what `body` carries for the logits processor. filter_rules: what the output filter removes
-    from the answer. actions: what audit and metrics name, in order; `verbatim` only where nothing else was done. note:
-    why something else than the policy's action was done; written to the audit trail. to_penalize: findings whose
-    `corrupt` was replaced by `penalize` (on_unsupported).
-    usage_added: the gateway, not the client, asked for usage in every chunk of the stream.
+    from the answer. actions: what was done, in order, as audit and metrics name it; `verbatim` (copy limits for all
+    requests) is listed only if it is the only one. note: why something else than the policy's action was done; written
+    to the audit trail. to_penalize: findings whose `corrupt` (on_unsupported) or `refuse` (history) was replaced by
+    `penalize`. usage_added: the gateway, not the client, asked for usage in every chunk of the stream.
     """
 
     body: dict[str, Any]
@@ -155,9 +155,10 @@ class Context:
 class StepFailed(Exception):
     """A step can't do what the policies say; they decide what happens instead.
 
-    stage: `corrupt`, `penalize`, `verbatim` or `watch`, decided by the policies' `on_failure`; or `unsupported`,
-    decided by their `on_unsupported`. findings: those of the policies concerned, where the stage is `unsupported`.
-    reached: the plan as far as the step got; None: the plan that the step was given.
+    stage: what failed, as metrics and the audit trail name it: `corrupt`, `penalize`, `verbatim` (step `copy_limits`)
+    or `watch` (output filter), decided by the policies' `on_failure`; or `unsupported`, decided by their
+    `on_unsupported`. (Failures before any step have the stage `judge`.) findings: those of the policies concerned,
+    where the stage is `unsupported`. reached: the plan as far as the step got; None: the plan that the step was given.
     """
 
     def __init__(

@@ -43,7 +43,10 @@ class CorruptionTargets:
     unreachable: list[str] = field(default_factory=list)
 
     def add(self, target: PartLocation, spans: Sequence[Span]) -> None:
-        """Corrupt `spans` of a part too; none: all of it."""
+        """Corrupt `spans` of a part, beside those it has.
+
+        No spans, or a part that is already corrupted whole: the whole part.
+        """
         whole = not spans or self.parts.get(target) == []
         self.parts[target] = [] if whole else [*self.parts.get(target, []), *spans]
 
@@ -96,7 +99,11 @@ def _add_flagged(
 def _add_conversation(
     targets: CorruptionTargets, request: ParsedRequest, artifact: Artifact, spec: CorruptSpec
 ) -> None:
-    """Only the conversation as a whole is flagged: add the parts that hold the evidence, or all parts."""
+    """Only the conversation as a whole is flagged: add the parts that hold evidence.
+
+    Add short user messages too, which may be fragments of a split question (FRAGMENT_CHARS). If no part holds evidence,
+    add all parts.
+    """
     pieces = {p.part_location: p for p in request.pieces if p.part_location is not None and p.text.strip()}
     if not pieces:
         targets.add_place("conversation")
@@ -116,7 +123,7 @@ def _add_split_evidence(
 ) -> None:
     """Add in full every part over which a name, number or word of the evidence is split.
 
-    text_scores: first one for each piece, then one for each joined text.
+    (`Score.text_scores` has one score for each piece, then one for each joined text.)
     """
     joined_scores = finding.score.text_scores[len(request.pieces) :]
     scored = zip(request.joined_texts, joined_scores, strict=False)
@@ -164,12 +171,12 @@ def _readable_piece(piece: RequestText, targets: CorruptionTargets) -> RequestTe
     spans = targets.parts.get(piece.part_location)
     if spans is None:
         return piece
-    pieces, position = [], 0
+    readable, position = [], 0
     for start, end in sorted(spans) or [(0, len(piece.text))]:
-        pieces.append(piece.text[position:start])
+        readable.append(piece.text[position:start])
         position = max(position, end)
     # A blank in the place of what is corrupted: the words around it must not join to another one.
-    return piece._replace(text=" ".join([*pieces, piece.text[position:]]))
+    return piece._replace(text=" ".join([*readable, piece.text[position:]]))
 
 
 def _reaches(score: float, finding: Finding) -> bool:

@@ -57,7 +57,10 @@ class Verdict:
 
 
 def penalizing_history(verdict: Verdict) -> Verdict | None:
-    """The verdict with `penalize` in the place of each `refuse` that lets earlier turns pass; None if one does not."""
+    """The verdict if every flagged `refuse` policy with `history: penalize` penalised instead.
+
+    None if an enforced flagged `refuse` policy doesn't allow that.
+    """
     acting = [finding for finding in verdict.findings if finding.flagged and finding.policy.mode == "enforce"]
     if any(finding.policy.action == "refuse" and not finding.policy.penalizes_history for finding in acting):
         return None

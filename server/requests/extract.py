@@ -32,7 +32,7 @@ from lethe.server.requests.output_constraints import output_constraints, preferr
 from lethe.server.requests.request_text import RequestText, value_as_text, without_known_words
 from lethe.server.requests.spelled_patterns import spelled_texts
 
-# A field that is as if it were missing where it is an empty list: vLLM then reads the prompt, or refuses the request.
+# vLLM treats this field as absent when it is an empty list, so an empty list isn't refused here.
 EMPTY_EMBEDS: Final = "prompt_embeds"
 # The fields that the table of an endpoint lists.
 KNOWN_FIELDS: Final = {
@@ -40,8 +40,9 @@ KNOWN_FIELDS: Final = {
     for endpoint, table in TABLES.items()
 }
 
-# Preferred tokens that are read as a text, at most. Chosen: more than a steered answer needs. Names that they spell in
-# another order are found in `server/steering/constraints.py`.
+# Maximum number of tokens favoured by `logit_bias` or `allowed_token_ids` whose joined text is judged. Chosen: longer
+# than any name that a client could force in this way. Names that they spell in another order are found in
+# `server/steering/constraints.py`.
 MAX_SPELLED_TOKENS: Final = 256
 # Maximum number of separate texts in a request. Chosen: an agent's 2,100 round trips with tools have up to 12,600
 # (ids, names, arguments, results). It bounds the work, since each text costs some, however short it is.
@@ -49,8 +50,10 @@ MAX_TEXTS: Final = 16_384
 
 
 def extract_texts(endpoint: Endpoint, body: dict[str, Any], *, decode: DecodeIds | None = None) -> list[RequestText]:
-    """Return all texts of a request that can reach the model, in the order in which the chat template shows them.
+    """Return all texts of a request that can reach the model.
 
+    First the conversation, in the order in which the chat template shows it; then the other fields, in the body's
+    order; then what patterns and grammars spell.
     decode: token ids → text, for completion prompts given as ids; without it they are refused. Bodies of relayed
     endpoints are checked and have no texts.
     Raises BadRequest for refused fields, client-made embeddings, prompts of an unknown form, and more than MAX_TEXTS

@@ -21,9 +21,10 @@ _MESSAGE = re.compile(r"\w+(?:\[\d+\])*")
 def possible_prompts(endpoint: Endpoint, texts: Sequence[RequestText]) -> Iterator[list[str]]:
     """Yield the messages of each possible prompt, in order: the last one may stand directly before the answer.
 
-    texts: all texts of the request, in the order in which the chat template shows them. Each completion prompt and each
-    conversation of a batch is a prompt of its own. Tools and other fields are not part of it. The parts of a message
-    are joined by nothing in one prompt, by a line break in another.
+    texts: all texts of the request, in the order of `extract_texts`: first the conversation, in the order in which the
+    chat template shows it; then the other fields, in the body's order; then what patterns and grammars spell. Each
+    completion prompt and each conversation of a batch is a prompt of its own. Tools and other fields are not part of
+    it. The parts of a message are joined by nothing in one prompt, by a line break in another.
     """
     if not texts:
         return

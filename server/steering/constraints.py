@@ -23,7 +23,7 @@ from lethe.server.steering.pattern_automaton import regex_automaton
 from lethe.server.steering.secret_names import LazySecretNames
 from lethe.server.steering.selectivity import preferred_names, selective_names, spelled_titles
 
-# Preferred tokens past which a preference is not selective: it leaves a whole vocabulary. Chosen.
+# Preferred tokens past which a preference is not selective. Chosen: with more it leaves a whole vocabulary.
 MAX_PREFERRED_TOKENS: Final = 2048
 # Results for constraints that are kept. Chosen: a client sends one schema again and again; one takes some kilobytes.
 MAX_CACHED_CONSTRAINTS: Final = 1024

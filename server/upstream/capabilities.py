@@ -15,7 +15,8 @@ class Needs:
     """What a request needs of a replica, beyond serving its model.
 
     parity: the request carries prompt embeddings. indexes: names of the verbatim indexes that the request refers to.
-    plugin: the request is penalized for a policy that works without the plugin, so that it is not taken for granted.
+    plugin: the replica must be known to run the plugin. Set only where a policy that refuses (`history: penalize`)
+    penalises instead; other penalties rely on the operator to have installed it.
     """
 
     parity: bool = False
@@ -30,9 +31,9 @@ NO_NEEDS = Needs()
 class ReplicaCapabilities:
     """What one replica can do.
 
-    models: ids of the models that it serves; None: any model. available: whether it is in service, or was not
-    checked yet. parity: whether the parity probe passed. indexes: names of the verbatim indexes that it has loaded.
-    plugin: whether a probe found that it runs the plugin.
+    models: ids of the models that it serves; None: any model. available: whether it is up, or was not checked yet.
+    parity: whether the parity probe passed. indexes: names of the verbatim indexes that it has loaded. plugin: whether
+    a probe found that it runs the plugin.
     """
 
     models: frozenset[str] | None = None

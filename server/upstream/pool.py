@@ -181,7 +181,8 @@ class ReplicaPool:
     def _choose(self, model: Any, affinity: bytes | None, needs: Needs, tried: Sequence[Replica]) -> Replica:
         """The replica that answers. Raises UpstreamDown when no available one covers the needs."""
         if len(self.replicas) == 1 and not tried:
-            # The result of `_usable`, at less cost: this is every request's way in most deployments.
+            # The same result as `_usable`, at less cost: most deployments have one replica. The model need not be
+            # checked: where no replica serves it, all count, so a single replica always qualifies.
             only = self.replicas[0]
             if only.capabilities.available and only.capabilities.covers(needs):
                 return only

@@ -1,6 +1,11 @@
 """One replica of the model server: whether it is up, what it can do, and whether it is ejected.
 
-An ejected replica gets no requests for a while, unless no other can answer.
+States:
+- *Up*: its last health check passed, and no connection to it has failed since.
+- *Available*: up, or not checked yet.
+- *Ejected* (`left_out` in `/ready`): gets no requests for a while after failures, unless no other can answer.
+- *Ready*: up, it is known which requirements of the policies it meets, and it has had all verbatim indexes.
+- *Usable* for a request: available, serves its model (or no replica does), and covers its needs.
 
 A check asks for its health, its models and the start time of its process. A replica that comes back, or whose process
 was restarted, must pass the parity probe (`parity_probe.py`) and show its verbatim indexes (`verbatim_index.py`)

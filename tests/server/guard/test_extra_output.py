@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lethe.corruption.decoding.spec import XARGS_KEY, decode_penalty
-from lethe.server.guard.extra_output import answer_is_forced, one_choice, spelled_texts, without_ranking
+from lethe.server.guard.extra_output import answer_is_forced, one_choice, texts_required_by_schemas, without_ranking
 from tests.server.fakes import GuardWithReplicas, make_guard, policy
 from tests.server.guard.test_guard import QUESTION, artifact
 
@@ -105,6 +105,6 @@ def test_a_text_that_the_schema_spells_is_not_forbidden(penalizing: GuardWithRep
         schema = {"type": "object", "properties": {"name": {"enum": [text, "nobody"]}}}
         body = sent(penalizing, {"structured_outputs": {"json": schema}})
         assert body["structured_outputs"]["json"]["properties"]["name"] == {"enum": [one_choice([text, "nobody"])]}
-        assert spelled_texts(body) == [one_choice([text, "nobody"])]
+        assert texts_required_by_schemas(body) == [one_choice([text, "nobody"])]
         penalty = decode_penalty(body["vllm_xargs"][XARGS_KEY])
-        assert not any(phrase.casefold() in spelled_texts(body)[0].casefold() for phrase in penalty.phrases)
+        assert not any(phrase.casefold() in texts_required_by_schemas(body)[0].casefold() for phrase in penalty.phrases)
