@@ -162,6 +162,24 @@ def test_every_numeric_constant_says_what_it_is() -> None:
     assert [where for path in python_files(*MECHANISM) for where in uncommented_constants(path)] == []
 
 
+def choices_without_reason(text: str) -> list[int]:
+    """The numbers of the comment lines that end in a bare "Chosen.", without a reason or "not measured"."""
+    pattern = re.compile(r"#.*\bChosen\.$")
+    return [number for number, line in enumerate(text.splitlines(), 1) if pattern.search(line.rstrip())]
+
+
+def test_every_chosen_constant_gives_its_reason() -> None:
+    assert choices_without_reason("# A limit. Chosen.\n# A limit. Chosen: bounds memory.\n# Chosen, not measured.") == [
+        1
+    ]
+    bare = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in python_files(*PRODUCT)
+        for number in choices_without_reason(path.read_text(encoding="utf-8"))
+    ]
+    assert bare == []
+
+
 def test_test_names_are_short_sentences() -> None:
     names = (
         (path, node)

@@ -24,7 +24,7 @@ from lethe.server.upstream.pool import ReplicaPool
 # Statuses with which vLLM refuses a request that it finds invalid, or fails on it: some fields make it fail (500), or
 # are not implemented (501).
 INVALID_REQUEST = frozenset([400, 404, 422, 500, 501])
-# Seconds in which vLLM has to refuse a request, and again as long for the error; it refuses before any work. Chosen.
+# Seconds in which vLLM has to refuse a request, and again as long for the error. Chosen: it refuses before any work.
 REJECTION_TIMEOUT_S = 5.0
 # Bytes of an error body, which is read whole; a longer one is passed on without a body. Chosen, not measured.
 MAX_ERROR_BYTES = 2**20
