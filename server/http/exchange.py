@@ -13,15 +13,13 @@ from lethe.server.admission.api_keys import Key
 from lethe.server.errors import GatewayError, Refused
 from lethe.server.http.deadlines import Deadlines
 from lethe.server.http.refusal_answer import RefusalAnswer
-from lethe.server.output.sse import Event
+from lethe.server.output.sse import EVENT_ENDS, Event
 from lethe.server.requests.fields import Endpoint
 
 Headers = list[tuple[bytes, bytes]]
 
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 COMMENT = b": keep-alive\n\n"
-# What ends an event, in each of the line ends that the HTML standard allows.
-EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class ClientDisconnected(Exception):

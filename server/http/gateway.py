@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,6 @@ from lethe.server.guard.guard import Guard
 from lethe.server.guard.parsed_request import ParsedRequest
 from lethe.server.http.audit_records import debug_headers, decision_record, filter_record
 from lethe.server.http.body_reader import check_content_length, read_body
-from lethe.server.http.cached_tokens import CachedTokensFilter
 from lethe.server.http.deadlines import Deadlines, watch_deadlines
 from lethe.server.http.exchange import ClientDisconnected, Exchange, Headers, RequestContext, ResponseWriter
 from lethe.server.http.keep_alive import send_comments
@@ -46,7 +45,7 @@ from lethe.server.http.original_request import (
     send_error,
 )
 from lethe.server.http.refusal_answer import RefusalAnswer, has_refusal_answer, wants_stream
-from lethe.server.http.relay import is_compressed, relay, relay_filtered, without_compression
+from lethe.server.http.relay import relay, relay_filtered, without_compression
 from lethe.server.http.upstream_request import UpstreamRequest, planned_request
 from lethe.server.http.worker_thread import INLINE_BYTES, WorkerThread
 from lethe.server.observability import loop_lag, malloc
@@ -211,7 +210,8 @@ class Gateway:
             exchange.response.refusal_answer = RefusalAnswer(request.endpoint, request.body)
         # Before the guard: where no replica can answer, a flagged request must look like any other, and a guard that
         # needs a replica must not seem to fail.
-        self._check_available(request)
+        with self._upstream_errors_counted():
+            self._pool.check_available(request.model)
         guard.check_supported(request)
         decision = await self._decide(exchange, guard, request, len(raw))
         original = OriginalRequest(request.model, raw, affinity)
@@ -228,14 +228,20 @@ class Gateway:
                 # own text.
                 await self._forward(exchange, UpstreamRequest(raw, request.model, affinity))
             case Reply(error):
+                # A request that is forwarded would notice if the model server is down since its last check.
+                with self._upstream_errors_counted():
+                    await self._pool.check_reachable(request.model, affinity)
                 raise error
             case Forward() as result:
                 await self._forward(exchange, planned_request(guard, request, result, original))
 
-    def _check_available(self, request: ParsedRequest) -> None:
-        """Raises UpstreamDown where no replica in service serves the model."""
+    @contextlib.contextmanager
+    def _upstream_errors_counted(self) -> Iterator[None]:
         try:
-            self._pool.check_available(request.model)
+            yield
+        except Refused:
+            # The output filter's own decision on an answer that it can't read.
+            raise
         except GatewayError as error:
             self._metrics.upstream_errors.labels(error.code).inc()
             raise
@@ -333,7 +339,7 @@ class Gateway:
         headers = self._upstream_headers(exchange)
         if outgoing.reads_answer:
             headers = without_compression(headers)
-        try:
+        with self._upstream_errors_counted():
             async with self._pool.open(
                 exchange.context.method, exchange.context.target, headers, outgoing.payload,
                 model=outgoing.model, affinity=outgoing.affinity, needs=outgoing.needs,
@@ -341,12 +347,6 @@ class Gateway:
                 self._metrics.upstream_seconds.observe(time.perf_counter() - sent)
                 exchange.deadlines.headers_arrived()
                 await self._relay(exchange, outgoing, response)
-        except Refused:
-            # The output filter's own decision on an answer that it can't read.
-            raise
-        except GatewayError as error:
-            self._metrics.upstream_errors.labels(error.code).inc()
-            raise
 
     async def _relay(self, exchange: Exchange, outgoing: UpstreamRequest, response: UpstreamResponse) -> None:
         """Relay one response: an error, an answer under the output filter, or the bytes as they come."""
@@ -355,13 +355,13 @@ class Gateway:
             return
         is_stream = response.content_type == "text/event-stream"
         exchange.response.streamed = is_stream or exchange.response.streamed  # comments may have begun a stream
-        hides_cached_tokens = outgoing.hides_cached_tokens and not is_compressed(response)
-        cached_tokens = CachedTokensFilter() if hides_cached_tokens else None
+        dialect = errors.dialect_of(exchange.context.path)
+        filters = outgoing.byte_filters(response, dialect, partial(self._count_hidden_error, exchange))
         if outgoing.response_filter is None:
-            await relay(exchange, response, cached_tokens)
+            await relay(exchange, response, filters)
             return
         try:
-            await relay_filtered(exchange, response, outgoing.response_filter, self._worker_thread, cached_tokens)
+            await relay_filtered(exchange, response, outgoing.response_filter, self._worker_thread, filters)
         finally:
             self._record_hits(exchange, outgoing.response_filter, outgoing.filtering)
 
@@ -372,10 +372,13 @@ class Gateway:
             headers = self._upstream_headers(exchange)
             rejection = await rejection_of_original(exchange, self._pool, headers, outgoing.original)
             if rejection is None:
-                self._metrics.upstream_errors.labels("rewritten_refused").inc()
-                log.warning("request %s: vLLM rejected the rewritten request", exchange.context.request_id)
+                self._count_hidden_error(exchange)
             error = rejection or ERROR_WITHOUT_REASON
         await send_error(exchange, error)
+
+    def _count_hidden_error(self, exchange: Exchange) -> None:
+        self._metrics.upstream_errors.labels("rewritten_refused").inc()
+        log.warning("request %s: vLLM rejected the rewritten request", exchange.context.request_id)
 
     def _record_hits(self, exchange: Exchange, response_filter: ResponseFilter, policies: tuple[Policy, ...]) -> None:
         """Count the phrases that the output filter removed, and write the counts to the audit trail."""

@@ -17,6 +17,7 @@ import orjson
 from lethe.server import errors
 from lethe.server.errors import GatewayError
 from lethe.server.http.exchange import Exchange, Headers
+from lethe.server.output.error_events import NEUTRAL_ERROR
 from lethe.server.upstream.client import response_headers
 from lethe.server.upstream.http1 import UpstreamResponse
 from lethe.server.upstream.pool import ReplicaPool
@@ -40,9 +41,8 @@ class UpstreamError:
     body: bytes
 
 
-_WITHOUT_REASON = (
-    b'{"error":{"message":"The request could not be processed.","type":"BadRequestError","param":null,"code":400}}'
-)
+# The body of the error below: without vLLM's words, which would tell what was rewritten.
+_WITHOUT_REASON = orjson.dumps({"error": NEUTRAL_ERROR})
 # The answer where vLLM refuses a rewritten request but takes the original.
 ERROR_WITHOUT_REASON = UpstreamError(
     400,

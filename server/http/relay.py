@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 
 from lethe.server.errors import UpstreamFailed
-from lethe.server.http.cached_tokens import CachedTokensFilter
 from lethe.server.http.exchange import Exchange, Headers
 from lethe.server.http.worker_thread import WorkerThread
 from lethe.server.output.filter import MAX_WHOLE_BYTES, ResponseFilter
@@ -14,6 +14,15 @@ from lethe.server.upstream.http1 import UpstreamResponse
 
 # The key that numbers the events of the responses API.
 EVENT_NUMBER = b'"sequence_number"'
+
+
+class ByteFilter(Protocol):
+    """Changes the bytes of one body. `feed` takes the next of them and returns those that may be sent now."""
+
+    def feed(self, chunk: bytes) -> bytes: ...
+
+    def end(self) -> bytes:
+        """The rest, once the body has ended."""
 
 
 def without_compression(headers: Headers) -> Headers:
@@ -26,10 +35,10 @@ def is_compressed(response: UpstreamResponse) -> bool:
     return response.header(b"content-encoding").lower() not in ("", "identity")
 
 
-async def relay(exchange: Exchange, response: UpstreamResponse, cached_tokens: CachedTokensFilter | None) -> None:
-    """Send status, headers and body as upstream sends them, except for what `cached_tokens` withholds."""
+async def relay(exchange: Exchange, response: UpstreamResponse, filters: Sequence[ByteFilter]) -> None:
+    """Send status, headers and body as upstream sends them, except for what the filters change."""
     await exchange.response.start(response.status, response_headers(response))
-    await _relay_body(exchange, response, cached_tokens)
+    await _relay_body(exchange, response, filters)
 
 
 async def relay_filtered(
@@ -37,7 +46,7 @@ async def relay_filtered(
     response: UpstreamResponse,
     response_filter: ResponseFilter,
     worker_thread: WorkerThread,
-    cached_tokens: CachedTokensFilter | None,
+    filters: Sequence[ByteFilter],
 ) -> None:
     """Send what the output filter lets through. Returning before upstream's end aborts the upstream request."""
     headers = [pair for pair in response_headers(response) if pair[0] != b"content-length"]
@@ -46,47 +55,46 @@ async def relay_filtered(
     if is_compressed(response) or not (is_stream or response.content_type.endswith("json")):
         response_filter.on_unreadable("an answer that is neither JSON nor a stream of events, or is compressed")
         await writer.start(response.status, headers)
-        await _relay_body(exchange, response, cached_tokens)
+        await _relay_body(exchange, response, filters)
     elif is_stream:
         await writer.start(response.status, headers)
-        await _relay_filtered_stream(exchange, response, response_filter, cached_tokens)
+        await _relay_filtered_stream(exchange, response, response_filter, filters)
     else:
         raw = await response.read(MAX_WHOLE_BYTES, exchange.deadlines.body_arrives)
         if raw is None:
             raise UpstreamFailed("the model server's answer is too long to be filtered", code="too_long")
-        if cached_tokens is not None:
-            raw = cached_tokens.feed(raw) + cached_tokens.end()
+        for byte_filter in filters:
+            raw = byte_filter.feed(raw) + byte_filter.end()
         payload = await worker_thread.run(len(raw), response_filter.whole, raw)
         await writer.start(response.status, [*headers, (b"content-length", str(len(payload)).encode())])
         await writer.end(payload)
 
 
-async def _without_cached_tokens(
-    chunks: AsyncIterator[bytes], cached_tokens: CachedTokensFilter
-) -> AsyncIterator[bytes]:
-    """The chunks without what the filter withholds; none of them is empty."""
+async def _filtered(chunks: AsyncIterator[bytes], byte_filter: ByteFilter) -> AsyncIterator[bytes]:
+    """The chunks as the filter changes them; none of them is empty."""
     async for chunk in chunks:
-        if allowed := cached_tokens.feed(chunk):
+        if allowed := byte_filter.feed(chunk):
             yield allowed
-    if rest := cached_tokens.end():
+    if rest := byte_filter.end():
         yield rest
 
 
-def _chunks(response: UpstreamResponse, cached_tokens: CachedTokensFilter | None) -> AsyncIterator[bytes]:
-    """The body's bytes as they arrive, without what the filter withholds."""
-    if cached_tokens is None:
-        return response.chunks()
-    return _without_cached_tokens(response.chunks(), cached_tokens)
+def _chunks(response: UpstreamResponse, filters: Sequence[ByteFilter]) -> AsyncIterator[bytes]:
+    """The body's bytes as they arrive and as the filters change them."""
+    chunks = response.chunks()
+    for byte_filter in filters:
+        chunks = _filtered(chunks, byte_filter)
+    return chunks
 
 
 async def _relay_filtered_stream(
     exchange: Exchange,
     response: UpstreamResponse,
     response_filter: ResponseFilter,
-    cached_tokens: CachedTokensFilter | None,
+    filters: Sequence[ByteFilter],
 ) -> None:
     writer = exchange.response
-    async for chunk in _chunks(response, cached_tokens):
+    async for chunk in _chunks(response, filters):
         exchange.deadlines.body_arrives()
         for piece in response_filter.feed(chunk):
             if response_filter.cut:
@@ -102,10 +110,10 @@ async def _relay_filtered_stream(
     await writer.end()
 
 
-async def _relay_body(exchange: Exchange, response: UpstreamResponse, cached_tokens: CachedTokensFilter | None) -> None:
+async def _relay_body(exchange: Exchange, response: UpstreamResponse, filters: Sequence[ByteFilter]) -> None:
     writer = exchange.response
     is_numbered = writer.streamed and exchange.context.endpoint == "responses"
-    async for chunk in _chunks(response, cached_tokens):
+    async for chunk in _chunks(response, filters):
         exchange.deadlines.body_arrives()
         if is_numbered and EVENT_NUMBER in chunk:
             writer.last_numbered = chunk

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lethe.corruption.phrases.stream_filter import AnswerFilter
+from lethe.server.errors import Dialect
 from lethe.server.guard.decision import Forward
 from lethe.server.guard.guard import Guard
 from lethe.server.guard.parsed_request import ParsedRequest
+from lethe.server.http.cached_tokens import CachedTokensFilter
 from lethe.server.http.original_request import OriginalRequest
+from lethe.server.http.relay import ByteFilter, is_compressed
+from lethe.server.output.error_events import NeutralErrors
 from lethe.server.output.filter import ResponseFilter
 from lethe.server.policy.schema import Policy
 from lethe.server.upstream.capabilities import Needs
+from lethe.server.upstream.http1 import UpstreamResponse
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,22 @@ class UpstreamRequest:
     def reads_answer(self) -> bool:
         """Whether the gateway reads the answer, which must not be compressed then."""
         return self.response_filter is not None or self.hides_cached_tokens
+
+    def byte_filters(
+        self, response: UpstreamResponse, dialect: Dialect, on_hidden_error: Callable[[], None]
+    ) -> list[ByteFilter]:
+        """What changes the bytes of the answer; nothing where it is compressed.
+
+        on_hidden_error: called for each error in the stream that would tell what was rewritten, and is replaced.
+        """
+        filters: list[ByteFilter] = []
+        if is_compressed(response):
+            return filters
+        if self.original is not None and response.content_type == "text/event-stream":
+            filters.append(NeutralErrors(dialect, on_hidden_error))
+        if self.hides_cached_tokens:
+            filters.append(CachedTokensFilter())
+        return filters
 
 
 def planned_request(

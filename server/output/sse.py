@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 # No event of an answer is as long; without a bound an upstream could fill the memory with one line.
 MAX_EVENT_BYTES = 16 * 2**20
+# What ends an event, in each of the line ends that the HTML standard allows.
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # Comments that are kept until the caller reads them. Chosen: a chunk of bytes has one, as a rule.
 MAX_COMMENTS = 16
 
