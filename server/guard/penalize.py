@@ -103,7 +103,7 @@ def requested_penalty(
 def with_begun_phrases(penalty: Penalty, request: ParsedRequest) -> Penalty:
     """The penalty, with the beginnings of phrases that the prompt ends with.
 
-    Example: the prompt ends in "Her name is Hsiao", so the answer must not go on with "Yun-Hwa". A prompt has several
+    Example: the prompt ends in "Her name is Ada", so the answer must not go on with "Lovelace". A prompt has several
     possible ends, because it isn't known what the chat template puts last. Raises CannotPenalize for too many of them.
     """
     patterns = (*penalty.phrases, *penalty.soft)
