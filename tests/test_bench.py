@@ -8,10 +8,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
-from benchmarks import bench, endpoints, fast_upstream, load, measuring, proxy
+from benchmarks import bench, endpoints, fast_upstream, load, measuring, proxy, timing_leak
 from benchmarks.measuring import BenchmarkResult, Claim, Series
 from tests.server.fakes import gateway
 
@@ -135,3 +136,13 @@ def test_endpoint_bodies_carry_the_prompt_and_the_token_limit(endpoint: str) -> 
     body = endpoints.endpoint_body(endpoint, "m", "Hi there", 7, stream=True)
     assert body["model"] == "m" and body["stream"] is True and body[endpoints.token_limit_field(endpoint)] == 7
     assert "Hi there" in json.dumps(body)
+
+
+@pytest.mark.parametrize(
+    ("flagged", "other", "share"),
+    [([3, 4], [1, 2], 1), ([1, 2], [3, 4], 0), ([1, 3], [1, 3], 0.5), ([2], [1, 3, 1], 2 / 3)],
+)
+def test_auc_is_the_share_of_pairs_where_the_flagged_is_slower(
+    flagged: list[float], other: list[float], share: float
+) -> None:
+    assert timing_leak.auc(np.array(flagged, float), np.array(other, float)) == pytest.approx(share)
