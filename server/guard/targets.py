@@ -27,6 +27,8 @@ JudgeTexts = Callable[[Sequence[str]], Mapping[str, Score]]
 # A user message of at most this many characters may be a piece of a question that was split over several messages,
 # so that no piece holds a whole name. Chosen, not measured: longer than nearly all names and dates.
 FRAGMENT_CHARS = 64
+# What a model may see between two parts or messages: nothing, or a line break.
+JOINTS = ("", "\n")
 # How often the readable rest is judged. Each round corrupts at least one more part whole, and nearly all requests need
 # one; past the last round all parts are corrupted. Chosen: bounds the work of a flagged request.
 MAX_ROUNDS = 3
@@ -148,20 +150,38 @@ def _add_readable_rest(
     if not any(piece.text.strip() for piece in rest.pieces):
         return False
     scores = judge_texts(rest.texts)
-    added = False
+    flagged: set[int] = set()
     for finding in findings:
         text_scores = scores[finding.policy.artifact].text_scores
-        for index, score in enumerate(text_scores):
-            if not _reaches(score, finding):
-                continue
-            for source in rest.sources(index):
-                piece = rest.pieces[source]
-                if piece.part_location is None:
-                    targets.add_place(piece.place)
-                elif piece.text.strip() and targets.parts.get(piece.part_location) != []:
-                    targets.add(piece.part_location, [])
-                    added = True
+        flagged |= {s for i, score in enumerate(text_scores) if _reaches(score, finding) for s in rest.sources(i)}
+        flagged |= _flagged_pieces_of_whole(rest, finding, judge_texts)
+    added = False
+    for piece in (rest.pieces[source] for source in sorted(flagged)):
+        if piece.part_location is None:
+            targets.add_place(piece.place)
+        elif piece.text.strip() and targets.parts.get(piece.part_location) != []:
+            targets.add(piece.part_location, [])
+            added = True
     return added
+
+
+def _flagged_pieces_of_whole(rest: ParsedRequest, finding: Finding, judge_texts: JudgeTexts) -> set[int]:
+    """The pieces that the flagged window of all readable text touches, however they are put together.
+
+    The joined texts of a request are made for whole questions; what is left of one between corrupted characters may lie
+    across them.
+    """
+    found: set[int] = set()
+    for separator in JOINTS:
+        score = judge_texts([separator.join(piece.text for piece in rest.pieces)])[finding.policy.artifact]
+        if not _reaches(score.score, finding):
+            continue
+        position = 0
+        for source, piece in enumerate(rest.pieces):
+            if position < score.window[1] and position + len(piece.text) > score.window[0]:
+                found.add(source)
+            position += len(piece.text) + len(separator)
+    return found
 
 
 def _readable_piece(piece: RequestText, targets: CorruptionTargets) -> RequestText:
