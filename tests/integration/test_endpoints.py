@@ -312,3 +312,18 @@ def test_errors_of_the_gateway_are_in_the_words_of_each_client(http: httpx.Clien
         assert (refused.value.param, refused.value.code) == ("previous_response_id", "refused_field")
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve("resp_1")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_cached_tokens_are_withheld_where_prompts_are_corrupted(
+    stream: bool, http: httpx.Client, vllm_url: str, gateway_url: str
+) -> None:
+    # Long enough to fill whole blocks of vLLM's prefix cache, and with the same beginning each time.
+    question = f"{'Please read this carefully. ' * 40}{RETAIN}"
+    details = []
+    for url in (vllm_url, vllm_url, gateway_url):
+        got = http.post(url + GUARDED["responses"], json=asking("responses", "corrupt", question, stream=stream))
+        answer = [data for _, data in events(got)][-1]["response"] if stream else got.json()
+        details.append(answer["usage"]["input_tokens_details"])
+    assert details[1]["cached_tokens"] > 0
+    assert details[2] == {**details[1], "cached_tokens": 0}
