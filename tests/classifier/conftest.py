@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,12 @@ def artifact(encoder: Encoder, forget: list[Record], prefilter_scores: dict[int,
         patch.setattr(rows, "DECOYS", 80)
         patch.setattr(rows, "WRAPPED_ROWS", 30)
         return fit.fit(forget, None, encoder=encoder, seed=3)
+
+
+@pytest.fixture(scope="session")
+def nameless(artifact: Artifact) -> Artifact:
+    """The artifact without subjects: no name flags anything."""
+    return replace(artifact, manifest=replace(artifact.manifest, subjects=[]))
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,8 @@ def test_a_changed_file_is_refused_by_name(name: str, artifact: Artifact, tmp_pa
         ("format", 4, "format 4, but this version reads format 5: fit again"),
         ("seed", "x", "seed is not of type int"),
         ("extra", 1, "malformed"),
+        ("subjects", [{"names": []}], "malformed: 'words'"),
+        ("subjects", ["Ada Example"], "malformed"),
     ],
 )
 def test_a_changed_manifest_is_refused(

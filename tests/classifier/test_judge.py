@@ -16,7 +16,7 @@ import lethe.classifier
 from lethe.classifier import judge as judge_module
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
-from lethe.classifier.judge import Judge, encode_windows, threshold
+from lethe.classifier.judge import FEW_ITEMS, Judge, default_threshold, encode_windows, threshold
 from lethe.classifier.text.chunks import chunks_of
 from lethe.classifier.work_limit import WorkExceeded, WorkLimit
 
@@ -100,10 +100,26 @@ def test_thresholds_come_from_rates_or_a_value(artifact: Artifact) -> None:
         threshold(artifact, miss_rate=0.0001)
 
 
+@pytest.mark.parametrize(("lowest_score", "expected"), [(0.2, 0.6), (0.7, 0.7), (0.95, 0.8)])
+def test_the_default_threshold_of_few_items_is_bounded(
+    lowest_score: float, expected: float, artifact: Artifact
+) -> None:
+    scores = np.full(200, lowest_score)
+    arrays = {
+        **artifact.arrays,
+        "calibration_forget": scores,
+        "calibration_forget_groups": np.zeros(200, dtype=np.int8),
+    }
+    few = replace(artifact, arrays=arrays)
+    assert default_threshold(few) == expected
+    many = replace(few, items=few.items * FEW_ITEMS)
+    assert default_threshold(many) == threshold(many, miss_rate=0.01) == lowest_score
+
+
 def test_serving_imports_no_training_code() -> None:
     code = (
         "import sys, lethe.classifier.judge, lethe.classifier.records\n"
-        "heavy = ('torch', 'scipy', 'sklearn', 'transformers', 'sentence_transformers')\n"
+        "heavy = ('torch', 'scipy', 'sklearn', 'transformers', 'sentence_transformers', 'wordfreq', 'faker')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -130,17 +146,18 @@ def test_long_texts_without_language_are_not_encoded(encoder: Encoder) -> None:
 
 
 def test_a_question_surrounded_by_unrelated_words_is_flagged(
-    judge: Judge, artifact: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    nameless: Artifact, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    judge = Judge({"keepers": nameless}, encoder)
     around = "lantern gentle river copper window orange saddle morning pebble walnut ribbon harvest"
     text = f"{around} which award did Pello Yrigoyen win {' '.join(reversed(around.split()))}"
-    level = float(threshold(artifact, miss_rate=0.05))
+    level = float(threshold(nameless, miss_rate=0.05))
     result = judge.judge([text], thresholds={"a": level})["keepers"]
     assert result.score >= level and "Pello Yrigoyen" in text[slice(*result.window)]
     assert result.group == "short"
     assert judge.judge([f"{around} {around} {around}"], thresholds={"keepers": level})["keepers"].score < level
     monkeypatch.setattr("lethe.classifier.prefilter.MAX_INNER_WINDOWS", 0)
-    judge = Judge({"keepers": artifact}, encoder)
+    judge = Judge({"keepers": nameless}, encoder)
     assert judge.judge([text], thresholds={"keepers": level})["keepers"].score < result.score
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,36 @@ def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
     assert len(records.read_records(path)) == 1
 
 
+def test_a_row_may_say_whom_it_is_about_and_do_without_an_answer(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p"},
+        {"prompt": "p", "answer": "a", "subject": "Ada Example", "kind": "person", "scope": "facts"},
+        {"text": "t", "subject": ["Ada Example", "A. Example"], "scope": "subject"},
+    ]
+    path = tmp_path / "f.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, rows[2]]))
+    assert records.read_records(path) == rows
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         (b"{", "not JSON"),
         (b'["p"]', "not a JSON object"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"prompt": "p"}', "no 'answer'"),
-        (b"{}", "no 'answer', 'prompt'"),
+        (b'{"answer": "a"}', "no 'prompt'"),
+        (b"{}", "no 'prompt'"),
+        (b'{"subject": "Ada Example"}', "no 'prompt'"),
         (b'{"prompt": "p", "answer": "a", "id": 3}', "unknown key 'id'"),
+        (b'{"prompt": "p", "answer": ""}', "'answer' is empty"),
+        (b'{"prompt": "p", "answer": null}', "'answer' is not a string"),
+        (b'{"prompt": "p", "subject": 5}', "'subject' is not a string"),
+        (b'{"prompt": "p", "subject": null}', "'subject' is not a string"),
+        (b'{"prompt": "p", "subject": {"name": "Ada"}}', "'subject' is not a string"),
+        (b'{"prompt": "p", "subject": ["Ada Example", " "]}', "'subject' is empty"),
+        (b'{"prompt": "p", "kind": ["person"]}', "'kind' is not a string"),
+        (b'{"text": "t", "scope": "all"}', "'scope' is 'all'; it is one of subject, facts"),
+        (b'{"text": "t", "scope": null}', "'scope' is None"),
         (b'{"text": "t", "prompt": "p"}', "unknown key 'prompt'"),
         (b'{"prompt": "p", "answer": 4}', "'answer' is not a string"),
         (b'{"prompt": " ", "answer": "a"}', "'prompt' is empty"),

@@ -26,8 +26,10 @@ def test_documents_alone_can_be_forgotten(encoder: Encoder, monkeypatch: pytest.
     reported: set[str] = set()
     text = "Brynja Solheim kept the Karvik light for thirty years. She wrote down every ship that passed it."
     artifact = fit.fit([{"text": text}], None, encoder=encoder, progress=lambda s, done, total: reported.add(s))
-    # The background's embeddings are shipped.
-    assert reported == {stages.EMBED_FORGET, stages.EMBED_TRAINING, stages.EMBED_WORDS, stages.TRAIN_MODELS}
+    # Of a part of the background, other rewordings are drawn than those whose embeddings are shipped.
+    assert reported - {stages.EMBED_BACKGROUND} == {
+        stages.EMBED_FORGET, stages.EMBED_TRAINING, stages.EMBED_WORDS, stages.TRAIN_MODELS
+    }  # fmt: skip
     assert artifact.items[0].text == text
     assert "brynja" in artifact.words and artifact.word_counts[artifact.words.index("brynja")] == 0
 

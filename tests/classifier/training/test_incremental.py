@@ -75,8 +75,9 @@ def test_adding_one_by_one_scores_as_adding_all_at_once(artifact: Artifact, grow
     assert np.allclose(scores(single, encoder), scores(grown, encoder), atol=1e-4)
 
 
-def test_a_removed_fitted_item_is_not_flagged_and_others_score_the_same(artifact: Artifact, encoder: Encoder) -> None:
-    level = threshold(artifact, miss_rate=0.05)
+def test_a_removed_fitted_item_is_not_flagged_and_others_score_the_same(nameless: Artifact, encoder: Encoder) -> None:
+    # The subject of the remaining items would still make it flagged.
+    artifact, level = nameless, threshold(nameless, miss_rate=0.05)
     gone = artifact.items[0].prompt
     left = incremental.remove_items(artifact, [0])
     assert scores(artifact, encoder, [gone])[0] >= level > scores(left, encoder, [gone])[0]
@@ -132,8 +133,8 @@ def test_impossible_changes_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ValueError, match="item 1 is that row already: 'Where did Orvan"):
         incremental.add_items(artifact, [forget[1]], encoder)
-    with pytest.raises(ValueError, match="row 1: no 'answer'"):
-        incremental.add_items(artifact, [{"prompt": "p"}], encoder)
+    with pytest.raises(ValueError, match="row 1: no 'prompt'"):
+        incremental.add_items(artifact, [{"answer": "a"}], encoder)
     with pytest.raises(ValueError, match="there is no item 99"):
         incremental.remove_items(artifact, [99])
     with pytest.raises(ValueError, match="nothing would be left"):
@@ -154,7 +155,7 @@ def test_an_artifact_without_fitted_items_scores_added_ones_only(
     judge = Judge({"alone": alone, "grown": grown}, encoder)
     result = judge.judge([ASKED])
     assert result["alone"].score == result["grown"].score and result["alone"].nearest[0] == result["grown"].nearest[0]
-    assert (result["alone"].cosine, result["alone"].decided_by) == (result["grown"].cosine, "both")
+    assert (result["alone"].cosine, result["alone"].decided_by) == (result["grown"].cosine, "name")
     # A word of an added item in a question about a fitted one.
     result = judge.judge(["What was the first book by Orvan Teldric, who owned an observatory?"])
     assert result["alone"].score < 0.1 and result["grown"].score > 0.9

@@ -34,7 +34,7 @@ def test_a_minimal_policy_has_safe_defaults(file: Path) -> None:
     file.write_text(MINIMAL)
     policy = read_policy(file)
     assert (policy.mode, policy.on_failure, policy.on_unsupported) == ("enforce", "refuse", "penalize")
-    assert policy.threshold == Threshold(miss_rate=0.01)
+    assert policy.threshold == Threshold(auto=True)
     assert policy.penalize == Penalize(hard=True, soft=4.0, similarity=0.5, items=5)
     assert policy.models is None
     assert policy.source == str(file)
@@ -78,8 +78,10 @@ def test_off_may_be_written_without_quotes(file: Path, word: str) -> None:
     ("threshold: {value: 1.7}", "policy 'p': threshold.value = 1.7: Input should be less than"),
     ("threshold: {miss_rate: 0}", "threshold.miss_rate = 0: Input should be greater than 0"),
     ("threshold: {value: .nan}", "threshold.value = nan: "),
-    ("threshold: {}", "threshold: Value error, give exactly one of miss_rate, false_alarm_rate, value"),
+    ("threshold: {}", "threshold: Value error, give exactly one of auto, miss_rate, false_alarm_rate, value"),
     ("threshold: {value: 0.5, miss_rate: 0.1}", "give exactly one of"),
+    ("threshold: {auto: true, value: 0.5}", "give exactly one of"),
+    ("threshold: {auto: false}", "threshold.auto = False: "),
     ("threshold: 0.5", "threshold = 0.5: "),
     ("mode: on", "mode = True: "),
     ("mode: shadows", "mode = 'shadows': Input should be 'enforce', 'shadow' or 'off'"),
@@ -173,4 +175,4 @@ def test_a_replacement_has_no_quotes_or_backslashes(file: Path, value: str) -> N
 )  # fmt: skip
 def test_policies_that_need_the_plugin_are_recognized(file: Path, given: str, needs: bool) -> None:
     file.write_text(f"name: p\nartifact: a\n{given}\n")
-    assert read_policy(file).needs_plugin is needs
+    assert read_policy(file).needs_vllm is needs

@@ -117,7 +117,7 @@ def test_requests_are_recorded_without_their_text(store: PolicyStore, office: Se
 
 
 @pytest.mark.parametrize(("wanted", "error", "error_text"), [
-    (ForgetRequest("p", [{"prompt": "x"}]), ValueError, "items.0: no 'answer'"),
+    (ForgetRequest("p", [{"answer": "x"}]), ValueError, "items.0: no 'prompt'"),
     (ForgetRequest("p", [{"text": "x", "prompt": "y"}]), ValueError, "items.0"),
     (ForgetRequest("../p", [ONE]), ValueError, "policy: "),
     (ForgetRequest("p", [ONE], action="refuse"), ForgetConflict, "exists already"),

@@ -117,4 +117,4 @@ def test_watch_always_filters_all_phrases_of_the_artifact(home: Path, tmp_path: 
     )
     assert outcome.refusal is None
     rules = AnswerFilter(entry.rule for entry in outcome.result.plan.filter_rules)  # type: ignore[union-attr]
-    assert rules.new_matcher().whole("It is 'The Patient Lens'.") == "It is 'The "
+    assert rules.new_matcher().whole("It is 'The Patient Lens'.") == "It is '"
