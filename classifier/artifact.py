@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lethe.classifier.names.subject import Subject
 from lethe.classifier.text.disguises import masked_words
 from lethe.classifier.text.ngrams import BUCKETS, split_words
 
@@ -104,6 +105,8 @@ class Manifest:
     changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     # One entry for each run of `lethe tune`. The classifier doesn't read it.
     tuned: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    # What the forget request is about: `Subject.to_json` of each subject (classifier/names/subject.py).
+    subjects: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def summary(self) -> str:
@@ -128,9 +131,16 @@ class Artifact:
         return tuple(i for i, item in enumerate(self.items) if not item.removed)
 
     @cached_property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The subjects of the forget request, with their names."""
+        return tuple(map(Subject.from_json, self.manifest.subjects))
+
+    @cached_property
     def prompt_words(self) -> frozenset[str]:
-        """The case-folded words of the items' prompts and documents."""
-        return frozenset(word for item in self.items for word in split_words(item.prompt or item.text))
+        """The case-folded words of the items' prompts and documents, and of the subjects' own names."""
+        texts = [item.prompt or item.text for item in self.items]
+        texts += [name.text for subject in self.subjects for name in subject.names if name.own]
+        return frozenset(word for text in texts for word in split_words(text))
 
     @cached_property
     def name_pairs(self) -> frozenset[tuple[str, str]]:

@@ -95,11 +95,12 @@ def load_artifact(folder: str | Path) -> Artifact:
             arrays = JoinedArrays(arrays, shared)
         elif arrays.keys() & FILE_ARRAYS.keys():
             raise KeyError(SHARED_FILE)
+        artifact = Artifact(manifest, arrays, items, words)
+        _ = artifact.subjects  # raises for malformed ones
     except OSError as error:
         raise ValueError(f"artifact {place}: {error.strerror}: {error.filename}") from error
     except (SafetensorError, TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"artifact {place}: malformed: {error}") from error
-    artifact = Artifact(manifest, arrays, items, words)
     try:
         check_arrays(artifact)
     except ValueError as error:

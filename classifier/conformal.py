@@ -44,8 +44,8 @@ def threshold_for_false_alarm_rate(other_scores: NDArray[np.float64], rate: floa
     return float(np.nextafter(np.sort(other_scores)[-rank], math.inf))
 
 
-# The group of a text, known without further work: it fits one window, it needs several, or a view other than the raw
-# text had the highest score.
+# The group of a text, known without further work. short: the raw view has one outer window, so about one sentence;
+# long: it has more; disguised: a decoded view (neither raw nor normalised) had the highest score.
 GROUPS = ("short", "long", "disguised")
 # Significance level of the test whether a group's scores differ from the others'. Chosen: the usual 0.05 would give
 # groups thresholds of their own by chance in one fit of twenty.

@@ -19,6 +19,8 @@ from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.encoder.lru import TextLRU
 from lethe.classifier.fusion import deciding_components
+from lethe.classifier.names.matcher import NameMatcher
+from lethe.classifier.names.named_windows import named_windows
 from lethe.classifier.prefilter import Prefilter, SelectedWindows
 from lethe.classifier.scorer import ArtifactScorer, ScoredWindows
 from lethe.classifier.text import language_model, ngrams
@@ -26,6 +28,17 @@ from lethe.classifier.text.chunks import Chunk, chunks_of
 from lethe.classifier.text.segments import TextSegments, WindowPlace, segment_text
 from lethe.classifier.work_limit import check_work
 
+# Miss rate of the default threshold. Chosen: few prompts are missed, and the smallest calibration sets suffice.
+DEFAULT_MISS_RATE = 0.01
+# Items below which the default threshold is bounded. Chosen, not measured.
+FEW_ITEMS = 100
+# The lowest and the highest default threshold of few items. Chosen with the development half of
+# `benchmarks/requests.py`: names decide about most prompts, and below 0.6 the rest flags more neighbours than prompts
+# about the subject.
+DEFAULT_THRESHOLDS = (0.6, 0.8)
+# The lowest default threshold where only facts are to be forgotten: the words of a name alone score high. Chosen
+# likewise.
+FACTS_THRESHOLD = 0.95
 # Flagged windows of one request whose forget items are reported. A request with this many is no question about a few
 # items: the guard then acts on all items of the artifact. Chosen, not measured.
 MAX_FLAGGED_WINDOWS = 128
@@ -54,7 +67,8 @@ class Score:
     embedding_logit: the logit of the linear model over the window's embedding.
     cosine: the highest cosine of the window's embedding to an item's.
     decided_by: which components contributed most: "lexical" (words and characters), "semantic" (embedding and match)
-      or "both"; always "both" where an item added after the fit has the highest probability.
+      or "both"; always "both" where an item added after the fit has the highest probability; "name" where a name of
+      a subject decides, whatever the components say.
     text_scores: each text's own maximum; 0 for a text of which the prefilter dropped all windows.
     window_items: the numbers of the forget items that the best window most likely asks for, best first; then the same
       for each other flagged window; at most MAX_FLAGGED_WINDOWS windows.
@@ -130,6 +144,8 @@ class Judge:
         # Artifacts of one fit share the array, so that a thousand of them are one.
         for artifact in {id(artifact.arrays["documents"]): artifact for artifact in artifacts.values()}.values():
             self._known_buckets &= artifact.known_buckets
+        self._subjects = {name: artifact.subjects for name, artifact in artifacts.items()}
+        self._names = NameMatcher(self._subjects)
         self._cache: TextLRU[_TextScores] = TextLRU(CACHED_TEXTS, lambda scores: scores.cache_entries)
         self._shared_thresholds: dict[frozenset[tuple[str, float]], Mapping[str, float]] = {}
         self._last_thresholds: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
@@ -202,7 +218,8 @@ class Judge:
     def _score_one_text(self, text: str, thresholds: Mapping[str, float]) -> _TextScores:
         segments = segment_text(text, self._encoder, self._vocabulary, self._is_known_word, self._name_pairs)
         check_work()
-        selected = self._prefilter.select_windows(segments) if segments.places else {}
+        named = named_windows(segments, self._names, self._subjects) if segments.places else {}
+        selected = self._prefilter.select_windows(segments, named) if segments.places else {}
         # A window that several artifacts need is encoded once.
         union = _WindowUnion(segments, selected)
         windows = list(dict.fromkeys(union.texts))
@@ -219,6 +236,8 @@ class Judge:
             scored = scorer.score_windows(
                 window_texts, words, windows_of_name.lexical, window_vectors, windows_of_name.allowed
             )
+            if name in named:
+                scored = scored.with_names(numbers, named[name], windows_of_name.allowed)
             scores[name] = _artifact_score(scorer, segments, numbers, window_texts, scored, thresholds.get(name))
         return _TextScores(
             thresholds, scores, len(segments.places), segments.covered_characters, segments.total_characters
@@ -259,6 +278,20 @@ def encode_windows(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32
     ]
     vectors[readable] = encoder.encode_cached([texts[i] for i in readable])
     return vectors
+
+
+def default_threshold(artifact: Artifact) -> float:
+    """The score from which a policy without a threshold of its own flags.
+
+    That for DEFAULT_MISS_RATE; of few items (FEW_ITEMS), within DEFAULT_THRESHOLDS, since the rate's threshold then
+    says more about the rewordings that are made by rule than about people's. Where only facts are to be forgotten, at
+    least FACTS_THRESHOLD.
+    """
+    wanted = threshold(artifact, miss_rate=DEFAULT_MISS_RATE)
+    if artifact.subjects and all(subject.scope == "facts" for subject in artifact.subjects):
+        return max(wanted, FACTS_THRESHOLD)
+    lowest, highest = DEFAULT_THRESHOLDS if len(artifact.live_items) < FEW_ITEMS else (0.0, 1.0)
+    return min(max(wanted, lowest), highest)
 
 
 def threshold(
@@ -317,7 +350,7 @@ def _artifact_score(
         words_logit=float(components[best_index, 0] + components[best_index, 1]),
         embedding_logit=float(components[best_index, 2]),
         cosine=float(scored.cosines[best_index].max()),
-        decided_by="both" if scored.by_added[best_index] else deciding_components(contributions.tolist()),
+        decided_by=_decided_by(scored, best_index, contributions.tolist()),
         text_scores=(float(probability[best_index]),),
         window_items=tuple(items)[:MAX_FLAGGED_WINDOWS],
         characters_seen=segments.covered_characters,
@@ -325,6 +358,12 @@ def _artifact_score(
         windows=len(segments.places),
         group=_group_of(segments, best),
     )
+
+
+def _decided_by(scored: ScoredWindows, window: int, contributions: Sequence[float]) -> str:
+    if scored.by_name[window]:
+        return "name"
+    return "both" if scored.by_added[window] else deciding_components(contributions)
 
 
 def _group_of(segments: TextSegments, best: WindowPlace) -> str:

@@ -13,7 +13,7 @@ encoded as well, on the allowlist or not; if an added item has no such word, all
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,21 +147,28 @@ class Prefilter:
         """The matcher of one artifact's fit: its forget texts with their discriminative words."""
         return self._groups[self._group_of[name]].matcher
 
-    def select_windows(self, segments: TextSegments) -> dict[str, SelectedWindows]:
-        """For each artifact that needs some windows of a text encoded, these windows; all other artifacts score 0."""
+    def select_windows(
+        self, segments: TextSegments, named: Mapping[str, Collection[int]] | None = None
+    ) -> dict[str, SelectedWindows]:
+        """For each artifact that needs some windows of a text encoded, these windows; all other artifacts score 0.
+
+        named: artifact → the windows with names of its subjects, which are encoded as well.
+        """
+        named = named or {}
         lexical = self._lexical_scores(segments.document, segments.first, segments.last)
         selected: dict[str, SelectedWindows] = {}
         by_added: dict[str, NDArray[np.bool_]] = dict.fromkeys(self._always, segments.outer)
         for name, windows in self._windows_with_discriminative_words(segments).items():
             by_added.setdefault(name, windows)
         groups_with_added = {self._group_of[name] for name in by_added}
+        named_groups = {self._group_of[name] for name in named}
         for number, group in enumerate(self._groups):
-            if not self._members[number] and number not in groups_with_added:
+            if not self._members[number] and number not in groups_with_added | named_groups:
                 continue
             contributions = group.contributions(lexical[:, number])
             by_fit = group.select(contributions, segments)
             inner = np.where(segments.outer, -np.inf, contributions)
-            if not by_fit.any() and not (inner > 0).any() and number not in groups_with_added:
+            if not by_fit.any() and not (inner > 0).any() and number not in groups_with_added | named_groups:
                 continue
             allowed = group.allowlist.matching_windows(segments)
             by_fit[_strongest_windows(np.where(allowed, -np.inf, inner))] = True
@@ -173,6 +180,14 @@ class Prefilter:
                 for name, windows in by_added.items():
                     if self._group_of[name] == number:
                         selected[name] = _selected_windows(by_fit | windows, lexical[:, number], allowed)
+            for name, windows_of_name in named.items():
+                if self._group_of[name] == number:
+                    by_name = np.zeros(len(allowed), dtype=bool)
+                    by_name[list(windows_of_name)] = True
+                    # A retained request with a name passes, unless an added item's words select the window.
+                    also = by_name & ~allowed | by_added.get(name, np.zeros_like(allowed)) | by_fit
+                    if also.any():
+                        selected[name] = _selected_windows(also, lexical[:, number], allowed)
         return selected
 
     def _lexical_scores(self, document: NgramDocument, first: Integers, last: Integers) -> Floats:

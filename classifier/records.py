@@ -8,12 +8,20 @@ from typing import Any
 
 FACT = frozenset({"prompt", "answer"})
 DOCUMENT = frozenset({"text"})
+# What a row may say besides: the names of its subject, its kind in the requester's words, and what is to be forgotten.
+ABOUT = frozenset({"subject", "kind", "scope"})
+# What is to be forgotten: whatever asks about the subject, or only what the rows say.
+SCOPES = ("subject", "facts")
 
-Record = dict[str, str]
+# A row: strings, but for "subject", which may be a list of names.
+Record = dict[str, Any]
 
 
 def read_records(path: str | Path) -> list[Record]:
     """The rows of a .jsonl file: {"prompt", "answer"} for facts, {"text"} for documents, in file order.
+
+    A prompt may do without an answer. Each row may also hold `subject` (a name, or a list of names and aliases), `kind`
+    and `scope` ("subject" or "facts").
 
     Blank lines, a byte order mark and repeated rows are skipped. Raises ValueError naming file:line and reason for a
     malformed line, and naming the file when it can't be read or has no row.
@@ -22,11 +30,11 @@ def read_records(path: str | Path) -> list[Record]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
-    rows: dict[tuple[tuple[str, str], ...], Record] = {}
+    rows: dict[str, Record] = {}
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             row = _parse_line(line, f"{path}:{number}")
-            rows.setdefault(tuple(sorted(row.items())), row)
+            rows.setdefault(json.dumps(row, sort_keys=True), row)
     if not rows:
         raise ValueError(f"{path}: no rows")
     return list(rows.values())
@@ -36,18 +44,33 @@ def check_record(row: Any, place: str) -> Record:
     """`row` if it is a well-formed record; ValueError naming `place` and the reason if not."""
     if not isinstance(row, dict):
         raise ValueError(f"{place}: not a JSON object")
-    keys = set(row)
+    keys = set(row) - ABOUT
     expected = DOCUMENT if "text" in keys else FACT
     if unknown := keys - expected:
-        raise ValueError(f"{place}: unknown key {_quote_names(unknown)}; {_quote_names(expected)} expected")
-    if missing := expected - keys:
-        raise ValueError(f"{place}: no {_quote_names(missing)}; a row is {{prompt, answer}} or {{text}}")
+        raise ValueError(f"{place}: unknown key {_quote_names(unknown)}; {_quote_names(expected | ABOUT)} expected")
+    if missing := expected - keys - {"answer"}:
+        raise ValueError(f"{place}: no {_quote_names(missing)}; a row is {{prompt, answer}}, {{prompt}} or {{text}}")
     for key in sorted(keys):
-        if not isinstance(row[key], str):
-            raise ValueError(f"{place}: '{key}' is not a string")
-        if not row[key].strip():
-            raise ValueError(f"{place}: '{key}' is empty")
+        _check_text(row[key], f"{place}: '{key}'")
+    _check_about(row, place)
     return row
+
+
+def _check_about(row: Record, place: str) -> None:
+    subject = row.get("subject")
+    for name in subject if isinstance(subject, list) else [subject] if "subject" in row else []:
+        _check_text(name, f"{place}: 'subject'")
+    if "kind" in row:
+        _check_text(row["kind"], f"{place}: 'kind'")
+    if "scope" in row and row["scope"] not in SCOPES:
+        raise ValueError(f"{place}: 'scope' is {row['scope']!r}; it is one of {', '.join(SCOPES)}")
+
+
+def _check_text(value: Any, what: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is not a string")
+    if not value.strip():
+        raise ValueError(f"{what} is empty")
 
 
 def _parse_line(line: bytes, place: str) -> Record:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from lethe.classifier.index import similarity
 from lethe.classifier.index.ivf import CellIndex
 from lethe.classifier.index.nearest_items import ForgetTextWords, ItemWords, rank_items, rank_items_of_rows
 from lethe.classifier.index.similarity import ForgetTextMatcher, ForgetTexts, TextWords
+from lethe.classifier.names.evidence import NameEvidence
 
 # Windows that are searched for together where the index has cells: they are compared with the union of their
 # candidates, so more windows mean fewer calls but more comparisons. Bounds memory. Chosen, not measured.
@@ -33,6 +34,7 @@ class ScoredWindows:
     probability: (N,) the windows' scores.
     components: (N, 4) the fit's raw component scores, see `artifact.COMPONENTS`.
     by_added: (N,) whether an item added after the fit has the highest probability.
+    by_name: (N,) whether a name of a subject decides.
     cosines[i]: cosine of window i to each compared index row of the fit, followed by each added index row.
     compared[i]: (K,) which index rows of the fit window i was compared with; None means all.
     """
@@ -42,6 +44,24 @@ class ScoredWindows:
     by_added: NDArray[np.bool_]
     cosines: Sequence[NDArray[np.float32]]
     compared: Sequence[Integers | None]
+    by_name: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    def __post_init__(self) -> None:
+        if len(self.by_name) != len(self.probability):
+            object.__setattr__(self, "by_name", np.zeros(len(self.probability), dtype=bool))
+
+    def with_names(
+        self, numbers: Integers, named: Mapping[int, Sequence[NameEvidence]], allowed: NDArray[np.bool_]
+    ) -> ScoredWindows:
+        """The scores with probability 1 where a window's names decide, with its words and meaning.
+
+        numbers: (N,) the windows' numbers; named: window number → evidence; allowed: (N,) windows on the allowlist.
+        """
+        by_name = np.array([
+            not allowed[i] and any(float(self.cosines[i].max()) >= e.minimum_cosine for e in named.get(number, ()))
+            for i, number in enumerate(numbers.tolist())
+        ])  # fmt: skip
+        return replace(self, probability=np.where(by_name, 1.0, self.probability), by_name=by_name)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ class TextSegments:
     _units: list[str] = field(repr=False)
     _views: list[tuple[View, WindowCover]] = field(repr=False)
 
+    @property
+    def units(self) -> Sequence[str]:
+        """The units of all views: what `first` and `last` count."""
+        return self._units
+
     def text(self, window: int) -> str:
         """Return the text of the window with this number: its units with one blank between."""
         return " ".join(self._units[self.first[window] : self.last[window]])
@@ -69,12 +74,12 @@ def segment_text(
     text: str,
     encoder: Encoder,
     vocabulary: frozenset[str] = frozenset(),
-    is_other_name: Callable[[str], bool] = lambda word: False,
+    is_known_word: Callable[[str], bool] = lambda word: False,
     name_pairs: Pairs = frozenset(),
 ) -> TextSegments:
     """Return every window of every view of a text, and the inner windows of those.
 
-    vocabulary, is_other_name, name_pairs: see `text_views`.
+    vocabulary, is_known_word, name_pairs: see `text_views`.
     """
     views: list[tuple[View, WindowCover]] = []
     units = _SharedUnits()
@@ -83,7 +88,7 @@ def segment_text(
     # View number, units in the view, units in `units`, whether it is an inner window.
     windows: list[tuple[int, UnitRange, UnitRange, bool]] = []
     covered_characters = total_characters = 0
-    for view in text_views(text, vocabulary, is_other_name, name_pairs):
+    for view in text_views(text, vocabulary, is_known_word, name_pairs):
         # An encoder that ignores case sees the same text twice.
         if view.name == "normalised" and len(view.text) == len(text) and view.text == encoder.fold_case(text):
             continue

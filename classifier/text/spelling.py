@@ -31,11 +31,12 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def correct_spelling(
-    text: str, vocabulary: frozenset[str] = frozenset(), is_other_name: Callable[[str], bool] = lambda word: False
+    text: str, vocabulary: frozenset[str] = frozenset(), is_known_word: Callable[[str], bool] = lambda word: False
 ) -> list[TextEdit]:
     """Replace words that are neither common nor in `vocabulary` (lower case) by the vocabulary word one edit away.
 
-    is_other_name: whether a lower-case word is right as it stands, since it is somebody else's name.
+    is_known_word: whether a lower-case word is right as it stands: it occurs in the texts of every fit, and is mostly
+    somebody else's name.
     """
     if not vocabulary:
         return []
@@ -45,7 +46,7 @@ def correct_spelling(
         word = written.casefold()
         if MIN_LETTERS <= len(word) <= MAX_LETTERS and word not in common and word not in vocabulary:
             matches = {candidate for candidate in candidates(word) if is_one_edit_apart(word, candidate)}
-            if matches and not is_other_name(word):
+            if matches and not is_known_word(word):
                 corrections[written] = min(matches, key=lambda match: (abs(len(match) - len(word)), match))
     if not corrections:
         return []

@@ -1,9 +1,9 @@
 """The views of a text that are judged: the text as it came, normalised, and decoded. Knows no window, encoder or score.
 
-There are always two: `raw`, the text as it came, and `normalised`, in NFKC and lower case without invisible
-characters. Each further view exists only where a decoder finds something to change in the view before it, so text that
-was encoded twice, or encoded and then spaced out, is decoded too. A view's name lists the decoders: "base64",
-"url+leet".
+`raw`, the text as it came, is always there; `normalised`, in NFKC and lower case without invisible characters, only
+where it differs. Each further view exists only where a decoder finds something to change: the first decoder reads
+`raw`, each other one the last result, so text that was encoded twice, or encoded and then spaced out, is decoded too.
+A view's name lists the decoders: "base64", "url+leet".
 """
 
 from __future__ import annotations
@@ -92,11 +92,12 @@ TAKES_VOCABULARY = frozenset(
     "rot47 unmasked spaced mirrored reversed shifted spelling-alphabet pig-latin leet restored segmented unfilled"
     " repaired".split()
 )
-# Views whose decoder takes a test for other people's names.
-TAKES_OTHER_NAMES = frozenset({"spaced", "restored", "repaired"})
+# Views whose decoder takes a test for words that are right as they stand.
+TAKES_KNOWN_WORDS = frozenset({"spaced", "restored", "repaired"})
 # Views whose decoder takes the pairs of names to look for.
 TAKES_NAME_PAIRS = frozenset({"unmasked"})
-# Views that are not the input of the next decoder: "reversed" and "no-markup" read the same characters in another way.
+# Views on which the next decoder does not build: after "mirrored", "reversed" must read the same characters, and after
+# "parted", "no-markup" must.
 SIDE_VIEWS = frozenset({"mirrored", "parted"})
 
 
@@ -156,12 +157,12 @@ class View:
 def text_views(
     text: str,
     vocabulary: frozenset[str] = frozenset(),
-    is_other_name: Callable[[str], bool] = lambda word: False,
+    is_known_word: Callable[[str], bool] = lambda word: False,
     name_pairs: masked_words.Pairs = frozenset(),
 ) -> list[View]:
     """Return the distinct views of a text, the raw one first.
 
-    vocabulary: words, lower case, to look for where letters are taken apart, exchanged or misspelt. is_other_name: see
+    vocabulary: words, lower case, to look for where letters are taken apart, exchanged or misspelt. is_known_word: see
     `classifier/text/spelling.py`. name_pairs: see `classifier/text/disguises/masked_words.py`. The views'
     characters together are bounded by MAX_GROWTH and EXTRA_CHARACTERS.
     """
@@ -178,10 +179,10 @@ def text_views(
     def add_view(view: View, name: str, decoder: Decoder) -> View | None:
         nonlocal characters_left
         takes_vocabulary = {"vocabulary": vocabulary} if name in TAKES_VOCABULARY else {}
-        takes_other_names = {"is_other_name": is_other_name} if name in TAKES_OTHER_NAMES else {}
+        takes_known_words = {"is_known_word": is_known_word} if name in TAKES_KNOWN_WORDS else {}
         takes_name_pairs = {"pairs": name_pairs} if name in TAKES_NAME_PAIRS else {}
         check_work()
-        edits = decoder(view.text, **takes_vocabulary, **takes_other_names, **takes_name_pairs)
+        edits = decoder(view.text, **takes_vocabulary, **takes_known_words, **takes_name_pairs)
         if not edits:
             return None
         edited = view.apply_edits(name, edits)
@@ -193,7 +194,7 @@ def text_views(
         return edited
 
     last = raw
-    is_plain = _is_plain(text, vocabulary, is_other_name)
+    is_plain = _is_plain(text, vocabulary, is_known_word)
     for _ in range(0 if is_plain else MAX_ROUNDS):
         first_of_round = last
         for name, decoder in DECODERS.items():
@@ -208,14 +209,14 @@ def text_views(
     return views
 
 
-def _is_plain(text: str, vocabulary: frozenset[str], is_other_name: Callable[[str], bool]) -> bool:
+def _is_plain(text: str, vocabulary: frozenset[str], is_known_word: Callable[[str], bool]) -> bool:
     """Whether no decoder but a guessing one can change a text: a fast test that spares most texts all of them."""
     if not text.isascii() or not _PLAIN.fullmatch(text):
         return False
     if len(_NUMBER.findall(text)) > MAX_STRAY_PIECES and (encodings.decode_numbers(text) or encodings.decode_hex(text)):
         return False
     if len(_SINGLE_CHARACTER.findall(text)) > MAX_STRAY_PIECES and word_segmentation.join_spaced_letters(
-        text, vocabulary, is_other_name
+        text, vocabulary, is_known_word
     ):
         return False
     if "-" in text and (word_segmentation.join_punctuated_words(text) or encodings.decode_morse(text)):

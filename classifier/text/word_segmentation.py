@@ -38,7 +38,7 @@ MIN_GAPLESS_KNOWN_SHARE = 0.5
 MIN_UNKNOWN_TOKENS = 4
 # Words that fragments become, as a share of the fragments, at most. Chosen: splitting at random gives as many.
 MAX_JOINED_SHARE = 0.75
-# Letters of the longest word that is kept whole as somebody else's name. Chosen: `is_other_name` may be wrong, and a
+# Letters of the longest word that is kept whole as somebody else's name. Chosen: `is_known_word` may be wrong, and a
 # whole question without gaps must not pass as a name.
 MAX_NAME_LETTERS = 10
 # Doubtful words with signs inside that count as taken apart when they are near each other. Chosen: two may be chance.
@@ -125,12 +125,12 @@ def remove_inline_marks(text: str) -> list[TextEdit]:
 
 
 def join_spaced_letters(
-    text: str, vocabulary: frozenset[str] = frozenset(), is_other_name: Callable[[str], bool] = lambda word: False
+    text: str, vocabulary: frozenset[str] = frozenset(), is_known_word: Callable[[str], bool] = lambda word: False
 ) -> list[TextEdit]:
     """Join single letters that have the same sign or blank between them; a wider gap parts words.
 
     Where no gap is wider, the letters are split into known words. vocabulary: see `split_joined_text`.
-    is_other_name: see `classifier/text/spelling.py`; such a word stays whole.
+    is_known_word: see `classifier/text/spelling.py`; such a word stays whole.
     """
     edits: list[TextEdit] = []
     for match in _SINGLE_LETTERS.finditer(text):
@@ -140,17 +140,17 @@ def join_spaced_letters(
             continue
         for a, b in _spaced_word_spans(run):
             if b - a > 1:
-                words = _split_characters(_GAP.sub("", run[a:b]), vocabulary, is_other_name)
+                words = _split_characters(_GAP.sub("", run[a:b]), vocabulary, is_known_word)
                 edits.append((start + a, start + b, " ".join(words)))
     return edits
 
 
-def _split_characters(joined: str, vocabulary: frozenset[str], is_other_name: Callable[[str], bool]) -> list[str]:
+def _split_characters(joined: str, vocabulary: frozenset[str], is_known_word: Callable[[str], bool]) -> list[str]:
     """Split letters and digits into words; they stay one word where too few of those are known."""
     word = joined.casefold()
     if word in vocabulary or word in language_model.common_words():
         return [joined]
-    if len(word) <= MAX_NAME_LETTERS and is_other_name(word):
+    if len(word) <= MAX_NAME_LETTERS and is_known_word(word):
         return [joined]
     words = [word for part in _PART.findall(joined) for word in _split_part(part, vocabulary)]
     return words if language_model.known_letter_share(words, vocabulary) >= MIN_KNOWN_SHARE else [joined]

@@ -16,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lethe.classifier import records
-from lethe.classifier.artifact import Artifact, Manifest
+from lethe.classifier.artifact import Artifact, ForgetItem, Manifest
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.index import allowlist, ivf, match_calibration
+from lethe.classifier.names.subject import Scope
 from lethe.classifier.records import Record
 from lethe.classifier.text import vocabulary
 from lethe.classifier.training import calibration, stages
 from lethe.classifier.training import rows as corpus
+from lethe.classifier.training.background import word_embeddings
 from lethe.classifier.training.features import Models, TrainingFeatures, embed_index, report_as
 from lethe.classifier.training.rows import Corpus
 from lethe.classifier.training.stages import Progress
+from lethe.classifier.training.subjects import derive_subjects, given_subjects
 
 Vector = NDArray[np.float64]
 
@@ -37,9 +40,12 @@ def fit(
     encoder: Encoder,
     seed: int = 0,
     progress: Progress = stages.no_progress,
+    names: Sequence[str] = (),
+    scope: Scope | None = None,
 ) -> Artifact:
     """Learn to tell requests for the `forget` rows from others; the shipped background is always "other".
 
+    names, scope: the subject's names, and its scope, for rows that state none.
     `progress` is called with (stage, done, total): see `stages.py`. Deterministic for equal rows, encoder and seed.
     Raises ValueError for an empty forget list and malformed rows.
     """
@@ -47,12 +53,15 @@ def fit(
         raise ValueError("nothing to forget: no rows")
     forget = [records.check_record(row, f"forget row {i}") for i, row in enumerate(forget, start=1)]
     retain = [records.check_record(row, f"retain row {i}") for i, row in enumerate(retain or (), start=1)]
-    data = corpus.build_corpus(forget, retain, encoder, np.random.default_rng(seed))
+    items = [ForgetItem(row.get("prompt", ""), row.get("answer", ""), row.get("text", "")) for row in forget]
+    subjects = derive_subjects(items, given_subjects(forget, names, scope), retain)
+    own_names = {i: [n.text for n in s.names if n.own] for s in subjects for i in s.items}
+    data = corpus.build_corpus(forget, retain, encoder, np.random.default_rng(seed), own_names)
     data, index, cells = _embed_and_arrange(data, encoder, seed, progress)
     features = TrainingFeatures(data, encoder, index, cells, progress)
     texts = _answer_texts(data, retain)
     words, counts = vocabulary.content_words(*texts)
-    word_vectors = encoder.encode(words, report_as(stages.EMBED_WORDS, progress)).astype(np.float16)
+    word_vectors = word_embeddings(words, encoder, report_as(stages.EMBED_WORDS, progress))
     held_out, models = _cross_validate(data, features, progress)
     calibrated = _calibrate(data, features, held_out, has_cells=bool(cells))
     arrays: dict[str, NDArray[Any]] = {
@@ -85,6 +94,7 @@ def fit(
         },
         calibration=calibration.describe_calibration(data),
         measured=calibration.measure_held_out(arrays),
+        subjects=[subject.to_json() for subject in subjects],
     )
     return Artifact(manifest, arrays, data.items, words)
 
@@ -173,4 +183,4 @@ def _empty_additions(width: int) -> dict[str, NDArray[Any]]:
 def _answer_texts(data: Corpus, retain: Sequence[Record]) -> tuple[list[str], list[str]]:
     """The texts whose words an artifact knows: the forget items' answers, and all others' answers and prompts."""
     forget = [item.answer or item.text for item in data.items]
-    return forget, [r.get("answer") or r["text"] for r in retain] + list(corpus.background_prompts())
+    return forget, [r.get("answer") or r.get("text", "") for r in retain] + list(corpus.background_prompts())

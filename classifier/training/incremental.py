@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -19,9 +20,12 @@ from lethe.classifier.artifact import Artifact, ForgetItem
 from lethe.classifier.changed_items import added_index_rows
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.index import similarity
+from lethe.classifier.names.subject import Subject, without_items
 from lethe.classifier.records import Record
 from lethe.classifier.text import ngrams, vocabulary
 from lethe.classifier.training.rows import forget_texts
+
+log = logging.getLogger("lethe.classifier")
 
 # Characters of an item's text that an error message quotes.
 EXCERPT_CHARACTERS = 80
@@ -44,9 +48,13 @@ def add_items(artifact: Artifact, rows: Sequence[Record], encoder: Encoder) -> A
     removed = _removed_from_fit(artifact)
     restored = {removed[_item_hash(item)]: item for item in items if _item_hash(item) in removed}
     new = [item for item in items if _item_hash(item) not in removed]
+    first = len(artifact.items)
     changed = _restore_items(artifact, restored) if restored else artifact
     changed = _append_items(changed, new, encoder) if new else changed
-    return _add_words(changed, list(restored.values()) + new, encoder)
+    numbered = {**restored, **dict(enumerate(new, start=first))}
+    stated = {_item_of(row): row for row in rows}
+    changed = _add_subjects(changed, numbered, [stated[item] for item in numbered.values()])
+    return _add_words(changed, list(numbered.values()), encoder)
 
 
 def remove_items(artifact: Artifact, numbers: Sequence[int]) -> Artifact:
@@ -70,7 +78,9 @@ def remove_items(artifact: Artifact, numbers: Sequence[int]) -> Artifact:
     items = [ForgetItem("", "", "") if i in chosen else item for i, item in enumerate(artifact.items)]
     while items[-1].removed and len(items) - 1 not in fitted:
         items.pop()
-    changed = replace(artifact, arrays=arrays, items=tuple(items))
+    changed = _with_subjects(
+        replace(artifact, arrays=arrays, items=tuple(items)), without_items(artifact.subjects, chosen)
+    )
     return _drop_unused_words(_record_change(changed, "remove", chosen, hashes))
 
 
@@ -118,6 +128,24 @@ def _record_change(artifact: Artifact, change: str, items: Sequence[int], hashes
         entry["hashes"] = list(hashes)
     counts = {**artifact.manifest.counts, "forget_items": len(artifact.live_items)}
     manifest = replace(artifact.manifest, counts=counts, changes=[*artifact.manifest.changes, entry])
+    return replace(artifact, manifest=manifest)
+
+
+def _add_subjects(artifact: Artifact, items: Mapping[int, ForgetItem], rows: Sequence[Record]) -> Artifact:
+    """The artifact with the subjects of some of its items, given with their numbers and rows."""
+    try:
+        from lethe.classifier.training.subjects import derive_subjects, given_subjects
+    except ImportError as error:
+        log.warning("names of added items are not looked for: pip install 'lethe-gateway[forget]' (%s)", error)
+        return artifact
+    facts_only = artifact.subjects and all(subject.scope == "facts" for subject in artifact.subjects)
+    given = given_subjects(rows, scope="facts" if facts_only else None)
+    added = derive_subjects(list(items.values()), given, numbers=list(items))
+    return _with_subjects(artifact, (*artifact.subjects, *added))
+
+
+def _with_subjects(artifact: Artifact, subjects: Sequence[Subject]) -> Artifact:
+    manifest = replace(artifact.manifest, subjects=[subject.to_json() for subject in subjects])
     return replace(artifact, manifest=manifest)
 
 

@@ -21,6 +21,7 @@ from lethe.classifier.records import Record
 from lethe.classifier.text.vocabulary import FUNCTION_WORDS
 from lethe.classifier.text.windows import cover_with_windows, text_chunks
 from lethe.classifier.training.background import background_prompts as background_prompts
+from lethe.classifier.training.other_subjects import about_somebody_else
 from lethe.classifier.training.paraphrase import reword
 from lethe.classifier.training.prompt_wrappers import wrap_prompt
 
@@ -47,8 +48,18 @@ MAX_LEARNED_ITEMS = 100_000
 OTHER_REWORDINGS = 300
 # Forget texts, and as many other texts, that are put into prompt wrappers, for the same reason. Chosen, not measured.
 WRAPPED_ROWS = 240
+# Wrapped forms of one forget text at most, where there are few. Chosen, not measured.
+WRAPPED_PER_TEXT = 20
+# Seed of the random choices among the background: the same in every fit, so that their embeddings are shipped.
+BACKGROUND_SEED = 0
 # Decoys: forget texts with other content words. Chosen: two for each of 400 items.
 DECOYS = 800
+# Decoys of one forget text at most. Chosen: for few texts more would say the same again.
+DECOYS_PER_TEXT = 20
+# Forget texts about somebody else (`other_subjects.py`) in all ...
+OTHER_SUBJECTS = 800
+# ... and of one text at most. Chosen, not measured.
+OTHER_SUBJECTS_PER_TEXT = 40
 # Probability that a content word of a decoy is exchanged. Chosen: some words of the item stay.
 DECOY_EXCHANGE_PROBABILITY = 0.8
 # Weight of a decoy, where a prompt has 1: nobody sends such requests. Chosen, not measured.
@@ -107,9 +118,17 @@ class Corpus:
 
 
 def build_corpus(
-    forget: Sequence[Record], retain: Sequence[Record], encoder: Encoder, rng: np.random.Generator
+    forget: Sequence[Record],
+    retain: Sequence[Record],
+    encoder: Encoder,
+    rng: np.random.Generator,
+    names: Mapping[int, Sequence[str]] | None = None,
 ) -> Corpus:
-    """The corpus of two lists of checked records. Deterministic for a given `rng` state."""
+    """The corpus of two lists of checked records. Deterministic for a given `rng` state.
+
+    names: number of an item → the own names of its subject.
+    """
+    names = names or {}
     items = tuple(ForgetItem(r.get("prompt", ""), r.get("answer", ""), r.get("text", "")) for r in forget)
     index = [(text, i) for i, item in enumerate(items) for text in forget_texts(item, encoder)]
     forget_wordings = {canonical_wording(item.prompt or item.text) for item in items}
@@ -124,9 +143,12 @@ def build_corpus(
         drawn = {int(i): n % FOLDS for n, i in enumerate(rng.choice(len(items), MAX_REWORDED_ITEMS, replace=False))}
     rows = _forget_rows(items, index, encoder, rng, drawn)
     rows += _other_rows(distinct, encoder, rng, first_source=len(rows))
+    reworded_texts = [(text, i) for text, i in index if drawn is None or i in drawn]
     rows += _decoy_rows(
-        [text for text, i in index if drawn is None or i in drawn],
-        distinct,
+        [text for text, _ in reworded_texts], distinct, rng, first_source=max(row.source for row in rows) + 1
+    )
+    rows += _other_subject_rows(
+        [(text, names.get(i, ())) for text, i in reworded_texts if not items[i].text],
         rng,
         first_source=max(row.source for row in rows) + 1,
     )
@@ -140,7 +162,7 @@ def build_corpus(
 
 def request_text(record: Record) -> str:
     """The part of a record that a request may resemble: its prompt, or its text."""
-    return record.get("prompt") or record["text"]
+    return str(record.get("prompt") or record["text"])
 
 
 def forget_texts(item: ForgetItem, encoder: Encoder) -> list[str]:
@@ -185,7 +207,7 @@ def _forget_rows(
             fold = k % FOLDS if drawn is None else drawn[i]
             rows.append(TrainingRow(rewording, True, fold, len(rows), weight / len(rewordings), True, True, item=i))
     plain = [row for row in rows if row.encoded]
-    for n, i in enumerate(rng.choice(len(plain), min(WRAPPED_ROWS, len(plain)), replace=False)):
+    for n, i in enumerate(rng.choice(len(plain), min(WRAPPED_ROWS, WRAPPED_PER_TEXT * len(index), len(plain)), False)):
         # Scored as a request is: by all its windows.
         chunks = text_chunks(wrap_prompt(plain[i].text, rng), encoder)
         weight, group, source = plain[i].weight / 2, min(len(chunks) - 1, 1), len(rows)
@@ -203,12 +225,26 @@ def _other_rows(
     retain: Sequence[Record], encoder: Encoder, rng: np.random.Generator, *, first_source: int
 ) -> list[TrainingRow]:
     """Retain rows and background prompts, as they are, reworded and wrapped."""
-    rows: list[TrainingRow] = []
-    source = first_source
     # Neighbours in a retain file are often about one subject; the background's prompts are in no order.
-    retained = [(record, i * FOLDS // len(retain), False) for i, record in enumerate(retain)]
-    shipped = [({"prompt": text}, i % FOLDS, True) for i, text in enumerate(background_prompts())]
-    for record, fold, general in [*retained, *shipped]:
+    retained = [(record, i * FOLDS // len(retain)) for i, record in enumerate(retain)]
+    rows = _disguised_too(_plain_rows(retained, encoder, first_source, general=False), encoder, rng)
+    first_source = max((row.source for row in rows), default=first_source - 1) + 1
+    return rows + background_rows(encoder, first_source)
+
+
+def background_rows(encoder: Encoder, first_source: int = 0) -> list[TrainingRow]:
+    """The background prompts, as they are, reworded and wrapped: the same texts in every fit with this encoder."""
+    shipped = [({"prompt": text}, i % FOLDS) for i, text in enumerate(background_prompts())]
+    plain = _plain_rows(shipped, encoder, first_source, general=True)
+    return _disguised_too(plain, encoder, np.random.default_rng(BACKGROUND_SEED))
+
+
+def _plain_rows(
+    records: Sequence[tuple[Record, int]], encoder: Encoder, first_source: int, *, general: bool
+) -> list[TrainingRow]:
+    """The requests and answers of records, each with its fold, as they are. general: from the background."""
+    rows: list[TrainingRow] = []
+    for source, (record, fold) in enumerate(records, start=first_source):
         chunks = text_chunks(request_text(record), encoder)
         weight = 1.0 / len(chunks)
         group = min(len(chunks) - 1, 1)
@@ -217,18 +253,26 @@ def _other_rows(
         rows += [replace(row, text=chunk, retained=canonical_wording(chunk) == wording) for chunk in chunks]
         if "answer" in record:
             rows.append(TrainingRow(record["answer"], False, fold, source, ANSWER_WEIGHT, False, False))
-        source += 1
-    # Other prompts are reworded too: otherwise the marks of rewording would count as asking for a forget item.
+    return rows
+
+
+def _disguised_too(rows: list[TrainingRow], encoder: Encoder, rng: np.random.Generator) -> list[TrainingRow]:
+    """The rows, and some of their requests reworded, and some wrapped.
+
+    Otherwise the marks of rewording would count as asking for a forget item.
+    """
     encoded = [row for row in rows if row.encoded]
-    for i in rng.choice(len(encoded), min(OTHER_REWORDINGS, len(encoded)), replace=False):
+    added: list[TrainingRow] = []
+    for i in rng.choice(len(encoded), min(OTHER_REWORDINGS, len(encoded)), replace=False) if encoded else ():
         for rewording in reword(encoded[i].text, 1, rng):
-            rows.append(replace(encoded[i], text=rewording, calibrates=False, shared=False, retained=False))
-    for i in rng.choice(len(encoded), min(WRAPPED_ROWS, len(encoded)), replace=False):
+            added.append(replace(encoded[i], text=rewording, calibrates=False, retained=False))
+    source = rows[-1].source if rows else 0
+    for i in rng.choice(len(encoded), min(WRAPPED_ROWS, len(encoded)), replace=False) if encoded else ():
         source += 1
         chunks = text_chunks(wrap_prompt(encoded[i].text, rng), encoder)
-        row = replace(encoded[i], source=source, weight=1.0 / len(chunks), wrapped=True, shared=False, retained=False)
-        rows += [replace(row, text=chunk, group=min(len(chunks) - 1, 1)) for chunk in chunks]
-    return rows
+        row = replace(encoded[i], source=source, weight=1.0 / len(chunks), wrapped=True, retained=False)
+        added += [replace(row, text=chunk, group=min(len(chunks) - 1, 1)) for chunk in chunks]
+    return rows + added
 
 
 def _decoy_rows(
@@ -240,7 +284,7 @@ def _decoy_rows(
     names = [word for word in pool if word[0].isupper()]
     plain = [word for word in pool if not word[0].isupper()]
     rows = []
-    for n in range(DECOYS):
+    for n in range(min(DECOYS, DECOYS_PER_TEXT * len(index))):
         words = index[n % len(index)].split(" ")
         for i, word in enumerate(words):
             if _is_content_word(word) and rng.random() < DECOY_EXCHANGE_PROBABILITY:
@@ -249,6 +293,22 @@ def _decoy_rows(
         text = " ".join(words)
         if text != index[n % len(index)]:
             rows.append(TrainingRow(text, False, n % FOLDS, first_source + n, DECOY_WEIGHT, True, False, decoy=True))
+    return rows
+
+
+def _other_subject_rows(
+    index: Sequence[tuple[str, Sequence[str]]], rng: np.random.Generator, *, first_source: int
+) -> list[TrainingRow]:
+    """Forget prompts, each with the own names of its subject, asked about others."""
+    rows = []
+    wordings = {text for text, _ in index}
+    for n in range(min(OTHER_SUBJECTS, OTHER_SUBJECTS_PER_TEXT * len(index))):
+        text, names = index[n % len(index)]
+        other = about_somebody_else(text, names, rng)
+        if other not in wordings:
+            wordings.add(other)
+            row = TrainingRow(other, False, n % FOLDS, first_source + n, DECOY_WEIGHT, True, False, decoy=True)
+            rows.append(row)
     return rows
 
 

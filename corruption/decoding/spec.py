@@ -58,7 +58,8 @@ class Penalty:
 
     phrases: forbidden texts; case, spaces and punctuation make no difference. soft: word → weight, the logits to
     subtract, 0 < weight <= MAX_WEIGHT. verbatim: name of a protected document's index → the maximum number of
-    tokens that may be copied from it in a row. on_fault: "stop" ends the answer, "pass" lets it continue unguarded.
+    tokens that may be copied from it in a row. on_fault: "stop" ends the answer, "pass" lets it continue unguarded;
+    the gateway always sends "stop".
     begun: folded beginnings of phrases that the prompt ends with; the answer must not complete them.
     Raises ValueError when a limit of this module is exceeded or a phrase has no letter or digit.
     """

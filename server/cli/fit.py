@@ -32,10 +32,11 @@ def add_command(commands: Commands) -> None:
         "fit", help="create an artifact from a forget file, or change one", description=fit_artifact.__doc__
     )
     command.add_argument("--name", required=True, help="name of the artifact (a folder under LETHE_ARTIFACTS)")
-    source = command.add_mutually_exclusive_group(required=True)
+    source = command.add_mutually_exclusive_group()
     source.add_argument(
         "--forget", type=Path, metavar="FILE",
-        help='fit to these JSON lines: {"prompt": …, "answer": …} for facts, {"text": …} for documents',
+        help='fit to these JSON lines: {"prompt": …, "answer": …} for facts, {"text": …} for documents; each may also '
+        'say "subject" (a name or a list of names), "kind" and "scope" ("subject" or "facts")',
     )  # fmt: skip
     source.add_argument(
         "--add", type=Path, metavar="FILE", help="add these rows to the artifact without a new fit (about a second)"
@@ -49,9 +50,21 @@ def add_command(commands: Commands) -> None:
         "--retain",
         type=Path,
         metavar="FILE",
-        help="JSON lines of requests that must not be flagged (optional), in the form of --forget: a prompt needs its "
-        "answer here too",
+        help="JSON lines of requests that must not be flagged (optional), in the form of --forget",
     )
+    command.add_argument(
+        "--subject", metavar="NAME",
+        help="name of whom or what the rows are about, for rows without a `subject`; without --forget, the artifact is "
+        "made of this name alone",
+    )  # fmt: skip
+    command.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="another name of the subject (may be repeated)"
+    )
+    command.add_argument(
+        "--scope", choices=records.SCOPES,
+        help="what is to be forgotten, for rows without a `scope`: whatever asks about the subject (default), or only "
+        "what the rows say",
+    )  # fmt: skip
     command.add_argument("--out", type=Path, metavar="DIR", help="folder to write into (default: LETHE_ARTIFACTS)")
     command.add_argument(
         "--encoder", metavar="NAME",
@@ -71,17 +84,23 @@ def add_command(commands: Commands) -> None:
 def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
     """Create an artifact by learning from files what is to be forgotten (--forget), or add items to an artifact (--add)
     or remove items from it (--remove). Adding an item and removing it again restores all scores exactly."""
-    if args.forget is None:
+    if args.add is not None or args.remove is not None:
         return _change_artifact(args, settings)
+    if args.forget is None and not args.subject:
+        raise SettingsError("one of --forget, --add, --remove and --subject is needed")
+    if args.alias and not args.subject:
+        raise SettingsError("--alias needs --subject")
     try:
         from lethe.classifier.training.fit import fit
+        from lethe.classifier.training.subjects import describe_subjects
     except ImportError as error:
         raise SettingsError(f"fitting needs more packages: pip install 'lethe-gateway[fit]' ({error})") from error
     try:
         check_name(args.name)
     except ValueError as error:
         raise SettingsError(f"--name {args.name!r}: {error}") from None
-    forget = records.read_records(args.forget)
+    names = [args.subject, *args.alias] if args.subject else []
+    forget = records.read_records(args.forget) if args.forget else _rows_about(names)
     retain = records.read_records(args.retain) if args.retain else None
     folder = (args.out or settings.artifacts) / args.name
     if folder.exists() and not args.force:
@@ -91,13 +110,23 @@ def fit_artifact(args: argparse.Namespace, settings: Settings) -> int:
             encoder = _finetune(args, forget, retain, folder.with_name(f"{args.name}.encoder"), progress)
         else:
             encoder = _load_encoder(args, settings)
-        artifact = fit(forget, retain, encoder=encoder, seed=args.seed, progress=progress)
+        artifact = fit(
+            forget, retain, encoder=encoder, seed=args.seed, progress=progress, names=names, scope=args.scope
+        )
     # Locked, because a simultaneous change of the existing artifact would write the old one back.
     with artifact_io.artifact_lock(folder):
         index = save_with_index(artifact, folder)
     print(artifact.manifest.summary)
+    print("understood (correct with --subject, --alias and --scope, or in the rows):")
+    print("\n".join(f"  {line}" for line in describe_subjects(artifact.subjects)))
     print(f"written to {folder}" + (f", with the index {index.name} for vLLM (LETHE_VERBATIM)" if index else ""))
     return 0
+
+
+def _rows_about(names: list[str]) -> list[Record]:
+    """The rows for a subject of which only names are given."""
+    questions = ("Who or what is {}?", "Tell me about {}.", "What do you know about {}?")
+    return [{"prompt": question.format(name)} for name in names for question in questions]
 
 
 def _load_encoder(args: argparse.Namespace, settings: Settings) -> Encoder:
@@ -121,10 +150,10 @@ def _finetune(
 
 
 def _change_artifact(args: argparse.Namespace, settings: Settings) -> int:
-    if args.retain or args.force or args.encoder_finetune:
+    if args.retain or args.force or args.encoder_finetune or args.subject or args.alias or args.scope:
         raise SettingsError(
-            "--retain, --force and --encoder-finetune need --forget: --add and --remove keep what the artifact was "
-            "fitted to"
+            "--retain, --force, --encoder-finetune, --subject, --alias and --scope are for a new fit: --add and "
+            "--remove keep what the artifact was fitted to, and added rows name their subject themselves"
         )
     folder = (args.out or settings.artifacts) / args.name
     with artifact_io.edit_artifact(folder) as before:

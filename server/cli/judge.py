@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from lethe.server.cli.explain import explanation
 from lethe.server.errors import BadRequest
 from lethe.server.guard.guard import Guard
-from lethe.server.policy.schema import Policy
+from lethe.server.guard.parsed_request import ParsedRequest
+from lethe.server.policy.verdict import Finding
 from lethe.server.policy_store.load import find_policy, load_judging
 from lethe.server.settings import Settings
 
@@ -33,6 +35,10 @@ def add_command(commands: Commands) -> None:
         "prompts", type=Path, metavar="FILE",
         help='JSON lines: a string, {"prompt": …}, {"text": …} or {"messages": [...]}',
     )  # fmt: skip
+    command.add_argument(
+        "--explain", action="store_true",
+        help="print a readable table instead: which name, fact, window and view decided, and what was missing",
+    )  # fmt: skip
     command.set_defaults(run=judge_file)
 
 
@@ -47,14 +53,20 @@ def judge_file(args: argparse.Namespace, settings: Settings) -> int:
     for number, line in enumerate(tqdm(lines, file=sys.stderr, disable=not sys.stderr.isatty()), 1):
         if line.strip():
             try:
-                print(json.dumps({"line": number, **_judge_line(guard, policy, line)}), flush=True)
+                request = _parse_line(guard, line)
+                finding = guard.judge(request, {policy.name: guard.policies[policy.name]}).findings[0]
+                if args.explain:
+                    lines_of_prompt = explanation(finding, guard.artifacts[policy.artifact], request.texts)
+                    print(f"line {number}:", *lines_of_prompt, sep="\n", flush=True)
+                else:
+                    print(json.dumps({"line": number, **_record(request, finding)}), flush=True)
             except (ValueError, BadRequest) as error:
                 invalid += 1
                 print(f"{args.prompts}:{number}: {error}", file=sys.stderr)
     return 1 if invalid else 0
 
 
-def _judge_line(guard: Guard, policy: Policy, line: str) -> dict[str, object]:
+def _parse_line(guard: Guard, line: str) -> ParsedRequest:
     row = json.loads(line)
     if isinstance(row, str):
         row = {"prompt": row}
@@ -64,7 +76,9 @@ def _judge_line(guard: Guard, policy: Policy, line: str) -> dict[str, object]:
         row = {"prompt": row["text"]}
     if "messages" not in row and "prompt" not in row:
         raise ValueError("a row needs prompt, text or messages")
-    request = guard.parse("chat" if "messages" in row else "completions", row)
-    finding = guard.judge(request, {policy.name: guard.policies[policy.name]}).findings[0]
+    return guard.parse("chat" if "messages" in row else "completions", row)
+
+
+def _record(request: ParsedRequest, finding: Finding) -> dict[str, object]:
     nearest = finding.score.nearest
     return {**finding.to_record(request.place(finding.score.text)), "nearest": nearest[0] if nearest else None}

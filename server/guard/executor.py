@@ -36,7 +36,8 @@ LARGE_CHARS = 5_000
 # prompts may overtake a longer one: for as long as judging it is expected to take.
 CHARS_PER_S = 50_000
 # Characters for which a request has the processor time of the setting; a longer one has more in proportion, as ordinary
-# code and text of 200,000 characters take about four seconds. Chosen: judging that many takes half of the default.
+# code and text of 200,000 characters take about four seconds. Chosen: 50,000 take about one second, half of the default
+# of LETHE_JUDGE_CPU_S.
 CPU_LIMIT_CHARS = 50_000
 # Requests that may be paused at a time, each in a thread of its own; past that, turns don't end. Chosen: bounds the
 # memory of half-judged requests.

@@ -2,7 +2,7 @@
 
 Not to be confused with GUARD (arXiv:2505.13312), the method of the step `penalize`.
 
-`Guard.decide` does all of it: texts → scores → verdict → plan; it runs in a worker thread. A step of the plan that
+`Guard.decide` does all of it: texts → scores → verdict → plan; it runs in a judge thread. A step of the plan that
 fails is handled by the policies' `on_failure` or `on_unsupported` (`server/guard/plan.py`). An exception from `decide`,
 whether from judging or from planning, counts as a failure of stage `judge`, and the gateway calls
 `decide_without_scores`. Two are no failures: a refusal (`Refused`) is an ordinary result, and overload, which the
@@ -182,7 +182,7 @@ class Guard:
         if is_cut and any(policy.corrupts for policy in policies):
             message = "Prompts are not truncated for this model."
             raise BadRequest(message, param="truncate_prompt_tokens", code="unsupported")
-        if request.body.get("use_beam_search") is True and any(policy.needs_plugin for policy in policies):
+        if request.body.get("use_beam_search") is True and any(policy.needs_vllm for policy in policies):
             raise BadRequest("Beam search is not supported by this model.", param="use_beam_search", code="unsupported")
 
     def restricted_to(self, names: Collection[str]) -> Guard:

@@ -53,7 +53,7 @@ def penalize_history(plan: Plan, context: Context) -> tuple[Plan, Context]:
 
 
 def _lacks_copy_limit(finding: Finding, context: Context) -> bool:
-    """Whether a document was flagged that a copy of the answer could repeat, since vLLM has no index of it."""
+    """Whether a flagged item is a document that the answer could copy, since its artifact has no verbatim index."""
     policy = finding.policy
     items = context.resources.artifacts[policy.artifact].items
     nearest = {index for window in finding.score.window_items for index in window}

@@ -23,6 +23,8 @@ from lethe.server.requests.user_question import user_question
 class ParsedRequest:
     """A request body with the texts in it that can reach the model.
 
+    body: with numbers and booleans as vLLM reads them (`with_plain_values`), however the client spelled them.
+
     pieces: the texts, in the order of `extract_texts`: first the conversation, in the order in which the chat template
     shows it; then the other fields, in the body's order; then what patterns and grammars spell.
     """

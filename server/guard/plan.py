@@ -157,7 +157,8 @@ class StepFailed(Exception):
 
     stage: what failed, as metrics and the audit trail name it: `corrupt`, `penalize`, `verbatim` (step `copy_limits`)
     or `watch` (output filter), decided by the policies' `on_failure`; or `unsupported`, decided by their
-    `on_unsupported`. (Failures before any step have the stage `judge`.) findings: those of the policies concerned,
+    `on_unsupported`. (Any other exception, from judging or
+    from a step, counts as stage `judge`.) findings: those of the policies concerned,
     where the stage is `unsupported`. reached: the plan as far as the step got; None: the plan that the step was given.
     """
 

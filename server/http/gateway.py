@@ -47,7 +47,7 @@ from lethe.server.http.original_request import (
 from lethe.server.http.refusal_answer import RefusalAnswer, has_refusal_answer, wants_stream
 from lethe.server.http.relay import relay, relay_filtered, without_compression
 from lethe.server.http.upstream_request import UpstreamRequest, planned_request
-from lethe.server.http.worker_thread import INLINE_BYTES, WorkerThread
+from lethe.server.http.worker_thread import INLINE_BYTES, LargeBodyThread
 from lethe.server.observability import loop_lag, malloc
 from lethe.server.observability.audit import AuditLog
 from lethe.server.observability.metrics import Metrics
@@ -93,7 +93,7 @@ class Gateway:
             cpu_s=settings.judge_cpu_s,
             metrics=metrics,
         )
-        self._worker_thread = WorkerThread()
+        self._large_body_thread = LargeBodyThread()
         self._in_flight: set[Exchange] = set()
         metrics.compute(metrics.in_flight, lambda: len(self._in_flight))
         self._finished_metrics: dict[tuple[str, int | str], tuple[Counter, Histogram]] = {}
@@ -113,7 +113,7 @@ class Gateway:
     def close(self) -> None:
         """Start no more work in threads."""
         self._judge_executor.close()
-        self._worker_thread.close()
+        self._large_body_thread.close()
 
     # Answering one request, from top to bottom ----------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class Gateway:
         guard, key = self.guard, exchange.context.key
         if key is not None:
             guard = guard.restricted_to(key.applicable_policies(guard.policies, guard.policy_names))
-        request = await self._worker_thread.run(len(raw), self._parse, guard, raw, endpoint)
+        request = await self._large_body_thread.run(len(raw), self._parse, guard, raw, endpoint)
         if key is not None:
             key.check_model(request.body)
         return guard, request
@@ -328,7 +328,9 @@ class Gateway:
         """
         if not decision.is_hidden or decision.verdict is None:
             return None
-        if not await self._worker_thread.run(len(original.body), self._is_doubtful, request.endpoint, original.body):
+        if not await self._large_body_thread.run(
+            len(original.body), self._is_doubtful, request.endpoint, original.body
+        ):
             return None
         return await rejection_of_original(exchange, self._pool, self._upstream_headers(exchange), original)
 
@@ -361,7 +363,7 @@ class Gateway:
             await relay(exchange, response, filters)
             return
         try:
-            await relay_filtered(exchange, response, outgoing.response_filter, self._worker_thread, filters)
+            await relay_filtered(exchange, response, outgoing.response_filter, self._large_body_thread, filters)
         finally:
             self._record_hits(exchange, outgoing.response_filter, outgoing.filtering)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from lethe.server.errors import UpstreamFailed
 from lethe.server.http.exchange import Exchange, Headers
-from lethe.server.http.worker_thread import WorkerThread
+from lethe.server.http.worker_thread import LargeBodyThread
 from lethe.server.output.filter import MAX_WHOLE_BYTES, ResponseFilter
 from lethe.server.upstream.client import response_headers
 from lethe.server.upstream.http1 import UpstreamResponse
@@ -45,7 +45,7 @@ async def relay_filtered(
     exchange: Exchange,
     response: UpstreamResponse,
     response_filter: ResponseFilter,
-    worker_thread: WorkerThread,
+    worker_thread: LargeBodyThread,
     filters: Sequence[ByteFilter],
 ) -> None:
     """Send what the output filter lets through. Returning before upstream's end aborts the upstream request."""

@@ -13,7 +13,7 @@ T = TypeVar("T")
 INLINE_BYTES = 32_768
 
 
-class WorkerThread:
+class LargeBodyThread:
     """Runs one piece of work at a time. It holds the interpreter lock: more threads would delay the event loop."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lethe.corruption.phrases.stream_filter import AnswerFilter
-from lethe.server.output.dialect import Dialect
+from lethe.server.output.dialect import StreamDialect
 from lethe.server.output.text_filter import (
     FINISH_FILTERED,
     SERVER_FIELDS,
@@ -18,7 +18,7 @@ from lethe.server.output.text_filter import (
 )
 
 
-class CompletionChunks(Dialect):
+class CompletionChunks(StreamDialect):
     """The chunks of a streamed answer.
 
     choices: how many there will be; None: unknown. wants_usage: the client asked for it. usage_added: only the gateway

@@ -10,7 +10,7 @@ from lethe.corruption.phrases.stream_filter import AnswerFilter
 from lethe.server.output.text_filter import JsonObject, TextFilter
 
 
-class Dialect(ABC):
+class StreamDialect(ABC):
     """One stream of events. `hits` counts the rules that were hit; `ended`: the answer ended before upstream's did."""
 
     def __init__(self, rules: AnswerFilter, hits: Counter[str]) -> None:
@@ -31,7 +31,7 @@ class Dialect(ABC):
         return TextFilter(self._rules, self._clean, self.hits, whole=whole)
 
 
-class UnknownDialect(Dialect):
+class UnknownDialect(StreamDialect):
     """A stream of objects of another form: every text is filtered, and what is held back at the end is lost."""
 
     def __init__(self, rules: AnswerFilter, hits: Counter[str]) -> None:

@@ -16,7 +16,7 @@ import orjson
 from lethe.corruption.phrases.stream_filter import AnswerFilter
 from lethe.server.errors import UpstreamFailed
 from lethe.server.output.completions import CompletionChunks, expected_choices, filter_whole_completion
-from lethe.server.output.dialect import Dialect, UnknownDialect
+from lethe.server.output.dialect import StreamDialect, UnknownDialect
 from lethe.server.output.messages import EVENT_TYPES, MessageEvents
 from lethe.server.output.responses import ResponseEvents, filter_response
 from lethe.server.output.sse import BrokenEvent, Event, Parser, encode_comment
@@ -64,7 +64,7 @@ class ResponseFilter:
         self._responses = ResponseEvents(rules, self.hits)
         self._messages = MessageEvents(rules, self.hits)
         self._unknown = UnknownDialect(rules, self.hits)
-        self._dialect: Dialect = self._unknown
+        self._dialect: StreamDialect = self._unknown
         self._finished = False
         self.cut = False
 
@@ -138,7 +138,7 @@ class ResponseFilter:
         if dialect.ended and isinstance(dialect, CompletionChunks | UnknownDialect):
             yield Event(DONE).encode()
 
-    def _dialect_of(self, event: JsonObject) -> Dialect:
+    def _dialect_of(self, event: JsonObject) -> StreamDialect:
         kind = event.get("type")
         if isinstance(event.get("choices"), list):
             return self._chunks

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from lethe.corruption.phrases.stream_filter import AnswerFilter
-from lethe.server.output.dialect import Dialect
+from lethe.server.output.dialect import StreamDialect
 from lethe.server.output.text_filter import (
     STOP_REFUSAL,
     JsonObject,
@@ -24,7 +24,7 @@ EVENT_TYPES: Final = frozenset({
 })  # fmt: skip
 
 
-class MessageEvents(Dialect):
+class MessageEvents(StreamDialect):
     """The events of a streamed message.
 
     A message that ends here reports as usage what `message_start` told of the prompt, and as output tokens the deltas

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from lethe.corruption.phrases.stream_filter import AnswerFilter, StreamMatcher
-from lethe.server.output.dialect import Dialect
+from lethe.server.output.dialect import StreamDialect
 from lethe.server.output.text_filter import FINISH_FILTERED, JsonObject, TextFilter
 
 # Event type without its suffix → the field of its `.done` event that repeats the deltas; `text` for all others.
@@ -40,7 +40,7 @@ class _DeltaText:
         self.finished = False
 
 
-class ResponseEvents(Dialect):
+class ResponseEvents(StreamDialect):
     """The events of a streamed response.
 
     vLLM reports usage only in a response's last event. One that ends before reports as output tokens the deltas that

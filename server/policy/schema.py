@@ -41,8 +41,13 @@ class _PolicyPart(BaseModel):
 
 
 class Threshold(_PolicyPart):
-    """The forget score from which a request is flagged. Exactly one key: an error rate (conformal) or a score."""
+    """The forget score from which a request is flagged. One key: `auto`, an error rate (conformal), or a score."""
 
+    auto: Literal[True] | None = Field(
+        default=None,
+        description="As `miss_rate: 0.01`, but between 0.6 and 0.8 for fewer than 100 items, of which the rate says "
+        "little. The default.",
+    )
     miss_rate: float | None = Field(
         default=None,
         gt=0,
@@ -60,8 +65,8 @@ class Threshold(_PolicyPart):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Threshold:
-        if sum(v is not None for v in (self.miss_rate, self.false_alarm_rate, self.value)) != 1:
-            raise ValueError("give exactly one of miss_rate, false_alarm_rate, value")
+        if sum(v is not None for v in (self.auto, self.miss_rate, self.false_alarm_rate, self.value)) != 1:
+            raise ValueError("give exactly one of auto, miss_rate, false_alarm_rate, value")
         return self
 
 
@@ -197,7 +202,7 @@ class Policy(_PolicyPart):
         "the model's place. `route`: another model answers. `watch`: filter the response."
     )
     threshold: Threshold = Field(
-        default=Threshold(miss_rate=0.01), description="The forget score from which a request is flagged."
+        default=Threshold(auto=True), description="The forget score from which a request is flagged."
     )
     on_failure: Literal["refuse", "pass"] = Field(
         default="refuse",
@@ -246,8 +251,8 @@ class Policy(_PolicyPart):
         return self.watch or (OutputFilterOptions() if self.action == "watch" else None)
 
     @property
-    def needs_plugin(self) -> bool:
-        """Whether the policy requires vLLM, with this project's plugin or with prompt embeddings."""
+    def needs_vllm(self) -> bool:
+        """Whether the policy requires the real vLLM: this project's plugin, or prompt embeddings."""
         return self.action in ("corrupt", "penalize", "both") or self.penalize.always
 
     @property

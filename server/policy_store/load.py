@@ -17,7 +17,7 @@ from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.encoder.folders import DEFAULT_ENCODER
 from lethe.classifier.encoder.load import load_encoder
-from lethe.classifier.judge import Judge, threshold
+from lethe.classifier.judge import Judge, default_threshold, threshold
 from lethe.server.guard.guard import Guard
 from lethe.server.observability.metrics import Metrics
 from lethe.server.policy.files import read_policies, read_policy
@@ -54,6 +54,8 @@ def find_threshold(policy: Policy, artifact: Artifact) -> float:
     """
     requested = policy.threshold
     try:
+        if requested.auto:
+            return default_threshold(artifact)
         return threshold(
             artifact, miss_rate=requested.miss_rate, false_alarm_rate=requested.false_alarm_rate, value=requested.value
         )
@@ -154,7 +156,7 @@ def load_judging(settings: Settings, policy: Policy, *, encoder: str | None = No
 def check_upstream(settings: Settings, policies: Iterable[Policy]) -> None:
     """Raise PolicyError for a policy that needs vLLM while the upstream is another server."""
     for policy in policies:
-        if settings.upstream_kind != "vllm" and policy.needs_plugin:
+        if settings.upstream_kind != "vllm" and policy.needs_vllm:
             feature = (
                 "penalize.always" if policy.action in ("refuse", "route", "watch") else f"action = {policy.action!r}"
             )

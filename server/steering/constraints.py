@@ -3,7 +3,8 @@
 A regular expression such as `Hs[a-z]+ [A-Z][a-z]+`, a grammar, a schema or a bias of tokens leads the model to a name
 that the prompt doesn't ask for. Such a constraint is *selective* for a phrase: it can produce the phrase, but hardly
 any other text of as many words. One that any text satisfies (`.*`, `[A-Z][a-z]+`, the types of a schema) isn't.
-A flagged request loses its constraints and is penalised (`server/guard/extra_output.py`). What is selective is decided
+Where such a request is penalised, the step `penalize` takes its constraints away or weakens them
+(`server/guard/extra_output.py`); the other actions leave them. What is selective is decided
 in `server/steering/selectivity.py`.
 """
 
@@ -60,7 +61,7 @@ class ConstraintCheck:
     ) -> dict[str, Score]:
         """The scores, those of artifacts to whose names a constraint steers raised to 1.
 
-        places: of the texts that were judged, in their order. artifacts: by name.
+        places: of the request's pieces, which are the first of the judged texts. artifacts: by name.
 
         Raises WorkExceeded where a limit is in force.
         """

@@ -238,15 +238,15 @@ LEAST_S = 0.3
 
 def _seconds(said: str) -> float:
     begun = time.process_time()
-    text_views(said, VOCABULARY, is_other_name=lambda word: False)
+    text_views(said, VOCABULARY, is_known_word=lambda word: False)
     return time.process_time() - begun
 
 
 def readings(data: bytes) -> None:
     """The readings of a text are bounded, point into it, and are the same the next time."""
     said = _text(data)[:4000]
-    found = text_views(said, VOCABULARY, is_other_name=lambda word: len(word) > 4)
-    again = text_views(said, VOCABULARY, is_other_name=lambda word: len(word) > 4)
+    found = text_views(said, VOCABULARY, is_known_word=lambda word: len(word) > 4)
+    again = text_views(said, VOCABULARY, is_known_word=lambda word: len(word) > 4)
     assert [(view.name, view.text) for view in found] == [(view.name, view.text) for view in again]
     # The raw and the normalised reading are there in any case.
     further = [view for view in found if view.name not in ("raw", "normalised")]

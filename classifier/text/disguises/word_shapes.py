@@ -39,11 +39,11 @@ WordTest = Callable[[str], bool]
 
 
 def restore_words(
-    text: str, vocabulary: frozenset[str] = frozenset(), is_other_name: WordTest = lambda word: False
+    text: str, vocabulary: frozenset[str] = frozenset(), is_known_word: WordTest = lambda word: False
 ) -> list[TextEdit]:
     """Replace unknown words by the known word with the same letters, consonants, or letters without repeats.
 
-    vocabulary: known words besides the common ones, lower case. is_other_name: whether a lower-case word is right as it
+    vocabulary: known words besides the common ones, lower case. is_known_word: whether a lower-case word is right as it
     stands, since it is somebody else's name.
     """
     known = language_model.common_words()
@@ -52,7 +52,7 @@ def restore_words(
         word = written.casefold()
         if 1 < len(word) <= MAX_LETTERS and word not in known and word not in vocabulary and word not in FUNCTION_WORDS:
             plain = _restored(written, word, vocabulary)
-            if plain is not None and plain != word and not is_other_name(word):
+            if plain is not None and plain != word and not is_known_word(word):
                 restored[written] = plain
     if not restored:
         return []

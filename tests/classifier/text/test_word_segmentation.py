@@ -136,7 +136,7 @@ def test_names_of_others_stay_whole_when_letters_are_joined() -> None:
     )
     # A long run without gaps is split even if it passes as a name.
     flat = " ".join("whoistheauthor")
-    assert apply_edits(flat, join_spaced_letters(flat, is_other_name=lambda word: True)) == "who is the author"
+    assert apply_edits(flat, join_spaced_letters(flat, is_known_word=lambda word: True)) == "who is the author"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,16 @@ def test_judge_prints_one_verdict_per_line(lethe: Run, tmp_path: Path) -> None:
     assert all(0 <= v["score"] <= 1 for v in verdicts)
 
 
+def test_explain_prints_names_facts_and_what_was_missing(lethe: Run, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"Who taught Ozren Dalmatin to grind lenses?"\n"What is the capital of Peru?"\n')
+    status, out, _ = lethe("judge", "--policy", "p", "--explain", str(prompts))
+    flagged, passes = out.split("line 2:")
+    assert status == 0
+    assert "flagged: score 1.000" in flagged and "'Ozren Dalmatin' (1)" in flagged and "fact        4:" in flagged
+    assert "passes: score" in passes and "names       none" in passes and "needed      a score of" in passes
+
+
 def test_judge_accepts_a_policy_file(lethe: Run, home: Path, tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('"Name a prime number."\n')
     status, out, _ = lethe("judge", "--policy", str(home / "policies" / "p.yaml"), str(tmp_path / "one.jsonl"))
