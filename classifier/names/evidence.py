@@ -17,6 +17,9 @@ from lethe.classifier.names.subject import ENOUGH, Subject
 WORD_WEIGHT = 0.25
 # ... and of all of them together.
 MAX_WORDS_WEIGHT = 0.5
+# Share of the words' evidence that counts where only related names are in the window. Chosen: a common related name and
+# common words of the facts are in many other prompts.
+RELATED_WORDS_SHARE = 0.5
 # Cosine to the nearest fact from which meaning counts, where a name of the subject is in the window. Chosen: names
 # alone give cosines of about this.
 MEANING_FROM = 0.45
@@ -26,7 +29,7 @@ MEANING_FULL = 0.75
 MEANING_WEIGHT = 0.5
 # Cosine to a fact from which a prompt that names the subject asks for that fact, where only facts are to be forgotten.
 # Chosen with the development half of `benchmarks/requests.py`.
-FACT_COSINE = 0.6
+FACT_COSINE = 0.62
 # Names with less weight together than this are not looked at further: words and meaning can't make them enough.
 MIN_NAMES_WEIGHT = ENOUGH - MAX_WORDS_WEIGHT - MEANING_WEIGHT + 0.1
 
@@ -62,5 +65,5 @@ def name_evidence(subject: Subject, number: int, hits: Sequence[NameHit], tokens
     related = {hit.name.text: hit.name.weight for hit in hits if not hit.name.own}
     named = {token for hit in hits for token in tokens[hit.first : hit.last]}
     words = (set(tokens) & set(subject.words)) - named
-    weight = min(len(words) * WORD_WEIGHT, MAX_WORDS_WEIGHT)
+    weight = min(len(words) * WORD_WEIGHT, MAX_WORDS_WEIGHT) * (1.0 if own else RELATED_WORDS_SHARE)
     return NameEvidence(number, own + sum(related.values()), weight, subject.scope == "facts")

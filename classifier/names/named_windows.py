@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from lethe.classifier.names.evidence import MIN_NAMES_WEIGHT, NameEvidence, name_evidence
@@ -16,6 +17,12 @@ from lethe.classifier.text.segments import TextSegments
 # Windows of a text that are looked at for one artifact because of names: those with the most evidence. Chosen, not
 # measured; bounds the work for a text that is full of names.
 MAX_NAMED_WINDOWS = 8
+
+# The view with corrected spelling (`text/views.py`).
+REPAIRED = "repaired"
+# Weight at most of a single word that is a name only once its spelling is corrected: "Lena" is no misspelt "Lene".
+# Chosen: needs a little else.
+MAX_REPAIRED_WEIGHT = 0.6
 
 # Window number → the evidence of each subject that it names.
 NamedWindows = dict[int, list[NameEvidence]]
@@ -34,6 +41,7 @@ def named_windows(
     if not hits:
         return {}
     found: defaultdict[str, NamedWindows] = defaultdict(dict)
+    repaired = _repaired_windows(segments)
     for window in segments.outer.nonzero()[0].tolist():
         begin, end = starts[segments.first[window]], starts[segments.last[window]]
         inside: defaultdict[tuple[str, int], list[NameHit]] = defaultdict(list)
@@ -41,12 +49,24 @@ def named_windows(
             if hit.first >= end:
                 break
             if hit.last <= end:
-                inside[hit.artifact, hit.subject].append(hit)
+                inside[hit.artifact, hit.subject].append(_doubtful(hit) if window in repaired else hit)
         for (artifact, number), those in inside.items():
             evidence = name_evidence(subjects[artifact][number], number, those, tokens[begin:end])
             if evidence.names >= MIN_NAMES_WEIGHT:
                 found[artifact].setdefault(window, []).append(evidence)
     return {artifact: _strongest(windows) for artifact, windows in found.items()}
+
+
+def _repaired_windows(segments: TextSegments) -> set[int]:
+    """The windows that only views with corrected spelling have: a name there may be another one, misread."""
+    as_written = {place.window for place in segments.places if REPAIRED not in segments.view_name(place).split("+")}
+    return {place.window for place in segments.places} - as_written
+
+
+def _doubtful(hit: NameHit) -> NameHit:
+    if hit.last - hit.first > 1:
+        return hit
+    return replace(hit, name=replace(hit.name, weight=min(hit.name.weight, MAX_REPAIRED_WEIGHT)))
 
 
 def _first(hit: NameHit) -> int:
