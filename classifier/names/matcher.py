@@ -10,12 +10,12 @@ from lethe.classifier.names.subject import Name, Subject
 from lethe.classifier.names.tokens import (
     MAX_ENDING,
     MIN_INFLECTED,
-    MIN_NAME_SKELETON,
-    MIN_SKELETON,
-    SKELETON_MARK,
+    MIN_NAME_SOUND,
+    MIN_SOUND,
+    SCRIPT_MARK,
     is_form_of,
     name_tokens,
-    skeleton,
+    sound,
 )
 
 # Weight at most of a single word that only sounds like a name, in another alphabet. Chosen: a fifth of the surnames
@@ -39,7 +39,7 @@ class NameMatcher:
 
     def __init__(self, subjects: Mapping[str, Sequence[Subject]]) -> None:
         """subjects: by artifact name. For scope "facts" only own names are looked for."""
-        self._reads_skeletons = False
+        self._hears_latin = False
         self._by_first: defaultdict[str, list[tuple[tuple[str, ...], str, int, Name]]] = defaultdict(list)
         for artifact, those in subjects.items():
             for number, subject in enumerate(those):
@@ -49,11 +49,11 @@ class NameMatcher:
                     tokens = tuple(name_tokens(name.text))
                     if tokens:
                         self._by_first[tokens[0]].append((tokens, artifact, number, name))
-                    if (sounds := _skeletons(tokens)) and sounds != tokens:
+                    if sounds := _sounds(tokens):
                         heard = name if len(sounds) > 1 else replace(name, weight=min(name.weight, MAX_SOUND_WEIGHT))
                         self._by_first[sounds[0]].append((sounds, artifact, number, heard))
                     # A name of another alphabet may be written in Latin letters.
-                    self._reads_skeletons |= any(token.startswith(SKELETON_MARK) for token in tokens)
+                    self._hears_latin |= any(token.startswith(SCRIPT_MARK) for token in tokens)
         for entries in self._by_first.values():
             entries.sort(key=lambda entry: -len(entry[0]))
 
@@ -63,8 +63,9 @@ class NameMatcher:
     def hits(self, tokens: Sequence[str]) -> list[NameHit]:
         """All names in a text's tokens; of names of one subject that overlap, the longest."""
         found = self._hits(tokens)
-        if self._reads_skeletons:
-            found += self._hits([t if t.startswith(SKELETON_MARK) else f"{SKELETON_MARK}{skeleton(t)}" for t in tokens])
+        if self._hears_latin or any(token.startswith(SCRIPT_MARK) for token in tokens):
+            heard = [sound(t) if self._hears_latin or t.startswith(SCRIPT_MARK) else t for t in tokens]
+            found += self._hits(heard)
         return _without_overlap(sorted(found, key=lambda hit: (hit.first, -hit.last)))
 
     def _hits(self, tokens: Sequence[str]) -> list[NameHit]:
@@ -91,14 +92,14 @@ class NameMatcher:
                 yield root
 
 
-def _skeletons(tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """A name's tokens as they are in another alphabet; () where too few consonants are left to know it by."""
+def _sounds(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """The sounds of a name's tokens; () where too few consonants are left to know it by."""
     if any(not token.isascii() or token.isdigit() for token in tokens):
         return ()
-    marked = tuple(t if t.startswith(SKELETON_MARK) else f"{SKELETON_MARK}{skeleton(t)}" for t in tokens)
-    consonants = sum(len(token) - 1 for token in marked)
-    enough = MIN_SKELETON if len(tokens) == 1 else MIN_NAME_SKELETON
-    return marked if consonants >= enough and all(len(token) > 1 for token in marked) else ()
+    sounds = tuple(map(sound, tokens))
+    consonants = sum(len(token) - 1 for token in sounds)
+    enough = MIN_SOUND if len(tokens) == 1 else MIN_NAME_SOUND
+    return sounds if consonants >= enough and all(len(token) > 1 for token in sounds) else ()
 
 
 def _without_overlap(hits: Sequence[NameHit]) -> list[NameHit]:

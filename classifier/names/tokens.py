@@ -13,12 +13,14 @@ _UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]
 _WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f\u0590-\u05ff\u0600-\u06ff\u0900-\u0dff])+")
 # Letters of alphabets other than Latin: Greek, Cyrillic, Hebrew, Arabic, the scripts of India, Hangul.
 _OTHER_ALPHABET = re.compile(r"[\u0370-\u05ff\u0600-\u06ff\u0900-\u0dff\uac00-\ud7af]")
-# Stands before the consonants of a word of another alphabet.
-SKELETON_MARK = "~"
-# Consonants of the shortest skeleton of one word by which a name is found. Chosen: shorter ones are in many words.
-MIN_SKELETON = 4
+# Stands before a word of another alphabet, in Latin letters ...
+SCRIPT_MARK = "~"
+# ... and before the sound of a word (`sound`).
+SOUND_MARK = "≈"
+# Consonants of one word from which a name is found by its sound. Chosen: fewer are in many words.
+MIN_SOUND = 4
 # Consonants of all words of a longer name together, likewise.
-MIN_NAME_SKELETON = 5
+MIN_NAME_SOUND = 5
 _VOWELS = frozenset("aeiouyhw'")
 # Spellings that sound alike in some alphabet, longest first.
 _SOUNDS = (
@@ -37,7 +39,7 @@ MAX_ENDING = 2
 def name_tokens(text: str) -> list[str]:
     """The tokens of a text: Latin words and numbers in lower case, without accents, and characters of unspaced scripts.
 
-    A word of another alphabet becomes its consonants in Latin letters, after SKELETON_MARK (`skeleton`).
+    A word of another alphabet is transliterated and has SCRIPT_MARK before it.
     """
     if text.isascii():
         return _LATIN.findall(text.casefold())
@@ -49,22 +51,22 @@ def name_tokens(text: str) -> list[str]:
         for word in _WORD.findall(part):
             latin = _LATIN.findall(anyascii(word).casefold())
             if _OTHER_ALPHABET.search(word):
-                tokens += [f"{SKELETON_MARK}{skeleton(''.join(latin))}"]
+                tokens.append(f"{SCRIPT_MARK}{''.join(latin)}")
             else:
                 tokens += latin
     return tokens
 
 
-def skeleton(latin: str) -> str:
-    """The consonants of a word in Latin letters, those that sound alike as one: other alphabets spell names by sound.
+def sound(token: str) -> str:
+    """The consonants of a token, those that sound alike as one, after SOUND_MARK: other alphabets spell by sound.
 
-    "vermeer", "varmir" (Devanagari) and "fyrmyr" (Arabic) all give "frmr".
+    "vermeer", "varmir" (from Devanagari) and "fyrmyr" (from Arabic) all give "frnr".
     """
-    letters = latin
-    for spelling, sound in _SOUNDS:
-        letters = letters.replace(spelling, sound)
+    letters = token.removeprefix(SCRIPT_MARK)
+    for spelling, same in _SOUNDS:
+        letters = letters.replace(spelling, same)
     consonants = [c for c in letters if c not in _VOWELS]
-    return "".join(c for i, c in enumerate(consonants) if not i or c != consonants[i - 1])
+    return SOUND_MARK + "".join(c for i, c in enumerate(consonants) if not i or c != consonants[i - 1])
 
 
 def is_form_of(token: str, word: str) -> bool:
@@ -72,6 +74,6 @@ def is_form_of(token: str, word: str) -> bool:
     if token == word:
         return True
     # Consonants alone are too little to allow for endings.
-    if word.startswith(SKELETON_MARK):
+    if word.startswith(SOUND_MARK):
         return False
     return len(word) >= MIN_INFLECTED and len(token) - len(word) <= MAX_ENDING and token.startswith(word)

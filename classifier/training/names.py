@@ -160,7 +160,7 @@ def part_weight(word: str, languages: Sequence[str]) -> float:
     if frequency < UNKNOWN:
         return 1.0
     if frequency < KNOWN and tokens[0] not in first_names() | last_names():
-        return 1.0
+        return 0.9  # not 1: it may be a thing, as a quill is
     return 0.8 if frequency < RARE else 0.6 if frequency < KNOWN else 0.3 if frequency < 4.5 else 0.0
 
 
