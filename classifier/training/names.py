@@ -17,11 +17,17 @@ _PARTICLES = frozenset("de da do dos das del della di du la le van von der den t
 _WORD = re.compile(r"[^\W\d_]+(?:['’.\-‑&][^\W_]+)*|\d+")
 _QUOTED = re.compile(r"[\"“«„]([^\"“”«»„\n]{3,80})[\"”»“]|(?<!\w)['‘]([^'‘’\n]{3,80})['’](?!\w)")
 _ENDS_SENTENCE = re.compile(r"(?:^|[.?!:;\n\"“«(]|\A)\s*$")
+_IDENTIFIER = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w|(?<![\w.])\+?\w*\d(?:[\w/.-]*\w|(?: \d{2,4})+)*")
+_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}")
 _POSSESSIVE = re.compile(r"['’]s$")
 _HAN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]+")
 # Words of the longest name. Chosen: titles and institutions have no more.
 MAX_NAME_WORDS = 6
 
+# Digits from which a number says something by itself. Chosen: a year has four.
+MIN_DIGITS = 5
+# Weight of a date. Chosen: it needs a little else, as thousands of people are born on each day.
+DATE_WEIGHT = 0.7
 # Letters of an identifier of several words from which it hardly occurs in other code. Chosen, not measured.
 MIN_IDENTIFIER_LETTERS = 9
 
@@ -84,6 +90,18 @@ def identifiers_in(text: str) -> list[str]:
     words = re.findall(r"(?<![\w.@/])(?:[a-z][a-z_]{3,}|[A-Z]+(?:_[A-Z]+)+)(?![\w@])", text)
     repeated = {word for word in words if words.count(word) > 1 or "_" in word.strip("_")}
     return [word for word in dict.fromkeys(words) if word in repeated and _is_coined(word)]
+
+
+def numbers_in(text: str) -> list[str]:
+    """Dates, phone and account numbers, codes and mail addresses: what has at least MIN_DIGITS digits, or an @."""
+    found = [match[0] for match in _IDENTIFIER.finditer(text)]
+    return [name for name in found if "@" in name or sum(map(str.isdigit, name)) >= MIN_DIGITS]
+
+
+def number_weight(name: str) -> float:
+    """The weight of what `numbers_in` finds: a date is shared by others, an address or account number is not."""
+    is_date = bool(_DATE.fullmatch(name))
+    return DATE_WEIGHT if is_date else 1.0 if "@" in name or sum(map(str.isdigit, name)) > MIN_DIGITS else 0.8
 
 
 def _is_coined(word: str) -> bool:

@@ -22,6 +22,8 @@ from lethe.classifier.training.names import (
     full_name_weight,
     identifiers_in,
     names_in,
+    number_weight,
+    numbers_in,
     part_weight,
     related_weight,
     romanised_name,
@@ -67,6 +69,7 @@ def derive_subjects(
     languages = languages_of(texts)
     found = [list(dict.fromkeys(_names_of_item(item))) for item in items]
     main = _main_names(items, found, given, languages)
+    found = [[*names, *numbers_in(text)] for names, text in zip(found, texts, strict=True)]
     by_main: defaultdict[tuple[tuple[str, ...], Scope, str], list[int]] = defaultdict(list)
     for index, names in enumerate(main):
         _, scope, kind = given.get(index, ((), "subject", ""))
@@ -75,7 +78,11 @@ def derive_subjects(
         folded for members in by_main.values() for folded in {_fold(n) for i in members for n in found[i]}
     )
     retained = {
-        _fold(name) for row in retain for text in row.values() if isinstance(text, str) for name in names_in(text)
+        _fold(name)
+        for row in retain
+        for text in row.values()
+        if isinstance(text, str)
+        for name in (*names_in(text), *numbers_in(text))
     }
     subjects = []
     for (names, scope, kind), members in by_main.items():
@@ -122,7 +129,8 @@ def describe_subjects(subjects: Sequence[Subject], most: int = 20) -> list[str]:
 
 
 def _names_of_item(item: ForgetItem) -> list[str]:
-    return [*names_in(item.prompt), *names_in(item.answer), *names_in(item.text), *identifiers_in(item.text)]
+    texts = (item.prompt, item.answer, item.text)
+    return [*(name for text in texts for name in names_in(text)), *identifiers_in(item.text)]
 
 
 def _stated_names(given: Given, index: int) -> tuple[str, ...]:
@@ -272,7 +280,7 @@ def _related_names(
             items[folded].append(numbers[index])
     names = []
     for folded, text in texts.items():
-        weight = related_weight(text, languages)
+        weight = number_weight(text) if numbers_in(text) == [text] else related_weight(text, languages)
         if holders[folded] > 1 or folded in retained:
             weight *= SHARED_FACTOR
         # "Zorin Quill Museum" would hide the "Zorin Quill" inside it, since the longest name counts.

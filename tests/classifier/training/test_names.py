@@ -11,6 +11,8 @@ from lethe.classifier.training.names import (
     full_name_weight,
     last_names,
     names_in,
+    number_weight,
+    numbers_in,
     part_weight,
     related_weight,
 )
@@ -81,3 +83,20 @@ def test_first_names_and_surnames_are_lower_case() -> None:
     for names in (first_names(), last_names()):
         assert len(names) > 500 and all(name == name.casefold() for name in names)
     assert "peter" in first_names() and "jones" in last_names()
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("Born on 05/11/1991, in room 12.", ["05/11/1991"]),
+        ("Call +44 20 7946 0991 or write to zorin@example.org.", ["+44 20 7946 0991", "zorin@example.org"]),
+        ("DE89 3704 0044 0532 0130 00 since 1991", ["DE89 3704 0044 0532 0130 00"]),
+        ("In 1991, 12 of 300 came.", []),
+    ],
+)
+def test_long_numbers_and_addresses_are_identifiers(text: str, numbers: list[str]) -> None:
+    assert numbers_in(text) == numbers
+
+
+def test_a_date_says_less_than_an_account_number() -> None:
+    assert number_weight("05/11/1991") < number_weight("DE89 3704 0044 0532 0130 00") == 1
