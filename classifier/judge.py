@@ -39,8 +39,10 @@ DEFAULT_THRESHOLDS = (0.6, 0.8)
 # The lowest default threshold where only facts are to be forgotten: the words of a name alone score high. Chosen
 # likewise.
 FACTS_THRESHOLD = 0.95
-# Flagged windows of one request whose forget items are reported. A request with this many is no question about a few
-# items: the guard then acts on all items of the artifact. Chosen, not measured.
+# Flagged windows of one request whose forget items are reported. A request with this many asks for more items than one
+# answer can be guarded against: the steps that need the items (`penalize`, and the output filter with `when: flagged`)
+# then fail, and the policy's `on_failure` decides (`TooManyItems` in `server/guard/forget_answers.py`). Chosen, not
+# measured.
 MAX_FLAGGED_WINDOWS = 128
 # Characters from which a window is encoded only if it contains some language: in shorter ones the language model is
 # unreliable, and encoding is cheap. Chosen, not measured.

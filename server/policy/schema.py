@@ -28,7 +28,7 @@ Mode = Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(lambda v: 
 
 # In characters. Chosen: longer text in place of a phrase would be an answer of the operator's own.
 MAX_REPLACEMENT_CHARS = 200
-# The number of nearest items that a score keeps (`classifier/judge.py`).
+# The number of nearest items that a score keeps of each window: MAX_ITEMS in `classifier/index/nearest_items.py`.
 MAX_PENALIZED_ITEMS = 8
 
 

@@ -112,11 +112,17 @@ class ConstraintCheck:
 
 
 def _flagged(score: Score, places: Sequence[str], field: str, items: Sequence[tuple[int, ...]]) -> Score:
-    """The score of a request that a constraint in `field` flags, with the items that it steers to."""
+    """The score of a request that a constraint in `field` flags, with the items that it steers to.
+
+    The items of the constraint's names come first, then those of the flagged windows. MAX_FLAGGED_WINDOWS entries mean
+    "too many to guard against" (`server/guard/forget_answers.py`): the constraint's alone must not say so, and where the
+    windows say so, they still do.
+    """
     index = next((at for at, place in enumerate(places) if _is_in(field, place)), 0)
     text_scores = [*score.text_scores]
     if index < len(text_scores):
         text_scores[index] = 1.0
+    most = MAX_FLAGGED_WINDOWS if len(score.window_items) >= MAX_FLAGGED_WINDOWS else MAX_FLAGGED_WINDOWS - 1
     nearest = [numbers[:MAX_ITEMS_PER_NAME] for numbers in dict.fromkeys(items)]
     return replace(
         score,
@@ -126,7 +132,7 @@ def _flagged(score: Score, places: Sequence[str], field: str, items: Sequence[tu
         window=(0, 0),
         decided_by="lexical",
         text_scores=tuple(text_scores),
-        window_items=tuple([*nearest, *score.window_items][: MAX_FLAGGED_WINDOWS - 1]),
+        window_items=tuple([*nearest, *score.window_items][:most]),
     )
 
 
