@@ -115,7 +115,7 @@ def _flagged(score: Score, places: Sequence[str], field: str, items: Sequence[tu
     """The score of a request that a constraint in `field` flags, with the items that it steers to.
 
     The items of the constraint's names come first, then those of the flagged windows. MAX_FLAGGED_WINDOWS entries mean
-    "too many to guard against" (`server/guard/forget_answers.py`): the constraint's alone must not say so, and where the
+    "too many to guard against" (`server/guard/forget_answers.py`): the constraint alone must not say so, and where the
     windows say so, they still do.
     """
     index = next((at for at, place in enumerate(places) if _is_in(field, place)), 0)
