@@ -1,5 +1,5 @@
 """Fixtures of the classifier's tests that these tests use too: a small artifact, its encoder and its forget rows."""
 
-from tests.classifier.conftest import artifact, encoder, forget, prefilter_scores
+from tests.classifier.conftest import artifact, encoder, forget, nameless, prefilter_scores
 
-__all__ = ["artifact", "encoder", "forget", "prefilter_scores"]
+__all__ = ["artifact", "encoder", "forget", "nameless", "prefilter_scores"]

@@ -70,13 +70,13 @@ def test_probing_all_cells_scores_like_exhaustive_search(artifact: Artifact, enc
 
 
 @pytest.mark.usefixtures("small_cells")
-def test_added_items_are_found_and_removed_ones_are_not(artifact: Artifact, encoder: Encoder) -> None:
-    texts = [*TEXTS, "In what year did Sabine Orloff-Quist quit the observatory?", artifact.items[0].prompt]
-    plain = incremental.remove_items(incremental.add_items(artifact, [NEW], encoder), [0, 7])
-    celled = incremental.remove_items(incremental.add_items(in_cells(artifact), [NEW], encoder), [0, 7])
+def test_added_items_are_found_and_removed_ones_are_not(nameless: Artifact, encoder: Encoder) -> None:
+    texts = [*TEXTS, "In what year did Sabine Orloff-Quist quit the observatory?", nameless.items[0].prompt]
+    plain = incremental.remove_items(incremental.add_items(nameless, [NEW], encoder), [0, 7])
+    celled = incremental.remove_items(incremental.add_items(in_cells(nameless), [NEW], encoder), [0, 7])
     scores = scored(celled, encoder, texts)
     assert same(scores, scored(plain, encoder, texts))
-    assert scores[4].nearest[0] == len(artifact.items) and scores[5].score < 0.5
+    assert scores[4].nearest[0] == len(nameless.items) and scores[5].score < 0.5
     assert not {0, 7} & {item for score in scores for items in score.window_items for item in items}
 
 
@@ -149,17 +149,17 @@ def test_a_large_set_is_fitted_on_a_part_and_found_entirely(
     assert [loaded.items[score.nearest[0]].prompt for score in scores[:-1]] == prompts
 
 
-def test_a_word_with_the_hash_of_a_known_word_is_ignored(artifact: Artifact, encoder: Encoder) -> None:
+def test_a_word_with_the_hash_of_a_known_word_is_ignored(nameless: Artifact, encoder: Encoder) -> None:
     bucket = word_bucket("teldric")
     other = next(word for i in range(10**7) if word_bucket(word := f"w{i}") == bucket)
     texts = [f"Tell me of {other}.", "Tell me of Teldric."]
-    matcher = ForgetTextMatcher(ForgetTexts.from_arrays(artifact.arrays, "targets"))
+    matcher = ForgetTextMatcher(ForgetTexts.from_arrays(nameless.arrays, "targets"))
     assert matcher.max_shared_idf(similarity.hashed_words(texts), 2)[0] > 0
-    shared = matcher.max_shared_idf(similarity.hashed_known_words(texts, artifact.prompt_words), 2)
+    shared = matcher.max_shared_idf(similarity.hashed_known_words(texts, nameless.prompt_words), 2)
     assert shared[0] == 0 < shared[1]
     # The known word makes the prefilter select a window; the other word with its hash doesn't.
-    celled = in_cells(artifact)
-    prefilter = Prefilter({"a": replace(celled, arrays={**celled.arrays, "gate": np.array([-1.0])})})
+    celled = in_cells(nameless)
+    prefilter = Prefilter({"a": replace(celled, arrays={**celled.arrays, "gate": np.array([1.0])})})
     assert [bool(prefilter.select_windows(segment_text(text, encoder))) for text in texts] == [False, True]
 
 

@@ -22,10 +22,10 @@ FILLER = "The bus leaves at nine and comes back late.\nBread is cheaper in the e
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, artifact: Artifact) -> Path:
-    """A folder with an artifact, policies with three thresholds, and ordinary text."""
+def home(tmp_path_factory: pytest.TempPathFactory, nameless: Artifact) -> Path:
+    """A folder with an artifact without names, policies with three thresholds, and ordinary text."""
     folder = tmp_path_factory.mktemp("attack")
-    save_artifact(artifact, folder / "artifacts" / "keepers")
+    save_artifact(nameless, folder / "artifacts" / "keepers")
     (folder / "policies").mkdir()
     for name, threshold in (("half", 0.5), ("all", 0.0), ("none", 1.0)):
         (folder / "policies" / f"{name}.yaml").write_text(
