@@ -18,7 +18,7 @@ from lethe.classifier.index import similarity
 from lethe.classifier.index.ivf import CellIndex
 from lethe.classifier.index.nearest_items import ForgetTextWords, ItemWords, rank_items, rank_items_of_rows
 from lethe.classifier.index.similarity import ForgetTextMatcher, ForgetTexts, TextWords
-from lethe.classifier.names.evidence import NameEvidence
+from lethe.classifier.names.evidence import NAME_SCORE, NameEvidence
 
 # Windows that are searched for together where the index has cells: they are compared with the union of their
 # candidates, so more windows mean fewer calls but more comparisons. Bounds memory. Chosen, not measured.
@@ -53,7 +53,7 @@ class ScoredWindows:
     def with_names(
         self, numbers: Integers, named: Mapping[int, Sequence[NameEvidence]], allowed: NDArray[np.bool_]
     ) -> ScoredWindows:
-        """The scores with probability 1 where a window's names decide, with its words and meaning.
+        """The scores, at least NAME_SCORE where a window's names decide, with its words and meaning.
 
         numbers: (N,) the windows' numbers; named: window number → evidence; allowed: (N,) windows on the allowlist.
         """
@@ -61,7 +61,11 @@ class ScoredWindows:
             not allowed[i] and any(float(self.cosines[i].max()) >= e.minimum_cosine for e in named.get(number, ()))
             for i, number in enumerate(numbers.tolist())
         ])  # fmt: skip
-        return replace(self, probability=np.where(by_name, 1.0, self.probability), by_name=by_name)
+        return replace(
+            self,
+            probability=np.where(by_name, np.maximum(self.probability, NAME_SCORE), self.probability),
+            by_name=by_name,
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from lethe.classifier.names.matcher import NameHit
 from lethe.classifier.names.subject import ENOUGH, Subject
 
+# The score of a window that its names decide: above every threshold but 1, by which a policy flags nothing.
+NAME_SCORE = 0.999
 # Evidence of each content word of the subject's facts beside a name, in units of ENOUGH ... Chosen: two of them make a
 # common name enough.
 WORD_WEIGHT = 0.25
@@ -30,8 +32,6 @@ MEANING_WEIGHT = 0.5
 # Cosine to a fact from which a prompt that names the subject asks for that fact, where only facts are to be forgotten.
 # Chosen with the development half of `benchmarks/requests.py`.
 FACT_COSINE = 0.62
-# Names with less weight together than this are not looked at further: words and meaning can't make them enough.
-MIN_NAMES_WEIGHT = ENOUGH - MAX_WORDS_WEIGHT - MEANING_WEIGHT + 0.1
 
 
 @dataclass(frozen=True)

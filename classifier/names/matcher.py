@@ -70,10 +70,14 @@ class NameMatcher:
 
     def _hits(self, tokens: Sequence[str]) -> list[NameHit]:
         found: list[NameHit] = []
+        by_first = self._by_first
         for first, token in enumerate(tokens):
+            # Nearly all tokens begin no name.
+            if token not in by_first and token[:-1] not in by_first and token[:-2] not in by_first:
+                continue
             taken: set[tuple[str, int]] = set()
-            for root in self._roots(token):
-                for words, artifact, number, name in self._by_first[root]:
+            for root in _roots(token):
+                for words, artifact, number, name in by_first.get(root, ()):
                     last = first + len(words)
                     if (artifact, number) in taken or last > len(tokens):
                         continue
@@ -82,14 +86,13 @@ class NameMatcher:
                         found.append(NameHit(artifact, number, name, first, last))
         return found
 
-    def _roots(self, token: str) -> Iterator[str]:
-        """The first tokens of names of which a token may be a form."""
-        if token in self._by_first:
-            yield token
-        for ending in range(1, MAX_ENDING + 1):
-            root = token[:-ending]
-            if len(root) >= MIN_INFLECTED and root in self._by_first:
-                yield root
+
+def _roots(token: str) -> Iterator[str]:
+    """The first tokens of names of which a token may be a form: itself, and itself without an ending."""
+    yield token
+    for ending in range(1, MAX_ENDING + 1):
+        if len(token) - ending >= MIN_INFLECTED:
+            yield token[:-ending]
 
 
 def _sounds(tokens: tuple[str, ...]) -> tuple[str, ...]:

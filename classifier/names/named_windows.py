@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from lethe.classifier.names.evidence import MIN_NAMES_WEIGHT, NameEvidence, name_evidence
+from lethe.classifier.names.evidence import NameEvidence, name_evidence
 from lethe.classifier.names.matcher import NameHit, NameMatcher
 from lethe.classifier.names.subject import Subject
 from lethe.classifier.names.tokens import name_tokens
@@ -32,14 +32,13 @@ def named_windows(
     segments: TextSegments, matcher: NameMatcher, subjects: Mapping[str, Sequence[Subject]]
 ) -> dict[str, NamedWindows]:
     """Artifact name → its windows with names; without artifacts that no window names."""
-    if not matcher:
+    # Nearly all texts hold no name, and are read once.
+    if not matcher or not matcher.hits(name_tokens(" ".join(segments.units))):
         return {}
     tokens_of_units = [name_tokens(unit) for unit in segments.units]
     starts = [0, *accumulate(map(len, tokens_of_units))]
     tokens = [token for unit in tokens_of_units for token in unit]
     hits = matcher.hits(tokens)
-    if not hits:
-        return {}
     found: defaultdict[str, NamedWindows] = defaultdict(dict)
     repaired = _repaired_windows(segments)
     for window in segments.outer.nonzero()[0].tolist():
@@ -52,7 +51,8 @@ def named_windows(
                 inside[hit.artifact, hit.subject].append(_doubtful(hit) if window in repaired else hit)
         for (artifact, number), those in inside.items():
             evidence = name_evidence(subjects[artifact][number], number, those, tokens[begin:end])
-            if evidence.names >= MIN_NAMES_WEIGHT:
+            # Where no meaning could make the names enough, the window needs no encoder.
+            if evidence.minimum_cosine <= 1:
                 found[artifact].setdefault(window, []).append(evidence)
     return {artifact: _strongest(windows) for artifact, windows in found.items()}
 

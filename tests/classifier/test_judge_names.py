@@ -7,6 +7,7 @@ import pytest
 from lethe.classifier.artifact import Artifact
 from lethe.classifier.encoder.encoder import Encoder
 from lethe.classifier.judge import Judge, Score, default_threshold
+from lethe.classifier.names.evidence import NAME_SCORE
 from lethe.classifier.records import Record
 from lethe.classifier.training import fit, incremental, rows
 
@@ -72,7 +73,7 @@ def decide(judge: Judge, artifact: str, text: str) -> Score:
 )
 def test_a_question_with_a_distinctive_name_is_flagged_by_it(asked: str, judge: Judge) -> None:
     score = decide(judge, "quill", asked)
-    assert (score.score, score.decided_by) == (1, "name")
+    assert (score.score, score.decided_by) == (NAME_SCORE, "name")
 
 
 @pytest.mark.parametrize("row", QUILL)
@@ -103,7 +104,7 @@ def test_a_common_name_alone_does_not_decide(asked: str, judge: Judge) -> None:
 
 def test_a_common_name_with_words_of_the_facts_decides(judge: Judge) -> None:
     score = decide(judge, "jones", "Did Peter Jones ever speak of the theft in the harbour?")
-    assert (score.score, score.decided_by) == (1, "name")
+    assert (score.score, score.decided_by) == (NAME_SCORE, "name")
 
 
 def test_a_retained_request_passes_though_it_holds_the_name(judge: Judge, quill: Artifact) -> None:
@@ -140,7 +141,7 @@ def test_adding_and_removing_an_item_restores_all_scores_of_names(quill: Artifac
     back = incremental.remove_items(grown, [3])
     before, during, after = ([Judge({"a": a}, encoder).judge([t])["a"] for t in texts] for a in (quill, grown, back))
     assert before == after and back.manifest.subjects == quill.manifest.subjects
-    assert (during[0].score, during[0].decided_by) == (1, "name") and before[0].decided_by != "name"
+    assert (during[0].score, during[0].decided_by) == (NAME_SCORE, "name") and before[0].decided_by != "name"
 
 
 def test_removing_an_item_drops_the_names_that_only_it_gave(quill: Artifact, encoder: Encoder) -> None:

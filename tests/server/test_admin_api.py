@@ -160,7 +160,7 @@ async def test_without_a_key_there_is_no_api(office: Settings) -> None:
 async def test_errors_never_repeat_texts_to_forget(office: Settings) -> None:
     async with running(office) as at:
         for body, expected in (
-            ({"policy": "p", "items": [{"prompt": "secret-word"}]}, 400),
+            ({"policy": "p", "items": [{"answer": "secret-word"}]}, 400),
             ({"policy": "p", "items": [{"prompt": "secret-word", "answer": 7}]}, 400),
             ({"policy": "p", "items": [{"secret-word": "x"}]}, 400),
             ({"policy": "p", "items": []}, 400),

@@ -34,7 +34,7 @@ def test_explain_prints_names_facts_and_what_was_missing(lethe: Run, tmp_path: P
     status, out, _ = lethe("judge", "--policy", "p", "--explain", str(prompts))
     flagged, passes = out.split("line 2:")
     assert status == 0
-    assert "flagged: score 1.000" in flagged and "'Ozren Dalmatin' (1)" in flagged and "fact        4:" in flagged
+    assert "decided by name" in flagged and "'Ozren Dalmatin' (1)" in flagged and "fact        4:" in flagged
     assert "passes: score" in passes and "names       none" in passes and "needed      a score of" in passes
 
 
