@@ -54,6 +54,7 @@ class NameMatcher:
                         self._by_first[sounds[0]].append((sounds, artifact, number, heard))
                     # A name of another alphabet may be written in Latin letters.
                     self._hears_latin |= any(token.startswith(SCRIPT_MARK) for token in tokens)
+        self._beginnings = frozenset(first[:MIN_INFLECTED] for first in self._by_first)
         for entries in self._by_first.values():
             entries.sort(key=lambda entry: -len(entry[0]))
 
@@ -72,8 +73,8 @@ class NameMatcher:
         found: list[NameHit] = []
         by_first = self._by_first
         for first, token in enumerate(tokens):
-            # Nearly all tokens begin no name.
-            if token not in by_first and token[:-1] not in by_first and token[:-2] not in by_first:
+            # Nearly all tokens begin no name: a form of a word begins with that word's first letters.
+            if token[:MIN_INFLECTED] not in self._beginnings:
                 continue
             taken: set[tuple[str, int]] = set()
             for root in _roots(token):

@@ -239,22 +239,23 @@ def _recurring_uncased(items: Sequence[ForgetItem], languages: Sequence[str]) ->
 def _own_names(names: tuple[str, ...], languages: Sequence[str], items: Sequence[int]) -> list[Name]:
     """A subject's names, and the words of the longer ones by themselves."""
     own: dict[str, Name] = {}
+
+    def add(text: str, weight: float) -> None:
+        own.setdefault(_fold(text), Name(text, weight, True, tuple(items)))
+
     for text in names:
-        own.setdefault(_fold(text), Name(text, full_name_weight(text, languages), True, tuple(items)))
+        add(text, full_name_weight(text, languages))
     for text in names:
         if romanised := romanised_name(text):
-            own.setdefault(
-                _fold(romanised), Name(romanised, full_name_weight(romanised, languages), True, tuple(items))
-            )
+            add(romanised, full_name_weight(romanised, languages))
         words = [word for word in text.split() if word.strip(".,")]
         if 2 < len(words) <= 4:
             for shorter in (" ".join(words[:2]), f"{words[0]} {words[-1]}", " ".join(words[1:])):
-                own.setdefault(_fold(shorter), Name(shorter, full_name_weight(shorter, languages), True, tuple(items)))
+                add(shorter, full_name_weight(shorter, languages))
         if 1 < len(words) <= 4:
             for word in (words[-1], words[0]):
-                weight = part_weight(word, languages)
-                if weight and _fold(word) not in own:
-                    own[_fold(word)] = Name(word, weight, True, tuple(items))
+                if weight := part_weight(word, languages):
+                    add(word, weight)
     return [name for name in own.values() if name.weight]
 
 
