@@ -22,8 +22,8 @@ MAX_WORDS_WEIGHT = 0.5
 # Share of the words' evidence that counts where only related names are in the window. Chosen: a common related name and
 # common words of the facts are in many other prompts.
 RELATED_WORDS_SHARE = 0.5
-# Cosine to the nearest fact from which meaning counts, where a name of the subject is in the window. Chosen: names
-# alone give cosines of about this.
+# Cosine to the nearest fact from which meaning counts, where a name of the subject is in the window. Chosen,
+# not measured.
 MEANING_FROM = 0.45
 # Cosine from which it counts fully. Chosen: that of a rewording.
 MEANING_FULL = 0.75

@@ -31,8 +31,8 @@ DATE_WEIGHT = 0.7
 # Letters of an identifier of several words from which it hardly occurs in other code. Chosen, not measured.
 MIN_IDENTIFIER_LETTERS = 9
 
-# Zipf frequencies (`rarity.zipf`), each the frequency below which a word is as described. Chosen: of a hundred names of
-# people, places and products that were looked at, these separated best what only a few bearers have.
+# Zipf frequencies (`rarity.zipf`), each the frequency below which a word is as described. Chosen by the frequencies of
+# some forty names and words that were looked at, and by the development half of `benchmarks/requests.py`.
 # A word that hardly anybody knows.
 UNKNOWN = 1.5
 # A word that few know: a rare surname.
@@ -81,7 +81,7 @@ def _name_of(run: list[re.Match[str]], text: str) -> list[tuple[int, str]]:
     if not run:
         return []
     cut = next((i for i, word in enumerate(run) if word[0] == "of" and i > 1), None)
-    parts = [run] if cut is None else [run[:cut], run[cut + 1 :]]  # "Laura Martinez of Hartwell" are two names
+    parts = [run] if cut is None else [run[:cut], run[cut + 1 :]]  # "Zorin Quill of Velsund" are two names
     return [(part[0].start(), _POSSESSIVE.sub("", text[part[0].start() : part[-1].end()])) for part in parts if part]
 
 

@@ -46,7 +46,7 @@ class Threshold(_PolicyPart):
     auto: Literal[True] | None = Field(
         default=None,
         description="As `miss_rate: 0.01`, but between 0.6 and 0.8 for fewer than 100 items, of which the rate says "
-        "little. The default.",
+        "little, and at least 0.95 where only facts are to be forgotten. The default.",
     )
     miss_rate: float | None = Field(
         default=None,
