@@ -7,8 +7,8 @@ gateway's own time is measured; with --vllm in front of the real vLLM with the d
 once in a gateway process, flagged and unflagged ones in turns, by one client at a time. The flagged ones are the
 demo's forget questions; the unflagged ones are questions of the same form about authors that no fit has met.
 
-AUC: how often a flagged request takes longer than an unflagged one; 0.5 is chance, 1 tells all. In brackets the 95 %
-bootstrap interval.
+AUC: how often a flagged request takes longer than an unflagged one; 0.5 is chance, at 1 it always does. In brackets
+the 95 % bootstrap interval.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class NameMatcher:
 
     def __init__(self, subjects: Mapping[str, Sequence[Subject]]) -> None:
         """subjects: by artifact name. For scope "facts" only own names are looked for."""
-        self._hears_latin = False
+        self._latin_by_sound = False
         self._by_first: defaultdict[str, list[tuple[tuple[str, ...], str, int, Name]]] = defaultdict(list)
         for artifact, those in subjects.items():
             for number, subject in enumerate(those):
@@ -50,10 +50,10 @@ class NameMatcher:
                     if tokens:
                         self._by_first[tokens[0]].append((tokens, artifact, number, name))
                     if sounds := _sounds(tokens):
-                        heard = name if len(sounds) > 1 else replace(name, weight=min(name.weight, MAX_SOUND_WEIGHT))
-                        self._by_first[sounds[0]].append((sounds, artifact, number, heard))
+                        by_sound = name if len(sounds) > 1 else replace(name, weight=min(name.weight, MAX_SOUND_WEIGHT))
+                        self._by_first[sounds[0]].append((sounds, artifact, number, by_sound))
                     # A name of another alphabet may be written in Latin letters.
-                    self._hears_latin |= any(token.startswith(SCRIPT_MARK) for token in tokens)
+                    self._latin_by_sound |= any(token.startswith(SCRIPT_MARK) for token in tokens)
         self._beginnings = frozenset(first[:MIN_INFLECTED] for first in self._by_first)
         for entries in self._by_first.values():
             entries.sort(key=lambda entry: -len(entry[0]))
@@ -64,9 +64,9 @@ class NameMatcher:
     def hits(self, tokens: Sequence[str]) -> list[NameHit]:
         """All names in a text's tokens; of names of one subject that overlap, the longest."""
         found = self._hits(tokens)
-        if self._hears_latin or any(token.startswith(SCRIPT_MARK) for token in tokens):
-            heard = [sound(t) if self._hears_latin or t.startswith(SCRIPT_MARK) else t for t in tokens]
-            found += self._hits(heard)
+        if self._latin_by_sound or any(token.startswith(SCRIPT_MARK) for token in tokens):
+            by_sound = [sound(t) if self._latin_by_sound or t.startswith(SCRIPT_MARK) else t for t in tokens]
+            found += self._hits(by_sound)
         return _without_overlap(sorted(found, key=lambda hit: (hit.first, -hit.last)))
 
     def _hits(self, tokens: Sequence[str]) -> list[NameHit]:
